@@ -1,0 +1,1 @@
+//! The CRI server: sandboxes, containers, streaming and records

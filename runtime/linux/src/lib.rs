@@ -1,0 +1,1 @@
+//! Linux kernel interfaces of berth, the only crate with unsafe code

@@ -1,0 +1,1 @@
+//! Development only: throw-away namespaces, fake registry, bounded waits
