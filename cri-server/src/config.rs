@@ -1,0 +1,49 @@
+//! What the CRI server is told at start: every path, the shim's bytes, the clock stays the kernel's.
+
+use std::path::PathBuf;
+
+/// Configuration of a [`crate::CriServer`].
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// What outlives a boot: images, identity and exit records, container uppers. Default `/var/lib/berth`.
+    pub root: PathBuf,
+    /// What dies with the boot (tmpfs): sandbox folders, sockets. Default `/run/berth`. The instance id is a hash of it.
+    pub state: PathBuf,
+    /// The bytes of the shim's binary, run from a sealed memfd.
+    pub shim: &'static [u8],
+    /// Folder of CNI conflists.
+    pub cni_conf_dir: PathBuf,
+    /// Folders of CNI plugin binaries, first match wins.
+    pub cni_bin_dirs: Vec<PathBuf>,
+    /// `certs.d` trees with registry hosts, first match wins.
+    pub registry_config_dirs: Vec<PathBuf>,
+    /// Pod CIDRs of the built-in network; empty for its default.
+    pub pod_cidrs: Vec<String>,
+    /// The runtime's version as Version reports it.
+    pub version: String,
+    /// The host's resolver configuration, copied into pods without a DNS configuration.
+    pub resolv_conf: PathBuf,
+    /// The host's hosts file, copied into pods.
+    pub hosts: PathBuf,
+    /// Address of the streaming server (exec, attach, port-forward); port 0 is any free one.
+    pub streaming: std::net::SocketAddr,
+}
+
+impl Config {
+    /// The defaults of the architecture page for a root folder, a state folder and the shim's bytes.
+    pub fn new(root: impl Into<PathBuf>, state: impl Into<PathBuf>, shim: &'static [u8]) -> Self {
+        Self {
+            root: root.into(),
+            state: state.into(),
+            shim,
+            cni_conf_dir: "/etc/cni/net.d".into(),
+            cni_bin_dirs: vec!["/opt/cni/bin".into()],
+            registry_config_dirs: vec!["/etc/berth/certs.d".into(), "/etc/containerd/certs.d".into()],
+            pod_cidrs: Vec::new(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            resolv_conf: "/etc/resolv.conf".into(),
+            hosts: "/etc/hosts".into(),
+            streaming: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
+        }
+    }
+}

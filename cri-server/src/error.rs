@@ -1,0 +1,260 @@
+//! What can go wrong in the CRI server: one variant per failed operation, and the one place where errors become gRPC
+//! codes. Must not log.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// A result whose error can be handed to every caller that joined one operation.
+pub type Shared<T> = Result<T, Arc<Error>>;
+
+/// A failed operation of the CRI server.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A request that can not be meant.
+    #[error("invalid {field}: {reason}")]
+    Invalid {
+        /// The field of the request.
+        field: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A request for something this runtime does not do.
+    #[error("{what} is not supported: {reason}")]
+    Unsupported {
+        /// The field or call.
+        what: &'static str,
+        /// Why, or what to do instead.
+        reason: String,
+    },
+    /// Nothing has this id.
+    #[error("{kind} {id:?} not found")]
+    NotFound {
+        /// "pod sandbox", "container" or "image".
+        kind: &'static str,
+        /// As the caller named it.
+        id: String,
+    },
+    /// The name is taken by something that lives.
+    #[error("{kind} {name:?} already exists with id {id}")]
+    Exists {
+        /// "pod sandbox" or "container".
+        kind: &'static str,
+        /// The name asked for.
+        name: String,
+        /// Who has it.
+        id: String,
+    },
+    /// The operation does not fit the present state.
+    #[error("{kind} {id} is {state}: {wanted}")]
+    State {
+        /// "pod sandbox" or "container".
+        kind: &'static str,
+        /// Its id.
+        id: String,
+        /// The state it is in.
+        state: &'static str,
+        /// What the operation needs.
+        wanted: &'static str,
+    },
+    /// A call to a file or folder failed.
+    #[error("{action} {path:?}")]
+    File {
+        /// What was being done, as a verb.
+        action: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A kernel operation failed.
+    #[error("{action}")]
+    Linux {
+        /// What was being done.
+        action: String,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A record can not be read back.
+    #[error("record {path:?}: {reason}")]
+    Record {
+        /// The record's path.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The pod's shim refused or failed a request.
+    #[error("{message}")]
+    Shim {
+        /// The request, as a verb.
+        action: &'static str,
+        /// The shim's text.
+        message: String,
+    },
+    /// The pod's shim is gone or does not answer.
+    #[error("the shim of pod sandbox {id} is gone: {reason}")]
+    ShimGone {
+        /// The sandbox.
+        id: String,
+        /// What was noticed.
+        reason: String,
+    },
+    /// The process of a container could not be started.
+    #[error("failed to start container {id}: {message}")]
+    Start {
+        /// The container.
+        id: String,
+        /// The start error, as the OCI core words it.
+        message: String,
+    },
+    /// The pod's network could not be set up or undone.
+    #[error("{action} network of pod sandbox {id}")]
+    Network {
+        /// "set up" or "tear down".
+        action: &'static str,
+        /// The sandbox.
+        id: String,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The image service failed.
+    #[error("{action} image {image:?}")]
+    Image {
+        /// What was being done.
+        action: &'static str,
+        /// The image.
+        image: String,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A cgroup operation failed.
+    #[error("{action} cgroup of {subject}")]
+    Cgroup {
+        /// What was being done.
+        action: &'static str,
+        /// The sandbox or container.
+        subject: String,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A command ran past its time and was killed.
+    #[error("command {command:?} timed out after {seconds} s")]
+    Timeout {
+        /// The command line.
+        command: String,
+        /// The time it had.
+        seconds: u64,
+    },
+    /// The caller's deadline has passed, or it went away.
+    #[error("{what} was cancelled")]
+    Cancelled {
+        /// The operation.
+        what: &'static str,
+    },
+    /// Too many of something are waiting.
+    #[error("too many {what}")]
+    Exhausted {
+        /// What there are too many of.
+        what: &'static str,
+    },
+    /// Several steps of a teardown failed; the rest is done and a later call resumes.
+    #[error("{}", join(.0))]
+    Many(Vec<Arc<Error>>),
+    /// The server is stopping.
+    #[error("the runtime is shutting down")]
+    Closing,
+}
+
+fn join(errors: &[Arc<Error>]) -> String {
+    errors.iter().map(|e| text(e)).collect::<Vec<_>>().join("; ")
+}
+
+/// The whole text of an error, sources included, as users are shown it.
+pub fn text(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut out = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let part = cause.to_string();
+        if !out.ends_with(&part) {
+            out.push_str(": ");
+            out.push_str(&part);
+        }
+        next = cause.source();
+    }
+    out
+}
+
+/// The gRPC code of an error.
+pub fn code(error: &Error) -> tonic::Code {
+    use tonic::Code;
+    match error {
+        Error::Invalid { .. } => Code::InvalidArgument,
+        Error::Unsupported { .. } => Code::Unimplemented,
+        Error::NotFound { .. } => Code::NotFound,
+        Error::Exists { .. } => Code::AlreadyExists,
+        Error::State { .. } => Code::FailedPrecondition,
+        Error::Timeout { .. } => Code::DeadlineExceeded,
+        Error::Cancelled { .. } => Code::Cancelled,
+        Error::Exhausted { .. } => Code::ResourceExhausted,
+        Error::ShimGone { .. } | Error::Closing => Code::Unavailable,
+        _ => Code::Unknown,
+    }
+}
+
+/// The gRPC status of an error.
+pub fn status(error: &Error) -> tonic::Status {
+    tonic::Status::new(code(error), text(error))
+}
+
+impl From<Error> for tonic::Status {
+    fn from(error: Error) -> Self {
+        status(&error)
+    }
+}
+
+/// Shorthand for a bad field.
+pub(crate) fn invalid(field: &'static str, reason: impl Into<String>) -> Error {
+    Error::Invalid { field, reason: reason.into() }
+}
+
+/// Shorthand for a failed file operation, for `map_err`.
+pub(crate) fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
+    let path = path.into();
+    move |source| Error::File { action, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_error_has_the_code_the_contract_names() {
+        let cases = [
+            (invalid("x", "y"), tonic::Code::InvalidArgument),
+            (Error::Unsupported { what: "x", reason: String::new() }, tonic::Code::Unimplemented),
+            (Error::NotFound { kind: "container", id: "a".into() }, tonic::Code::NotFound),
+            (Error::Exists { kind: "container", name: "a".into(), id: "b".into() }, tonic::Code::AlreadyExists),
+            (
+                Error::State { kind: "container", id: "a".into(), state: "exited", wanted: "must run" },
+                tonic::Code::FailedPrecondition,
+            ),
+            (Error::Timeout { command: "a".into(), seconds: 1 }, tonic::Code::DeadlineExceeded),
+            (Error::Exhausted { what: "tokens" }, tonic::Code::ResourceExhausted),
+            (Error::Closing, tonic::Code::Unavailable),
+            (Error::Start { id: "a".into(), message: "b".into() }, tonic::Code::Unknown),
+        ];
+        for (error, want) in cases {
+            assert_eq!(code(&error), want, "{error}");
+        }
+    }
+
+    #[test]
+    fn the_text_holds_the_cause_once() {
+        let error = file("open", "/a")(std::io::Error::from_raw_os_error(2));
+        assert_eq!(text(&error), "open \"/a\": No such file or directory (os error 2)");
+    }
+}
