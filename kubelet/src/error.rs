@@ -1,0 +1,80 @@
+//! The errors of the crate: one variant per failed operation, with its subject. Owns texts only.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Failures of the kubelet as a whole; failures of one pod are part of that pod's status instead.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration contradicts itself.
+    #[error("configuration field {field}: {problem}")]
+    Config {
+        /// The field of [`crate::Config`].
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A folder could not be made.
+    #[error("create folder {}", path.display())]
+    CreateDir {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file could not be written.
+    #[error("write {}", path.display())]
+    WriteFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file could not be read.
+    #[error("read {}", path.display())]
+    ReadFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file or folder could not be removed.
+    #[error("remove {}", path.display())]
+    Remove {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The API socket could not be opened.
+    #[error("listen on {address}")]
+    Listen {
+        /// Path or address.
+        address: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Watching the manifests failed.
+    #[error("watch {}", path.display())]
+    Watch {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A CRI call failed.
+    #[error("{call}: {}", crate::cri::status_text(source))]
+    Cri {
+        /// The call's name.
+        call: &'static str,
+        /// The status that came back.
+        #[source]
+        source: Box<tonic::Status>,
+    },
+}
