@@ -1,1 +1,4 @@
-//! The pod shim: parent of a pod's containers, and the protocol to talk to it
+//! The pod shim's protocol: what the agent and the shim say to each other. The shim itself is the binary of this
+//! package; this library does no I/O and starts nothing, so that the agent can link it.
+
+pub mod protocol;
