@@ -1,1 +1,18 @@
-//! Pod networking: the CNI library and the bridge, host-local, loopback and portmap plugins
+//! Pod networking: the CNI library (conflist chains, foreign plugins by exec) and our own bridge, host-local, loopback and
+//! portmap, run in-process or as plugin binaries.
+//!
+//! [`Network`] is what the CRI server uses: it reads the CNI configuration folder, falls back to a built-in bridge network,
+//! and attaches and detaches sandboxes. [`plugin::main`] is the standard plugin protocol over the same code. Netlink and
+//! nf_tables messages alone change the kernel; no helper program is run except foreign CNI plugins.
+//!
+//! Nothing here knows a container, an image or the CRI's messages.
+
+mod cidr;
+mod error;
+mod network;
+mod pod;
+
+pub use cidr::Cidr;
+pub use error::{Error, Result};
+pub use network::{Leak, Network, NetworkConfig, NetworkStatus};
+pub use pod::{Attachment, Bandwidth, Dns, Netns, PodNetwork, PortMapping, Protocol};
