@@ -1,1 +1,20 @@
-//! Linux kernel interfaces of berth, the only crate with unsafe code
+//! Linux kernel interfaces of berth: the only crate with unsafe code.
+//!
+//! One noun a file. Only [`std::os::fd::OwnedFd`] and [`std::os::fd::BorrowedFd`] cross this interface; every descriptor made
+//! here is close-on-exec. Nothing here knows what a container, a pod or an image is. Where rustix has a safe call that
+//! needs nothing added, callers use rustix.
+#![allow(unsafe_code)]
+
+mod error;
+mod syscall;
+
+pub mod beneath;
+pub mod fdpass;
+pub mod memfd;
+pub mod mount;
+pub mod ns;
+pub mod pidfd;
+pub mod process;
+
+pub use error::{Error, Result};
+pub use rustix::process::Pid;
