@@ -1,0 +1,86 @@
+#!/bin/bash
+# Installs what the suites drive, outside the checkout: usage: e2e/tools.sh [NAME…]; without names, all of them.
+#   packages   Debian packages: registry, skopeo, jq, iproute2, nftables, …
+#   cri-tools  crictl and critest (critest pulls one image by digest: it is built with the digest of our own copy)
+#   containerd containerd, its shim and ctr, the peer we measure against and the caller of `berth oci`
+#   runc       the peer's OCI runtime
+#   images     the images of critest, as a registry's storage folder
+# Each tool lives in $BERTH_TOOLS/<name>-<version> and is built once; prints one line a tool. Safe to run twice at once.
+set -euo pipefail
+HERE=$(cd "$(dirname "$0")" && pwd)
+. "$HERE/env.sh"
+export GOFLAGS=-mod=mod GOTOOLCHAIN=${GOTOOLCHAIN:-local}
+mkdir -p "$BERTH_TOOLS"
+exec 9>"$BERTH_TOOLS/.lock"
+flock 9
+
+PACKAGES="busybox-static docker-registry skopeo jq curl gcc libc6-dev libseccomp-dev pkg-config procps util-linux
+  iproute2 nftables iptables containernetworking-plugins umoci"
+
+# A build appears under its final name only when it is complete.
+publish() { mv -T "$1" "$2"; echo "tools: $2"; }
+
+# Prints a fresh writable copy of a Go module's source: module@version.
+go_source() {
+  local dir copy
+  dir=$(go mod download -json "$1" | jq -r .Dir)
+  copy=$(mktemp -d "$BERTH_TOOLS/.src.XXXXXX")
+  cp -r "$dir/." "$copy" && chmod -R u+w "$copy"
+  echo "$copy"
+}
+
+packages() {
+  local need=() p
+  for p in $PACKAGES; do dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || need+=("$p"); done
+  if [ ${#need[@]} -gt 0 ]; then
+    apt-get update -qq
+    # RUNLEVEL=1 keeps the packages' services from being started.
+    RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null
+  fi
+  echo "tools: packages"
+}
+
+cri-tools() {
+  local src out
+  [ -x "$CRI_TOOLS/critest" ] && return
+  images
+  src=$(go_source "sigs.k8s.io/cri-tools@v$CRI_TOOLS_VERSION"); out=$(mktemp -d "$BERTH_TOOLS/.out.XXXXXX")
+  sed -i "s#test-image-digest@sha256:[0-9a-f]*\"#test-image-digest@$(cat "$IMAGES/DIGEST")\"#" "$src/pkg/validate/consts.go"
+  (cd "$src" && export CGO_ENABLED=0 &&
+    go build -o "$out/crictl" -ldflags "-X sigs.k8s.io/cri-tools/pkg/version.Version=v$CRI_TOOLS_VERSION" ./cmd/crictl &&
+    go test -c -o "$out/critest" ./cmd/critest)
+  rm -rf "$src"
+  publish "$out" "$CRI_TOOLS"
+}
+
+containerd() {
+  local src out pkg
+  [ -x "$CONTAINERD/ctr" ] && return
+  src=$(go_source "github.com/containerd/containerd/v2@v$CONTAINERD_VERSION"); out=$(mktemp -d "$BERTH_TOOLS/.out.XXXXXX")
+  for pkg in containerd containerd-shim-runc-v2 ctr; do
+    (cd "$src" && CGO_ENABLED=0 go build -trimpath -o "$out/$pkg" \
+      -ldflags "-s -w -X github.com/containerd/containerd/v2/version.Version=v$CONTAINERD_VERSION" "./cmd/$pkg")
+  done
+  rm -rf "$src"
+  publish "$out" "$CONTAINERD"
+}
+
+runc() {
+  local src out
+  [ -x "$RUNC/runc" ] && return
+  src=$(go_source "github.com/opencontainers/runc@v$RUNC_VERSION"); out=$(mktemp -d "$BERTH_TOOLS/.out.XXXXXX")
+  (cd "$src" && CGO_ENABLED=1 go build -trimpath -tags seccomp -ldflags "-s -w -X main.version=$RUNC_VERSION" -o "$out/runc" .)
+  rm -rf "$src"
+  publish "$out" "$RUNC"
+}
+
+images() {
+  local out
+  [ -f "$IMAGES/DIGEST" ] && return
+  out=$(mktemp -d "$BERTH_TOOLS/.out.XXXXXX")
+  "$HERE/images.sh" "$out"
+  publish "$out" "$IMAGES"
+}
+
+[ $# -gt 0 ] || set -- packages runc containerd images cri-tools
+for tool in "$@"; do "$tool"; done

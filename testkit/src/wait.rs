@@ -1,0 +1,49 @@
+//! Bounded, level-triggered waits: a test states what must become true and by when, never how long to sleep.
+
+use std::time::{Duration, Instant};
+
+/// Polls `condition` until it holds; false when `timeout` passed first. The condition is looked at once more at the end.
+#[must_use = "a wait that ran out is a failure: assert on it"]
+pub fn wait_until(timeout: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    wait_for(timeout, || condition().then_some(())).is_some()
+}
+
+/// Polls `probe` until it yields a value; none when `timeout` passed first.
+#[must_use = "a wait that ran out is a failure: assert on it"]
+pub fn wait_for<T>(timeout: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + timeout;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        if let Some(value) = probe() {
+            return Some(value);
+        }
+        let now = Instant::now();
+        if now >= deadline {
+            return None;
+        }
+        std::thread::sleep(pause.min(deadline - now));
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn yields_the_value_as_soon_as_there_is_one() {
+        let mut calls = 0;
+        let value = wait_for(Duration::from_secs(5), || {
+            calls += 1;
+            (calls == 3).then_some(calls)
+        });
+        assert_eq!(value, Some(3));
+    }
+
+    #[test]
+    fn gives_up_at_the_deadline() {
+        let begun = Instant::now();
+        assert!(!wait_until(Duration::from_millis(30), || false));
+        assert!(begun.elapsed() >= Duration::from_millis(30));
+    }
+}
