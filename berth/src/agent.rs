@@ -1,0 +1,69 @@
+//! What the long-running verbs share: logging, signals, readiness and the bounded drain at the end.
+
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// Worker threads of the agent.
+pub const WORKERS: usize = 2;
+/// How long calls under way may take after SIGTERM: below systemd's default of 90 s, above any ordinary call.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Logs to standard error: the service manager keeps it.
+pub fn log_to_stderr(level: &str) -> Result<()> {
+    let filter = EnvFilter::try_new(level).with_context(|| format!("--log-level {level:?}"))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    Ok(())
+}
+
+/// A token that SIGTERM and SIGINT cancel.
+pub fn stop_on_signals() -> Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    let token = stop.clone();
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("ending: the pods keep running");
+        token.cancel();
+    });
+    Ok(stop)
+}
+
+/// Tells a service manager of `Type=notify` that we are ready (sd_notify's protocol); nothing where there is none.
+pub fn notify_ready() {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let path = path.to_string_lossy().into_owned();
+    let address = match path.strip_prefix('@') {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(&path),
+    };
+    let sent = address.and_then(|to| UnixDatagram::unbound()?.send_to_addr(b"READY=1", &to));
+    if let Err(error) = sent {
+        tracing::warn!(%error, socket = path, "could not tell the service manager that berth is ready");
+    }
+}
+
+/// Waits for `serving` to end; after `stop`, no longer than [`DRAIN`].
+pub async fn drain(stop: &CancellationToken, serving: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::pin!(serving);
+    tokio::select! {
+        ended = &mut serving => return ended,
+        () = stop.cancelled() => {}
+    }
+    match tokio::time::timeout(DRAIN, serving).await {
+        Ok(ended) => ended,
+        Err(_) => {
+            tracing::warn!("calls were still under way after {} s; they end or undo themselves at the next start", DRAIN.as_secs());
+            Ok(())
+        }
+    }
+}

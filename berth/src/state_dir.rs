@@ -1,0 +1,82 @@
+//! The state folder: on tmpfs (ours is mounted there where it is not), and held by one agent at a time.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{FlockOperation, flock, statfs};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+/// `statfs` type of tmpfs (linux/magic.h).
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+/// The cap of the tmpfs that we mount: records of some hundred pods take about a mebibyte.
+const SIZE: &str = "size=64m,mode=0711";
+
+/// The agent's hold on its state folder; dropped with the process.
+pub struct Held {
+    _lock: File,
+}
+
+fn is_tmpfs(path: &Path) -> Result<bool> {
+    let found = statfs(path).with_context(|| format!("looking at {}", path.display()))?;
+    Ok(i64::try_from(found.f_type) == Ok(TMPFS_MAGIC))
+}
+
+/// Makes the folder, puts it on tmpfs, and takes the lock that keeps a second agent out.
+pub fn hold(state: &Path) -> Result<Held> {
+    DirBuilder::new().recursive(true).mode(0o711).create(state).with_context(|| format!("making {}", state.display()))?;
+    if !is_tmpfs(state)? {
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        let data = std::ffi::CString::new(SIZE)?;
+        mount("berth", state, "tmpfs", flags, Some(data.as_c_str()))
+            .with_context(|| format!("mounting a tmpfs on {}", state.display()))?;
+    }
+    let path = lock_path(state);
+    let mut lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("opening {}", path.display()))?;
+    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let mut pid = String::new();
+        let _ = lock.read_to_string(&mut pid);
+        bail!("another berth (pid {}) runs on {}: use another --state, or end that one", pid.trim(), state.display());
+    }
+    lock.set_len(0)?;
+    lock.rewind()?;
+    writeln!(lock, "{}", std::process::id())?;
+    Ok(Held { _lock: lock })
+}
+
+fn lock_path(state: &Path) -> PathBuf {
+    state.join("agent.pid")
+}
+
+/// The pid of the agent that holds the folder, where one does.
+pub fn holder(state: &Path) -> Option<i32> {
+    let mut file = File::open(lock_path(state)).ok()?;
+    if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
+        return None;
+    }
+    let mut pid = String::new();
+    file.read_to_string(&mut pid).ok()?;
+    pid.trim().parse().ok()
+}
+
+/// Unmounts the tmpfs that [`hold`] mounted; one that somebody else mounted stays.
+pub fn release(state: &Path) -> Result<()> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").context("reading mountinfo")?;
+    let at = state.canonicalize().with_context(|| format!("looking at {}", state.display()))?;
+    let ours = mounts.lines().any(|line| {
+        let mut fields = line.split(' ');
+        fields.nth(4).map(Path::new) == Some(at.as_path()) && line.contains(" - tmpfs berth ")
+    });
+    if ours {
+        unmount(&at, UnmountFlags::DETACH).with_context(|| format!("unmounting {}", at.display()))?;
+    }
+    Ok(())
+}

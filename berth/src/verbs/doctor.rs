@@ -1,0 +1,205 @@
+//! `berth doctor`: what this machine has of what a node needs, and what will not work without it. Looks only; changes nothing.
+
+use std::path::Path;
+
+use anyhow::Result;
+use rustix::fs::{StatVfs, statvfs};
+
+use crate::{cli, table};
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Ok,
+    Warn,
+    Fail,
+}
+
+/// One line: what was looked at, how it stands, what was seen, and what it means where it is not well.
+struct Finding {
+    name: &'static str,
+    verdict: Verdict,
+    seen: String,
+    means: &'static str,
+}
+
+fn finding(name: &'static str, good: bool, otherwise: Verdict, seen: impl Into<String>, means: &'static str) -> Finding {
+    let verdict = if good { Verdict::Ok } else { otherwise };
+    Finding { name, verdict, seen: seen.into(), means: if good { "" } else { means } }
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}
+
+/// `6.18.1-foo` → (6, 18).
+fn version(release: &str) -> (u32, u32) {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+fn kernel() -> Vec<Finding> {
+    let release = read("/proc/sys/kernel/osrelease");
+    let at = version(&release);
+    vec![
+        // 5.10: overlay's volatile; 5.12: mount_setattr; 5.7: CLONE_INTO_CGROUP.
+        finding("kernel", at >= (5, 10), Verdict::Fail, release.clone(), "5.10 is the least: overlay mounts need `volatile`"),
+        finding("kernel mounts", at >= (5, 12), Verdict::Warn, release, "before 5.12: no recursive read-only mounts, no idmapped volumes"),
+    ]
+}
+
+fn cgroups() -> Vec<Finding> {
+    let mounts = read("/proc/self/mountinfo");
+    let v2 = mounts.lines().any(|l| l.contains(" - cgroup2 ") && l.contains(" /sys/fs/cgroup "));
+    let v1: Vec<&str> = mounts.lines().filter(|l| l.contains(" - cgroup ")).collect();
+    let available = if v2 {
+        read("/sys/fs/cgroup/cgroup.controllers")
+    } else {
+        v1.iter().filter_map(|l| l.rsplit(' ').next()).collect::<Vec<_>>().join(",").replace("rw,", "")
+    };
+    let mut found = vec![finding(
+        "cgroups",
+        v2 || !v1.is_empty(),
+        Verdict::Fail,
+        if v2 { "v2" } else if v1.is_empty() { "none" } else { "v1" },
+        "no containers at all: mount cgroup2 on /sys/fs/cgroup",
+    )];
+    for (name, means) in [
+        ("memory", "no memory limits, no OOM detection"),
+        ("cpu", "no CPU limits and shares"),
+        ("cpuset", "no CPU pinning"),
+        ("pids", "no process limits"),
+    ] {
+        let has = available.split([' ', ',']).any(|c| c == name);
+        found.push(finding(name, has, Verdict::Warn, if has { "controller" } else { "missing" }, means));
+    }
+    if !v2 {
+        found.push(finding("cgroup version", false, Verdict::Warn, "v1", "no PSI, no memory.min/high, kill by cgroup is slower; kubelets warn from 1.35 on"));
+    }
+    found
+}
+
+fn filesystems_and_network() -> Vec<Finding> {
+    let filesystems = read("/proc/filesystems");
+    let has_fs = |name: &str| filesystems.split_whitespace().any(|f| f == name);
+    let release = read("/proc/sys/kernel/osrelease");
+    let modules = read("/proc/modules") + &read(&format!("/lib/modules/{release}/modules.builtin"));
+    let module = |name: &str| {
+        Path::new("/sys/module").join(name).exists()
+            || modules.contains(&format!("/{name}.ko"))
+            || modules.lines().any(|l| l.split(' ').next() == Some(name))
+            || Path::new(&format!("/lib/modules/{release}/modules.dep")).exists()
+                && read(&format!("/lib/modules/{release}/modules.dep")).contains(&format!("/{name}.ko"))
+    };
+    let forward = read("/proc/sys/net/ipv4/ip_forward");
+    let bridge_calls = read("/proc/sys/net/bridge/bridge-nf-call-iptables");
+    vec![
+        finding("overlayfs", has_fs("overlay") || module("overlay"), Verdict::Fail, "filesystem", "no container can have a root: load the module `overlay`"),
+        finding("nf_tables", netlink_answers(12) && (module("nf_tables") || Path::new("/proc/net/netfilter").exists()), Verdict::Warn, "netlink", "no masquerade and no host ports: load the module `nf_tables`"),
+        finding("bridge", module("bridge"), Verdict::Warn, "module", "the built-in network does not work: load the module `bridge`"),
+        finding("veth", module("veth"), Verdict::Warn, "module", "the built-in network does not work: load the module `veth`"),
+        finding("ip_forward", forward == "1", Verdict::Warn, format!("net.ipv4.ip_forward={forward}"), "berth sets it when the first pod is attached"),
+        finding("bridge netfilter", bridge_calls != "0", Verdict::Warn, format!("bridge-nf-call-iptables={}", if bridge_calls.is_empty() { "absent" } else { &bridge_calls }), "Services of kube-proxy do not reach pods on the same bridge"),
+    ]
+}
+
+/// Whether a netlink socket of this family can be made at all.
+fn netlink_answers(family: u32) -> bool {
+    use rustix::net::{AddressFamily, SocketType, netlink, socket};
+    let protocol = match family {
+        12 => netlink::NETFILTER,
+        _ => return false,
+    };
+    socket(AddressFamily::NETLINK, SocketType::RAW, Some(protocol)).is_ok()
+}
+
+fn security() -> Vec<Finding> {
+    let apparmor = read("/sys/module/apparmor/parameters/enabled");
+    let users = read("/proc/sys/user/max_user_namespaces");
+    let effective = read("/proc/self/status").lines().find_map(|l| l.strip_prefix("CapEff:\t").map(str::to_owned)).unwrap_or_default();
+    let caps = u64::from_str_radix(&effective, 16).unwrap_or(0);
+    // capability numbers of linux/capability.h
+    let need = [(21, "SYS_ADMIN"), (12, "NET_ADMIN"), (0, "CHOWN"), (7, "SETUID"), (27, "MKNOD"), (19, "SYS_PTRACE")];
+    let lacking: Vec<&str> = need.iter().filter(|(bit, _)| caps & (1 << bit) == 0).map(|(_, name)| *name).collect();
+    let noexec = read("/proc/sys/vm/memfd_noexec");
+    vec![
+        finding("capabilities", lacking.is_empty(), Verdict::Fail, if lacking.is_empty() { "root's".to_owned() } else { format!("without {}", lacking.join(", ")) }, "run berth as root"),
+        finding("CAP_SYS_RESOURCE", caps & (1 << 24) != 0, Verdict::Warn, effective, "oom_score_adj is not lowered and rlimits are not raised: containers keep berth's"),
+        finding("seccomp", !read("/proc/sys/kernel/seccomp/actions_avail").is_empty(), Verdict::Fail, "filters", "RuntimeDefault and Localhost profiles are refused"),
+        finding("user namespaces", !users.is_empty() && users != "0", Verdict::Warn, format!("max_user_namespaces={users}"), "pods with hostUsers: false are refused"),
+        finding("memfd", noexec != "2", Verdict::Warn, format!("vm.memfd_noexec={noexec}"), "the shim runs from a read-only private mount instead"),
+        finding("AppArmor", apparmor == "Y", Verdict::Warn, if apparmor == "Y" { "on" } else { "off" }, "localhost AppArmor profiles are refused"),
+    ]
+}
+
+fn room(name: &'static str, path: &Path, least: u64) -> Finding {
+    let mut at = path;
+    while !at.exists() {
+        match at.parent() {
+            Some(parent) => at = parent,
+            None => break,
+        }
+    }
+    match statvfs(at) {
+        Ok(StatVfs { f_bavail, f_frsize, f_favail, .. }) => {
+            let free = f_bavail * f_frsize;
+            finding(name, free >= least && f_favail != 0, Verdict::Warn, format!("{} free at {}", table::size(free), at.display()), "pulls will soon fail for want of space")
+        }
+        Err(error) => Finding { name, verdict: Verdict::Fail, seen: format!("{}: {error}", at.display()), means: "berth cannot keep anything there" },
+    }
+}
+
+fn limits_and_clock() -> Vec<Finding> {
+    let watches: u64 = read("/proc/sys/fs/inotify/max_user_instances").parse().unwrap_or(0);
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let swap = read("/proc/swaps").lines().count() > 1;
+    vec![
+        finding("inotify", watches >= 128, Verdict::Warn, format!("max_user_instances={watches}"), "log followers in many pods run out of watches"),
+        finding("open files", files >= 4096, Verdict::Warn, format!("{files}"), "each pod holds about eight descriptors"),
+        // 2025-01-01: before that the clock was never set.
+        finding("clock", now > 1_735_689_600, Verdict::Warn, format!("{now} s since 1970"), "certificates look as if they were not yet valid"),
+        finding("swap", !swap, Verdict::Warn, if swap { "on" } else { "off" }, "memory limits are soft while swap is on"),
+    ]
+}
+
+/// Prints the findings; the exit code is 1 when one of them is a failure.
+pub fn run(root: &Path, state: &Path, args: &cli::Output) -> Result<std::process::ExitCode> {
+    let mut all = kernel();
+    all.extend(cgroups());
+    all.extend(filesystems_and_network());
+    all.extend(security());
+    all.push(room("space", root, 1 << 30));
+    all.push(room("state", state, 16 << 20));
+    all.extend(limits_and_clock());
+    let word = |v: Verdict| match v {
+        Verdict::Ok => "ok",
+        Verdict::Warn => "warn",
+        Verdict::Fail => "fail",
+    };
+    if args.output == "json" {
+        let list: Vec<serde_json::Value> = all
+            .iter()
+            .map(|f| serde_json::json!({"name": f.name, "verdict": word(f.verdict), "seen": f.seen, "means": f.means}))
+            .collect();
+        crate::out(&serde_json::to_string_pretty(&list)?);
+    } else {
+        let rows: Vec<Vec<String>> =
+            all.iter().map(|f| vec![word(f.verdict).to_owned(), f.name.to_owned(), f.seen.clone(), f.means.to_owned()]).collect();
+        crate::out(table::render(&["", "WHAT", "SEEN", "WITHOUT IT"], &rows).trim_end());
+    }
+    Ok(if all.iter().any(|f| f.verdict == Verdict::Fail) { std::process::ExitCode::FAILURE } else { std::process::ExitCode::SUCCESS })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_releases_compare_as_numbers() {
+        assert_eq!(version("6.18.1-foo"), (6, 18));
+        assert_eq!(version("5.4.0"), (5, 4));
+        assert!(version("5.10.209") >= (5, 10));
+        assert!(version("5.9") < (5, 10));
+        assert_eq!(version(""), (0, 0));
+    }
+}

@@ -1,0 +1,24 @@
+//! `berth kubelet`: the kubelet alone, over any CRI socket (containerd's, CRI-O's, ours).
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use berth_kubelet::Kubelet;
+
+use crate::{agent, cli, client, config, state_dir, wire};
+
+/// Runs until SIGTERM; the pods stay.
+pub fn run(global: &cli::Global, args: &cli::Kubelet) -> Result<ExitCode> {
+    agent::log_to_stderr(&global.log_level)?;
+    let file = config::load(global.config.as_deref())?;
+    let _held = state_dir::hold(&global.state)?;
+    crate::runtime(agent::WORKERS)?.block_on(async {
+        let stop = agent::stop_on_signals()?;
+        let socket = client::socket_path(&args.container_runtime_endpoint);
+        let channel = client::connect(&socket).await?;
+        let kubelet = Kubelet::new(wire::kubelet(global, &args.kubelet, &file, channel)?).context("starting the kubelet")?;
+        agent::notify_ready();
+        agent::drain(&stop, async { kubelet.run(stop.clone()).await.context("the kubelet") }).await
+    })?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,13 @@
+//! The verbs, one a file.
+
+pub mod cri;
+pub mod doctor;
+pub mod exec;
+pub mod image;
+pub mod kubelet;
+pub mod leaks;
+pub mod logs;
+pub mod node;
+pub mod pods;
+pub mod ps;
+pub mod stop;

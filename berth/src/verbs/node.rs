@@ -1,0 +1,40 @@
+//! `berth node`: the CRI server and the kubelet in one process. The kubelet reaches the runtime through the CRI
+//! contract alone, over memory.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use berth_cri_server::CriServer;
+use berth_kubelet::Kubelet;
+
+use crate::{agent, cli, config, listen, state_dir, wire};
+
+/// Runs until SIGTERM; the pods stay.
+pub fn run(global: &cli::Global, args: &cli::Node) -> Result<ExitCode> {
+    agent::log_to_stderr(&global.log_level)?;
+    let file = config::load(global.config.as_deref())?;
+    let _held = state_dir::hold(&global.state)?;
+    crate::runtime(agent::WORKERS)?.block_on(async {
+        let stop = agent::stop_on_signals()?;
+        let server = CriServer::start(wire::cri(global, &args.cri, &file)).await.context("starting the CRI server")?;
+        let path = wire::listen(global, &args.cri, &file);
+        let listener = listen::bind(&path)?;
+        // The kubelet's own calls have to end before the server that answers them.
+        let serve_until = tokio_util::sync::CancellationToken::new();
+        let channel = listen::in_memory(&server, serve_until.clone()).await?;
+        let kubelet = Kubelet::new(wire::kubelet(global, &args.kubelet, &file, channel)?).context("starting the kubelet")?;
+        tracing::info!(socket = %path.display(), "serving the CRI");
+        agent::notify_ready();
+        let both = async {
+            let serving = listen::serve(&server, listener, stop.clone());
+            let running = async { kubelet.run(stop.clone()).await.context("the kubelet") };
+            let ended = tokio::try_join!(serving, running).map(|_| ());
+            serve_until.cancel();
+            ended
+        };
+        let ended = agent::drain(&stop, both).await;
+        server.shutdown().await;
+        ended
+    })?;
+    Ok(ExitCode::SUCCESS)
+}

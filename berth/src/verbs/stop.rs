@@ -1,0 +1,57 @@
+//! `berth stop --all`: ends the agent of this instance, then its pods, and takes its network and its tmpfs down.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use berth_cri_server::CriServer;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::{agent, cli, config, state_dir, wire};
+
+/// How long the agent may take to end: its own drain and a little more.
+const AGENT_ENDS: Duration = Duration::from_secs(15);
+
+/// Sends SIGTERM to the agent that holds the state folder and waits for its end.
+fn end_agent(global: &cli::Global) -> Result<()> {
+    let Some(pid) = state_dir::holder(&global.state).and_then(Pid::from_raw) else { return Ok(()) };
+    let pidfd = pidfd_open(pid, PidfdFlags::empty()).context("opening the agent")?;
+    // Asked again: the pid may have ended and be somebody else's by now.
+    if state_dir::holder(&global.state).and_then(Pid::from_raw) != Some(pid) {
+        return Ok(());
+    }
+    pidfd_send_signal(&pidfd, Signal::TERM).context("ending the agent")?;
+    let until = Instant::now() + AGENT_ENDS;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            bail!("the agent (pid {pid}) did not end within {} s", AGENT_ENDS.as_secs());
+        }
+        let wait = rustix::time::Timespec { tv_sec: left.as_secs().try_into()?, tv_nsec: left.subsec_nanos().into() };
+        if poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&wait))? > 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// Ends everything of this instance.
+pub fn run(global: &cli::Global, args: &cli::Stop) -> Result<ExitCode> {
+    agent::log_to_stderr(&global.log_level)?;
+    if !global.state.exists() && !global.root.exists() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    end_agent(global)?;
+    let file = config::load(global.config.as_deref())?;
+    let held = state_dir::hold(&global.state)?;
+    let flags = cli::Cri { listen: None, registry_config_dir: vec![], cni_conf_dir: None, cni_bin_dir: vec![], pod_cidr: None };
+    crate::runtime(agent::WORKERS)?.block_on(async {
+        let server = CriServer::start(wire::cri(global, &flags, &file)).await.context("reading the records")?;
+        let ended = server.stop_all(Duration::from_secs(args.timeout.into())).await.context("ending the pods");
+        server.shutdown().await;
+        ended
+    })?;
+    drop(held);
+    state_dir::release(&global.state)?;
+    Ok(ExitCode::SUCCESS)
+}

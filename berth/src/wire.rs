@@ -1,0 +1,138 @@
+//! Flags, the configuration file and defaults become the configurations of the CRI server and the kubelet. Pure but for
+//! looking the machine up; starts nothing.
+
+use std::net::{IpAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use berth_image::ImageStore;
+use berth_linux::instance::InstanceId;
+use tonic::transport::Channel;
+
+use crate::{cli, config, shim};
+
+/// The CNI plugin types that this binary is, when called by their name.
+pub const PLUGINS: [&str; 4] = ["bridge", "host-local", "loopback", "portmap"];
+
+/// The instance whose pods live in the upstream's place, `/kubepods`; others keep to a cgroup of their own.
+const DEFAULT_STATE: &str = "/run/berth";
+
+/// The `certs.d` trees: what was named, else ours, else containerd's.
+fn registry_dirs(flags: &[PathBuf], file: &config::File) -> Vec<PathBuf> {
+    if !flags.is_empty() {
+        return flags.to_vec();
+    }
+    file.node
+        .registry_config_dirs
+        .clone()
+        .unwrap_or_else(|| vec!["/etc/berth/certs.d".into(), "/etc/containerd/certs.d".into()])
+}
+
+/// The CRI server's configuration.
+pub fn cri(global: &cli::Global, flags: &cli::Cri, file: &config::File) -> berth_cri_server::Config {
+    let mut config = berth_cri_server::Config::new(&global.root, &global.state, shim::PROGRAM);
+    config.registry_config_dirs = registry_dirs(&flags.registry_config_dir, file);
+    if let Some(dir) = flags.cni_conf_dir.as_ref().or(file.node.cni_conf_dir.as_ref()) {
+        config.cni_conf_dir.clone_from(dir);
+    }
+    if !flags.cni_bin_dir.is_empty() {
+        config.cni_bin_dirs.clone_from(&flags.cni_bin_dir);
+    } else if let Some(dirs) = &file.node.cni_bin_dirs {
+        config.cni_bin_dirs.clone_from(dirs);
+    }
+    if let Some(cidr) = flags.pod_cidr.as_ref().or(file.node.pod_cidr.as_ref()) {
+        config.pod_cidrs = cidr.split(',').map(|c| c.trim().to_owned()).collect();
+    }
+    config
+}
+
+/// The socket that the CRI is served on.
+pub fn listen(global: &cli::Global, flags: &cli::Cri, file: &config::File) -> PathBuf {
+    match flags.listen.as_ref().or(file.node.listen.as_ref()) {
+        Some(endpoint) => crate::client::socket_path(endpoint),
+        None => global.state.join("berth.sock"),
+    }
+}
+
+/// The address that packets for elsewhere leave from; connecting a datagram socket sends nothing.
+fn default_address() -> Option<IpAddr> {
+    // Addresses for documentation (RFC 5737, RFC 3849): never contacted, only looked up in the routing table.
+    for (from, to) in [("0.0.0.0:0", "192.0.2.1:9"), ("[::]:0", "[2001:db8::1]:9")] {
+        let Ok(socket) = UdpSocket::bind(from) else { continue };
+        if socket.connect(to).is_ok()
+            && let Ok(address) = socket.local_addr()
+            && !address.ip().is_unspecified()
+        {
+            return Some(address.ip());
+        }
+    }
+    None
+}
+
+/// The kubelet's configuration.
+///
+/// # Errors
+/// When the file holds values that cannot be meant.
+pub fn kubelet(global: &cli::Global, flags: &cli::KubeletFlags, file: &config::File, cri: Channel) -> Result<berth_kubelet::Config> {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let name = flags.node_name.clone().or_else(|| file.node.node_name.clone()).unwrap_or(host);
+    let mut config = berth_kubelet::Config::new(&name, cri);
+    let address = flags.node_ip.or(file.node.node_ip).or_else(default_address);
+    if address.is_none() {
+        tracing::warn!("this machine has no route anywhere: host-network pods get the address 127.0.0.1; --node-ip sets another");
+    }
+    config.node_ips = vec![address.unwrap_or(IpAddr::from([127, 0, 0, 1]))];
+    let manifests = flags.manifests.clone().or_else(|| file.node.manifests.clone()).or_else(|| file.kubelet.static_pod_path.clone());
+    config.manifests = Some(manifests.unwrap_or_else(|| "/etc/kubernetes/manifests".into()));
+    if let Some(root) = flags.kubelet_root.clone().or_else(|| file.node.kubelet_root.clone()) {
+        config.kubelet_root = root;
+    }
+    if let Some(logs) = flags.pod_logs_dir.clone().or_else(|| file.kubelet.pod_logs_dir.clone()) {
+        config.pod_logs_dir = logs;
+    }
+    if let Some(links) = &flags.container_logs_dir {
+        config.container_logs_dir = Some(links.clone());
+    }
+    config.socket = Some(global.state.join("kubelet.sock"));
+    config.healthz_port = flags.healthz_port.or(file.kubelet.healthz_port).filter(|port| *port != 0);
+    if global.state != Path::new(DEFAULT_STATE) {
+        config.cgroup_root = Some(format!("/berth-{}", InstanceId::of(&global.state)));
+    }
+    apply_file(&mut config, &file.kubelet)?;
+    Ok(config)
+}
+
+fn apply_file(config: &mut berth_kubelet::Config, file: &config::KubeletConfiguration) -> Result<()> {
+    if let Some(servers) = &file.cluster_dns {
+        config.cluster_dns =
+            servers.iter().map(|s| s.parse().with_context(|| format!("clusterDNS: {s:?} is no address"))).collect::<Result<_>>()?;
+    }
+    if let Some(domain) = &file.cluster_domain {
+        config.cluster_domain.clone_from(domain);
+    }
+    if let Some(path) = &file.resolv_conf {
+        config.resolv_conf.clone_from(path);
+    }
+    if let Some(size) = &file.container_log_max_size {
+        config.log_limits.max_bytes = config::quantity(size).context("containerLogMaxSize")?;
+    }
+    if let Some(files) = file.container_log_max_files {
+        config.log_limits.max_files = files;
+    }
+    if let Some(period) = file.crash_loop_back_off.as_ref().and_then(|c| c.max_container_restart_period.as_ref()) {
+        config.crash_backoff.max = config::duration(period).context("crashLoopBackOff.maxContainerRestartPeriod")?;
+    }
+    if file.fail_cgroup_v1 == Some(true) && !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        anyhow::bail!("failCgroupV1 is true and this machine has cgroup v1");
+    }
+    Ok(())
+}
+
+/// The image store of this instance, for verbs that work without an agent.
+pub async fn image_store(global: &cli::Global) -> Result<Arc<ImageStore>> {
+    let file = config::load(global.config.as_deref())?;
+    let registry = berth_image::RegistryConfig { config_dirs: registry_dirs(&[], &file) };
+    let store = berth_image::StoreConfig { root: global.root.join("images"), registry };
+    ImageStore::open(store).await.with_context(|| format!("opening the images below {}", global.root.display()))
+}
