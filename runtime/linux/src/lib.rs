@@ -8,6 +8,7 @@
 mod error;
 mod syscall;
 
+pub mod arch;
 pub mod beneath;
 pub mod fdpass;
 pub mod memfd;

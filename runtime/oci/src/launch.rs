@@ -10,7 +10,9 @@ use std::path::PathBuf;
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::pending::{Cgroup, NamespaceKind};
+use berth_linux::ns::NamespaceKind;
+
+use crate::pending::Cgroup;
 use crate::seccomp::Filter;
 use crate::spec::{Process, Spec};
 use crate::Error;
