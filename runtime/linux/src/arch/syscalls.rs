@@ -10,7 +10,6 @@ const X: u16 = NONE;
 /// Name, then the number in each column.
 #[rustfmt::skip]
 pub(super) static TABLE: &[(&str, [u16; 5])] = &[
-    ("SYSCALL_BASE", [X, X, X, X, 0]),
     ("_llseek", [X, 140, X, X, 140]),
     ("_newselect", [X, 142, X, X, 142]),
     ("_sysctl", [156, 149, X, X, 149]),

@@ -1,0 +1,143 @@
+//! berth's RuntimeDefault profile: a list of what ordinary programs use. What it leaves out are calls that set up the
+//! machine (mounts, modules, clocks, swap, reboot), that make or enter namespaces, that other containers could be reached
+//! by (keyrings, BPF, perf), and large interfaces with a record of holes (io_uring, userfaultfd, AF_ALG, AF_VSOCK).
+//! A capability that is granted brings back the calls that are useless without it.
+
+use crate::spec::{Seccomp, SeccompArg, SeccompRule};
+
+/// `CLONE_NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET`
+const CLONE_NAMESPACES: u64 = 0x7e02_0000;
+const EPERM: u32 = 1;
+const ENOSYS: u32 = 38;
+const AF_ALG: u64 = 38;
+const AF_VSOCK: u64 = 40;
+
+/// What `personality` may be asked for: to tell, plain Linux, 32-bit Linux, and each with UNAME26.
+const PERSONALITIES: [u64; 5] = [0x0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
+
+/// Calls that come with a capability.
+const WITH_CAPABILITY: &[(&str, &[&str])] = &[
+    (
+        "CAP_SYS_ADMIN",
+        &[
+            "bpf", "clone", "clone3", "fanotify_init", "fsconfig", "fsmount", "fsopen", "fspick", "lookup_dcookie", "mount",
+            "mount_setattr", "move_mount", "open_tree", "open_tree_attr", "perf_event_open", "quotactl", "quotactl_fd",
+            "setdomainname", "sethostname", "setns", "syslog", "umount", "umount2", "unshare",
+        ],
+    ),
+    ("CAP_BPF", &["bpf"]),
+    ("CAP_DAC_READ_SEARCH", &["open_by_handle_at"]),
+    ("CAP_PERFMON", &["perf_event_open"]),
+    ("CAP_SYSLOG", &["syslog"]),
+    ("CAP_SYS_BOOT", &["reboot"]),
+    ("CAP_SYS_CHROOT", &["chroot"]),
+    ("CAP_SYS_MODULE", &["delete_module", "finit_module", "init_module"]),
+    ("CAP_SYS_NICE", &["get_mempolicy", "mbind", "migrate_pages", "move_pages", "set_mempolicy", "set_mempolicy_home_node"]),
+    ("CAP_SYS_PACCT", &["acct"]),
+    ("CAP_SYS_PTRACE", &["kcmp", "pidfd_getfd", "process_madvise"]),
+    ("CAP_SYS_RAWIO", &["ioperm", "iopl"]),
+    ("CAP_SYS_TIME", &["clock_settime", "clock_settime64", "settimeofday", "stime"]),
+    ("CAP_SYS_TTY_CONFIG", &["vhangup"]),
+];
+
+/// The default profile of a container with the capabilities for which `has` is true (asked by names like `CAP_SYS_ADMIN`).
+/// It is a value of the specification's types: look at it, change it, compile it with [`super::compile`].
+pub fn default_profile(has: impl Fn(&str) -> bool) -> Seccomp {
+    let allow = |names: &[&str], args: Vec<SeccompArg>| SeccompRule {
+        names: names.iter().map(|name| (*name).to_owned()).collect(),
+        action: "SCMP_ACT_ALLOW".into(),
+        errno_ret: None,
+        args,
+    };
+    let arg = |value, op: &str| vec![SeccompArg { index: 0, value, value_two: 0, op: op.into() }];
+    let mut syscalls = vec![allow(ALWAYS, Vec::new())];
+    syscalls.push(allow(&["socket"], arg(AF_ALG, "SCMP_CMP_LT")));
+    syscalls.push(allow(&["socket"], arg(AF_ALG + 1, "SCMP_CMP_EQ")));
+    syscalls.push(allow(&["socket"], arg(AF_VSOCK, "SCMP_CMP_GT")));
+    for personality in PERSONALITIES {
+        syscalls.push(allow(&["personality"], arg(personality, "SCMP_CMP_EQ")));
+    }
+    if !has("CAP_SYS_ADMIN") {
+        syscalls.push(allow(&["clone"], arg(CLONE_NAMESPACES, "SCMP_CMP_MASKED_EQ")));
+        // Its flags lie in memory, where no filter sees them: programs fall back to clone.
+        syscalls.push(SeccompRule {
+            names: vec!["clone3".into()],
+            action: "SCMP_ACT_ERRNO".into(),
+            errno_ret: Some(ENOSYS),
+            args: Vec::new(),
+        });
+    }
+    for (capability, names) in WITH_CAPABILITY {
+        if has(capability) {
+            syscalls.push(allow(names, Vec::new()));
+        }
+    }
+    Seccomp {
+        default_action: "SCMP_ACT_ERRNO".into(),
+        default_errno_ret: Some(EPERM),
+        architectures: architectures(),
+        syscalls,
+        ..Seccomp::default()
+    }
+}
+
+fn architectures() -> Vec<String> {
+    let names: &[&str] = match cfg!(target_arch = "aarch64") {
+        true => &["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"],
+        false => &["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+    };
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+/// Calls that need no capability.
+#[rustfmt::skip]
+const ALWAYS: &[&str] = &[
+    "_llseek", "_newselect", "accept", "accept4", "access", "adjtimex", "alarm", "arch_prctl", "arm_fadvise64_64",
+    "arm_sync_file_range", "bind", "brk", "cachestat", "capget", "capset", "chdir", "chmod", "chown", "chown32",
+    "clock_adjtime", "clock_adjtime64", "clock_getres", "clock_getres_time64", "clock_gettime", "clock_gettime64",
+    "clock_nanosleep", "clock_nanosleep_time64", "close", "close_range", "connect", "copy_file_range", "creat", "dup",
+    "dup2", "dup3", "epoll_create", "epoll_create1", "epoll_ctl", "epoll_pwait", "epoll_pwait2", "epoll_wait",
+    "eventfd", "eventfd2", "execve", "execveat", "exit", "exit_group", "faccessat", "faccessat2", "fadvise64",
+    "fadvise64_64", "fallocate", "fanotify_mark", "fchdir", "fchmod", "fchmodat", "fchmodat2", "fchown", "fchown32",
+    "fchownat", "fcntl", "fcntl64", "fdatasync", "fgetxattr", "file_getattr", "file_setattr", "flistxattr", "flock",
+    "fork", "fremovexattr", "fsetxattr", "fstat", "fstat64", "fstatat64", "fstatfs", "fstatfs64", "fsync",
+    "ftruncate", "ftruncate64", "futex", "futex_requeue", "futex_time64", "futex_wait", "futex_waitv", "futex_wake",
+    "futimesat", "get_robust_list", "get_thread_area", "getcpu", "getcwd", "getdents", "getdents64", "getegid",
+    "getegid32", "geteuid", "geteuid32", "getgid", "getgid32", "getgroups", "getgroups32", "getitimer", "getpeername",
+    "getpgid", "getpgrp", "getpid", "getppid", "getpriority", "getrandom", "getresgid", "getresgid32", "getresuid",
+    "getresuid32", "getrlimit", "getrusage", "getsid", "getsockname", "getsockopt", "gettid", "gettimeofday",
+    "getuid", "getuid32", "getxattr", "getxattrat", "inotify_add_watch", "inotify_init", "inotify_init1",
+    "inotify_rm_watch", "io_cancel", "io_destroy", "io_getevents", "io_pgetevents", "io_pgetevents_time64",
+    "io_setup", "io_submit", "ioctl", "ioprio_get", "ioprio_set", "ipc", "kill", "landlock_add_rule",
+    "landlock_create_ruleset", "landlock_restrict_self", "lchown", "lchown32", "lgetxattr", "link", "linkat",
+    "listen", "listmount", "listxattr", "listxattrat", "llistxattr", "lremovexattr", "lseek", "lsetxattr",
+    "lsm_get_self_attr", "lsm_list_modules", "lstat", "lstat64", "madvise", "map_shadow_stack", "membarrier",
+    "memfd_create", "memfd_secret", "mincore", "mkdir", "mkdirat", "mknod", "mknodat", "mlock", "mlock2", "mlockall",
+    "mmap", "mmap2", "modify_ldt", "mprotect", "mq_getsetattr", "mq_notify", "mq_open", "mq_timedreceive",
+    "mq_timedreceive_time64", "mq_timedsend", "mq_timedsend_time64", "mq_unlink", "mremap", "mseal", "msgctl",
+    "msgget", "msgrcv", "msgsnd", "msync", "munlock", "munlockall", "munmap", "name_to_handle_at", "nanosleep",
+    "newfstatat", "nice", "open", "openat", "openat2", "pause", "pidfd_open", "pidfd_send_signal", "pipe", "pipe2",
+    "pkey_alloc", "pkey_free", "pkey_mprotect", "poll", "ppoll", "ppoll_time64", "prctl", "pread64", "preadv",
+    "preadv2", "prlimit64", "process_mrelease", "process_vm_readv", "process_vm_writev", "pselect6",
+    "pselect6_time64", "ptrace", "pwrite64", "pwritev", "pwritev2", "read", "readahead", "readdir", "readlink",
+    "readlinkat", "readv", "recv", "recvfrom", "recvmmsg", "recvmmsg_time64", "recvmsg", "remap_file_pages",
+    "removexattr", "removexattrat", "rename", "renameat", "renameat2", "restart_syscall", "rmdir", "rseq",
+    "rt_sigaction", "rt_sigpending", "rt_sigprocmask", "rt_sigqueueinfo", "rt_sigreturn", "rt_sigsuspend",
+    "rt_sigtimedwait", "rt_sigtimedwait_time64", "rt_tgsigqueueinfo", "sched_get_priority_max",
+    "sched_get_priority_min", "sched_getaffinity", "sched_getattr", "sched_getparam", "sched_getscheduler",
+    "sched_rr_get_interval", "sched_rr_get_interval_time64", "sched_setaffinity", "sched_setattr", "sched_setparam",
+    "sched_setscheduler", "sched_yield", "seccomp", "select", "semctl", "semget", "semop", "semtimedop",
+    "semtimedop_time64", "send", "sendfile", "sendfile64", "sendmmsg", "sendmsg", "sendto", "set_robust_list",
+    "set_thread_area", "set_tid_address", "setfsgid", "setfsgid32", "setfsuid", "setfsuid32", "setgid", "setgid32",
+    "setgroups", "setgroups32", "setitimer", "setpgid", "setpriority", "setregid", "setregid32", "setresgid",
+    "setresgid32", "setresuid", "setresuid32", "setreuid", "setreuid32", "setrlimit", "setsid", "setsockopt",
+    "setuid", "setuid32", "setxattr", "setxattrat", "sgetmask", "shmat", "shmctl", "shmdt", "shmget", "shutdown",
+    "sigaction", "sigaltstack", "signal", "signalfd", "signalfd4", "sigpending", "sigprocmask", "sigreturn",
+    "sigsuspend", "socketcall", "socketpair", "splice", "ssetmask", "stat", "stat64", "statfs", "statfs64",
+    "statmount", "statx", "symlink", "symlinkat", "sync", "sync_file_range", "sync_file_range2", "syncfs", "sysinfo",
+    "tee", "tgkill", "time", "timer_create", "timer_delete", "timer_getoverrun", "timer_gettime", "timer_gettime64",
+    "timer_settime", "timer_settime64", "timerfd_create", "timerfd_gettime", "timerfd_gettime64", "timerfd_settime",
+    "timerfd_settime64", "times", "tkill", "truncate", "truncate64", "ugetrlimit", "umask", "uname", "unlink",
+    "unlinkat", "uretprobe", "utime", "utimensat", "utimensat_time64", "utimes", "vfork", "vmsplice", "wait4",
+    "waitid", "waitpid", "write", "writev",
+];
