@@ -10,12 +10,22 @@ mod syscall;
 
 pub mod arch;
 pub mod beneath;
+pub mod caps;
+pub mod creds;
+pub mod epoll;
 pub mod fdpass;
 pub mod memfd;
 pub mod mount;
+pub mod netlink;
 pub mod ns;
 pub mod pidfd;
+pub mod prctl;
 pub mod process;
+pub mod rlimit;
+pub mod seccomp;
+pub mod session;
+pub mod signalfd;
+pub mod tty;
 
 pub use error::{Error, Result};
 pub use rustix::process::Pid;
