@@ -2,3 +2,6 @@
 //! package; this library does no I/O and starts nothing, so that the agent can link it.
 
 pub mod protocol;
+
+/// The OCI types that travel in memfds beside the protocol's frames.
+pub use berth_oci as oci;

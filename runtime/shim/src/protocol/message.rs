@@ -203,8 +203,13 @@ pub struct LogSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CreateExt {
+    /// Folder that relative paths of the spec start from, told to hooks; empty = none.
+    pub bundle: PathBuf,
     /// Root filesystem.
     pub root: Root,
+    /// Memfd with the compiled filter of `linux.seccomp` (a `berth_oci::seccomp::Filter` as JSON); absent = compiled from
+    /// the spec each time.
+    pub filter: Option<FdIndex>,
     /// The container's cgroup as text; empty = none is made. `linux.cgroupsPath` of the spec is ignored.
     pub cgroup: String,
     /// Log file; `None` = output can be attached to but is not kept.
@@ -240,14 +245,14 @@ pub struct ExecExt {
     pub console_size: (u16, u16),
 }
 
-/// Content of the memfd of [`Request::Exec`]: `{"process": …, "seccomp": …}`, both as in an OCI spec.
+/// Content of the memfd of [`Request::Exec`], as JSON.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ExecSpec<P, S> {
-    /// `process` of an OCI spec (`berth_oci::spec::Process`).
-    pub process: P,
-    /// `linux.seccomp` of the container's spec, absent = unconfined.
+pub struct ExecSpec {
+    /// What to run.
+    pub process: berth_oci::spec::Process,
+    /// The container's system call filter; absent = unconfined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub seccomp: Option<S>,
+    pub filter: Option<berth_oci::seccomp::Filter>,
 }
 
 /// An answer.
@@ -275,6 +280,9 @@ pub enum Reply {
     Created {
         /// The container's first process.
         pid: i32,
+        /// What could not be done as asked and was left: one sentence each, for the log.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        warnings: Vec<String>,
     },
     /// To [`Request::Start`].
     Started {

@@ -74,7 +74,10 @@ mod tests {
         golden(
             &FromShim::Reply {
                 seq: 7,
-                reply: Reply::Created { pid: 12 },
+                reply: Reply::Created {
+                    pid: 12,
+                    warnings: Vec::new(),
+                },
             },
             r#"{"reply":{"seq":7,"reply":{"created":{"pid":12}}}}"#,
         );
