@@ -10,10 +10,16 @@ mod syscall;
 
 pub mod arch;
 pub mod beneath;
+pub mod boot;
+pub mod bpf;
 pub mod caps;
 pub mod creds;
+pub mod device;
 pub mod epoll;
+pub mod eventfd;
 pub mod fdpass;
+pub mod inotify;
+pub mod instance;
 pub mod memfd;
 pub mod mount;
 pub mod netlink;
@@ -25,7 +31,10 @@ pub mod rlimit;
 pub mod seccomp;
 pub mod session;
 pub mod signalfd;
+pub mod sparse;
 pub mod tty;
+pub mod xattr;
 
 pub use error::{Error, Result};
+pub use instance::InstanceId;
 pub use rustix::process::Pid;
