@@ -8,17 +8,19 @@
 # Each tool lives in $BERTH_TOOLS/<name>-<version> and is built once; prints one line a tool. Safe to run twice at once.
 set -euo pipefail
 HERE=$(cd "$(dirname "$0")" && pwd)
-. "$HERE/env.sh"
+. "$HERE/lib.sh"
 export GOFLAGS=-mod=mod GOTOOLCHAIN=${GOTOOLCHAIN:-local}
 mkdir -p "$BERTH_TOOLS"
 exec 9>"$BERTH_TOOLS/.lock"
 flock 9
+rm -rf "$BERTH_TOOLS"/.src.* "$BERTH_TOOLS"/.out.* # of a killed run
 
 PACKAGES="busybox-static docker-registry skopeo jq curl gcc libc6-dev libseccomp-dev pkg-config procps util-linux
-  iproute2 nftables iptables containernetworking-plugins umoci"
+  iproute2 nftables iptables containernetworking-plugins umoci
+  nginx-light apache2-bin"
 
 # A build appears under its final name only when it is complete.
-publish() { mv -T "$1" "$2"; echo "tools: $2"; }
+publish() { chmod 755 "$1" && mv -T "$1" "$2"; echo "tools: $2"; }
 
 # Prints a fresh writable copy of a Go module's source: module@version.
 go_source() {

@@ -8,6 +8,7 @@
     reason = "tests are told what happens"
 )]
 
+pub mod image;
 pub mod rootfs;
 pub mod sandbox;
 mod skip;

@@ -4,7 +4,7 @@
 //! a fresh thread unshares and prepares the namespaces, its child is PID 1 there (an init that reaps), and the init's child
 //! runs the test. When the outermost process dies, the kernel ends everything inside.
 //!
-//! Inside: mount propagation is private, /run is a tmpfs, `lo` is up, the interface `uplink0` holds 10.77.0.1/24 and the default
+//! Inside: mount propagation is private, /run is a tmpfs, /run/t another for the tests' files, `lo` is up, the interface `uplink0` holds 10.77.0.1/24 and the default
 //! route, and every cgroup hierarchy starts at a cgroup of the sandbox's own, which is removed afterwards.
 
 mod cgroups;
@@ -24,6 +24,9 @@ use cgroups::CgroupTree;
 
 /// The address of the interface `uplink0` inside a sandbox.
 pub const NODE_IP: &str = "10.77.0.1";
+
+/// A tmpfs for the files of tests, in a sandbox only.
+pub const TESTS_DIR: &str = "/run/t";
 
 /// Says which stage of a sandbox a re-executed process is: `init:NAME` or `run:NAME`.
 const STAGE: &str = "BERTH_TESTKIT_STAGE";
