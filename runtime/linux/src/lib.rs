@@ -18,6 +18,7 @@ pub mod device;
 pub mod epoll;
 pub mod eventfd;
 pub mod fdpass;
+pub mod heap;
 pub mod inotify;
 pub mod instance;
 pub mod memfd;
