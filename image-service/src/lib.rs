@@ -10,6 +10,8 @@ mod error;
 mod image;
 mod reference;
 mod store;
+#[allow(dead_code, unused_imports)]
+mod unpack;
 
 pub use auth::{AuthFields, Credentials};
 pub use config::{Platform, RegistryConfig, StoreConfig};
