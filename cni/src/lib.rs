@@ -9,10 +9,15 @@
 
 mod cidr;
 mod error;
+mod conntrack;
+mod netlink;
 mod network;
+mod nft;
 mod pod;
+mod result;
+mod sysctl;
 
 pub use cidr::Cidr;
-pub use error::{Error, Result};
+pub use error::{Error, KernelError, Result};
 pub use network::{Leak, Network, NetworkConfig, NetworkStatus};
 pub use pod::{Attachment, Bandwidth, Dns, Netns, PodNetwork, PortMapping, Protocol};

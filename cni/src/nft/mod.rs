@@ -1,0 +1,11 @@
+//! nf_tables without nft: messages, expressions, and the one table of an instance.
+
+mod elements;
+mod expression;
+mod message;
+mod table;
+mod watch;
+
+pub(crate) use elements::{Element, HostPort, add_host_ports, delete_elements, dump_elements};
+pub(crate) use table::{Nat, Subnet, delete_table, ensure_table};
+pub(crate) use watch::watch;
