@@ -12,8 +12,8 @@ RUNC=$BERTH_TOOLS/runc-$RUNC_VERSION
 export BERTH_TOOLS
 
 # The programs of this workspace that the scripts use, built by `cargo build -p berth-testkit -p berth-e2e`.
-TARGET=${CARGO_TARGET_DIR:-$(dirname "${BASH_SOURCE[0]}")/../target}/$(rustc -vV | sed -n 's/^host: //p')
-tool_bin() { realpath "$TARGET/debug/$1"; }
+TARGET=${CARGO_TARGET_DIR:-$(realpath "$(dirname "${BASH_SOURCE[0]}")/..")/target}/$(rustc -vV | sed -n "s/^host: //p")
+tool_bin() { echo "$TARGET/debug/$1"; }
 
 # Inside a sandbox: a registry on loopback with a storage folder (first argument); it ends with the sandbox.
 REGISTRY=127.0.0.1:5000

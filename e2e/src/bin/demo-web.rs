@@ -1,5 +1,5 @@
 //! The program of the demo's image: a tiny web server. `demo-web [PORT [GREETING]]` serves one page, writes a line per request,
-//! dies of /crash and ends on SIGTERM.
+//! dies of /crash and ends on SIGTERM. `demo-web whoami` prints what an exec in its container sees.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -10,7 +10,10 @@ use std::time::Duration;
 use nix::sys::signal::{SigSet, Signal};
 
 fn main() -> std::io::Result<()> {
-    let mut arguments = std::env::args().skip(1);
+    let mut arguments = std::env::args().skip(1).peekable();
+    if arguments.peek().is_some_and(|a| a == "whoami") {
+        return whoami();
+    }
     let port = arguments
         .next()
         .and_then(|p| p.parse().ok())
@@ -39,6 +42,13 @@ fn main() -> std::io::Result<()> {
         // A client that went away is its own problem.
         let _ = stream.and_then(|stream| serve(stream, number, &greeting));
     }
+    Ok(())
+}
+
+fn whoami() -> std::io::Result<()> {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")?;
+    let pids = std::fs::read_dir("/proc")?.flatten().filter(|e| e.file_name().to_string_lossy().parse::<u32>().is_ok()).count();
+    println!("uid {} on {}, {pids} processes in sight", nix::unistd::getuid(), host.trim());
     Ok(())
 }
 

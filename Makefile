@@ -1,0 +1,38 @@
+# berth: build, check, test, try. `make help` lists the targets.
+TRIPLE := $(shell rustc -vV | sed -n 's/^host: //p')
+export BERTH_BIN ?= $(CURDIR)/target/$(TRIPLE)/release/berth
+PREFIX ?= /usr/local
+SUITES := -p berth-testkit -p berth-e2e
+
+.PHONY: help build check test test-kernel critest e2e test-vm bench demo run soak install clean suites
+
+help: ## List the targets
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+build: ## Build the berth binary (release, static)
+	cargo build --release -p berth
+check: ## Formatting, lints, shell syntax
+	cargo fmt --all --check && cargo clippy --workspace --all-targets -- -D warnings && for f in e2e/*.sh .ci/run; do bash -n $$f || exit 1; done
+test: build ## Every test: unit, kernel, contract, critest, e2e; the last line is the sum
+	e2e/test.sh
+test-kernel: ## The crates' tests against the kernel and over real sockets
+	cargo test --workspace --exclude berth-e2e --test 'kernel_*' --test 'contract_*'
+critest: build suites ## The CRI conformance suite (ARGS="-ginkgo.focus=…")
+	e2e/tools.sh packages images cri-tools && e2e/critest.sh berth $(ARGS)
+e2e: build suites ## Scenarios against the built binary (ARGS=name of a test)
+	e2e/tools.sh && cargo test -p berth-e2e --tests -- --nocapture $(ARGS)
+test-vm: build suites ## What this kernel lacks (cgroup v2 controllers), in a small VM
+	e2e/vm.sh
+bench: build suites ## critest's benchmark: berth and containerd in turn (ROUNDS=2)
+	e2e/tools.sh && e2e/bench.sh
+demo: build suites ## From a manifest to a running pod and back, in throw-away namespaces
+	e2e/demo.sh
+run: build suites ## A throw-away node in the foreground; Ctrl-C ends it
+	e2e/demo.sh run
+soak: build suites ## critest and the scenarios again and again (ROUNDS=10)
+	e2e/tools.sh && e2e/soak.sh
+install: build ## Install the binary to $(PREFIX)/bin
+	install -D -m 755 $(BERTH_BIN) $(DESTDIR)$(PREFIX)/bin/berth
+clean: ## Remove what was built (the tools' cache stays)
+	cargo clean
+suites:
+	@cargo build -q $(SUITES)

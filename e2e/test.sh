@@ -1,0 +1,55 @@
+#!/bin/bash
+# Every test of the project; BERTH_BIN is the built binary (`make test`). The last line is the sum: N passed, N failed, N skipped.
+# Skipped are tests that said why they cannot run here, specs that critest skips here, and critest's failures that are not in
+# critest-expected; all are listed by name.
+set -uo pipefail
+HERE=$(cd "$(dirname "$0")" && pwd)
+cd "$HERE/.."
+. "$HERE/lib.sh"
+LOGS=$PWD/target/test-logs
+mkdir -p "$LOGS"
+passed=0 failed=0 skipped=0
+
+# suite NAME COMMAND…: a suite of cargo test.
+suite() {
+  local name=$1 log=$LOGS/$1.log begun=$SECONDS code=0 counts p f s
+  shift
+  "$@" > "$log" 2>&1 || code=$?
+  counts=$(awk '/^test result:/ {p += $4; f += $6; s += $8} /^SKIPPED / {p--; s++} END {print p + 0, f + 0, s + 0}' "$log")
+  read -r p f s <<< "$counts"
+  # A suite that broke off, or did not compile, has failed whatever it counted.
+  if [ $code -ne 0 ] && [ "$f" -eq 0 ]; then f=1; tail -n 60 "$log"; fi
+  grep '^SKIPPED ' "$log"
+  [ "$f" -eq 0 ] || sed -n '/^failures:$/,/^test result:/p' "$log"
+  report "$name" "$p" "$f" "$s" $((SECONDS - begun))
+}
+
+report() {
+  passed=$((passed + $2)) failed=$((failed + $3)) skipped=$((skipped + $4))
+  echo "$1: $2 passed, $3 failed, $4 skipped in $5 s"
+}
+
+critest() {
+  local log=$LOGS/critest.log begun=$SECONDS p f k s
+  "$HERE/critest.sh" berth > "$log" 2>&1
+  grep -v '^critest: [0-9]* passed' "$log"
+  if read -r p f k s < <(sed -n 's/^critest: \([0-9]*\) passed, \([0-9]*\) failed, \([0-9]*\) known failures, \([0-9]*\) skipped$/\1 \2 \3 \4/p' "$log"); then
+    report critest "$p" "$f" $((k + s)) $((SECONDS - begun))
+  else
+    report critest 0 1 0 $((SECONDS - begun))
+  fi
+}
+
+if ! "$HERE/tools.sh" > "$LOGS/tools.log" 2>&1; then
+  tail -n 30 "$LOGS/tools.log"
+  report tools 0 1 0 "$SECONDS"
+fi
+suite crates cargo test --workspace --exclude berth-e2e --lib --bins --tests --no-fail-fast
+suite e2e cargo test -p berth-e2e --lib --bins --tests --no-fail-fast
+critest
+if [ "$skipped" -gt 0 ]; then
+  echo "$passed passed, $failed failed, $skipped skipped"
+else
+  echo "$passed passed, $failed failed"
+fi
+[ "$failed" -eq 0 ]
