@@ -7,6 +7,7 @@ IMAGES_VERSION=1 # raise when mkimages changes what an image holds
 BERTH_TOOLS=${BERTH_TOOLS:-${XDG_CACHE_HOME:-$HOME/.cache}/berth-tools}
 IMAGES=$BERTH_TOOLS/images-$IMAGES_VERSION
 CRI_TOOLS=$BERTH_TOOLS/cri-tools-$CRI_TOOLS_VERSION-images-$IMAGES_VERSION # critest knows a digest of the images
+CRI_BENCH=$BERTH_TOOLS/cri-bench-$CRI_TOOLS_VERSION
 CONTAINERD=$BERTH_TOOLS/containerd-$CONTAINERD_VERSION
 RUNC=$BERTH_TOOLS/runc-$RUNC_VERSION
 export BERTH_TOOLS

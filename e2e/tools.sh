@@ -1,10 +1,11 @@
 #!/bin/bash
-# Installs what the suites drive, outside the checkout: usage: e2e/tools.sh [NAME…]; without names, all of them.
+# Installs what the suites drive, outside the checkout: usage: e2e/tools.sh [NAME…]; without names, all that the tests need.
 #   packages   Debian packages: registry, skopeo, jq, iproute2, nftables, …
 #   cri-tools  crictl and critest (critest pulls one image by digest: it is built with the digest of our own copy)
 #   containerd containerd, its shim and ctr, the peer we measure against and the caller of `berth oci`
 #   runc       the peer's OCI runtime
 #   images     the images of critest, as a registry's storage folder
+#   cri-bench  critest again, whose benchmark's pods have a PID namespace per container, as a kubelet's have (for `make bench` only)
 # Each tool lives in $BERTH_TOOLS/<name>-<version> and is built once; prints one line a tool. Safe to run twice at once.
 set -euo pipefail
 HERE=$(cd "$(dirname "$0")" && pwd)
@@ -53,6 +54,19 @@ cri-tools() {
     go test -c -o "$out/critest" ./cmd/critest)
   rm -rf "$src"
   publish "$out" "$CRI_TOOLS"
+}
+
+cri-bench() {
+  local src out
+  [ -x "$CRI_BENCH/critest" ] && return
+  src=$(go_source "sigs.k8s.io/cri-tools@v$CRI_TOOLS_VERSION"); out=$(mktemp -d "$BERTH_TOOLS/.out.XXXXXX")
+  local pid='NamespaceOptions: \&runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}'
+  sed -i "s#\(CgroupParent: common.GetCgroupParent(ctx, r\?c),\)#\1 SecurityContext: \&runtimeapi.LinuxSandboxSecurityContext{$pid},#
+    s#runtimeapi.LinuxContainerConfig{}#runtimeapi.LinuxContainerConfig{SecurityContext: \&runtimeapi.LinuxContainerSecurityContext{$pid}}#" \
+    "$src"/pkg/benchmark/*.go "$src/pkg/framework/util.go"
+  (cd "$src" && CGO_ENABLED=0 go test -c -o "$out/critest" ./cmd/critest)
+  rm -rf "$src"
+  publish "$out" "$CRI_BENCH"
 }
 
 containerd() {

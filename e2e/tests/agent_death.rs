@@ -88,11 +88,9 @@ fn an_exit_while_no_agent_runs_is_told_afterwards() {
     Sandbox::new().test(|| {
         let mut berth = Berth::start(Half::Cri, WEB);
         let crictl = berth.crictl();
-        let gate = berth.dir.path().join("gate");
         let script = "while ! grep -q open /tmp/gate 2>/dev/null; do usleep 10000; done; exit 7";
         let (_, container) = run_pod(&crictl, &berth.dir, "late", PidShape::PerContainer, script);
         berth.kill_agent();
-        fs::write(&gate, "open").unwrap();
         // Through the container's root: its processes are found by their script.
         let processes = berth_e2e::memory::processes(|_, _, command| command.contains("exit 7"));
         let pid = processes.first().expect("the container runs").pid;

@@ -1,4 +1,4 @@
-//! containerd with `berth oci` as its OCI runtime.
+//! containerd with `berth oci` as its OCI runtime; with E2E_OCI_RUNTIME=/path/to/runc the peer, which proves the test.
 #![allow(clippy::unwrap_used)]
 
 use std::fs::{self, File};
@@ -31,7 +31,8 @@ impl Containerd {
         );
         let config = dir.file("config.toml", config);
         // BinaryName is one program: this one.
-        let runtime = dir.file("berth-oci", format!("#!/bin/sh\nexec {} oci \"$@\"\n", tools::berth().display()));
+        let program = std::env::var("E2E_OCI_RUNTIME").unwrap_or_else(|_| format!("{} oci", tools::berth().display()));
+        let runtime = dir.file("runtime", format!("#!/bin/sh\nexec {program} \"$@\"\n"));
         fs::set_permissions(&runtime, PermissionsExt::from_mode(0o755)).unwrap();
         let log = File::create(dir.path().join("log")).unwrap();
         let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
@@ -68,7 +69,7 @@ fn ctr_runs_execs_kills_and_deletes_a_container_by_berth_oci() {
         let containerd = Containerd::start();
         let archive = image::archive(&containerd.dir, WEB.as_ref());
         containerd.run(&["images", "import", "--all-platforms", &archive.to_string_lossy()]);
-        let runtime = containerd.dir.path().join("berth-oci").display().to_string();
+        let runtime = containerd.dir.path().join("runtime").display().to_string();
         let run = |id: &str, flags: &[&str], command: &[&str]| {
             let mut all = vec!["run", "--runc-binary", runtime.as_str()];
             all.extend(flags);
@@ -92,7 +93,7 @@ fn ctr_runs_execs_kills_and_deletes_a_container_by_berth_oci() {
         containerd.run(&["tasks", "kill", "-s", "SIGKILL", "long"]);
         assert!(wait_until(SOON, || containerd.run(&["tasks", "ls"]).contains("STOPPED")));
         let deleted = try_output(&mut containerd.ctr(&["tasks", "delete", "long"]));
-        assert_eq!(deleted.status.code(), Some(137), "{deleted:?}");
+        assert!(text(&deleted.stderr).contains("exit code 137"), "{deleted:?}");
         containerd.run(&["containers", "delete", "long"]);
         assert_eq!(containerd.run(&["containers", "ls", "-q"]).trim(), "");
 

@@ -1,0 +1,12 @@
+#!/bin/bash
+# critest and the scenarios again and again, ROUNDS (10) times; ends at the first failure. Prints what a round took and left.
+set -euo pipefail
+HERE=$(cd "$(dirname "$0")" && pwd)
+. "$HERE/lib.sh"
+cd "$HERE/.."
+for round in $(seq "${ROUNDS:-10}"); do
+  begun=$SECONDS
+  cargo test -q -p berth-e2e --tests > target/soak.log 2>&1 || { tail -n 80 target/soak.log; exit 1; }
+  "$HERE/critest.sh" berth > target/soak.log 2>&1 || { cat target/soak.log; exit 1; }
+  echo "round $round: $((SECONDS - begun)) s, $(tail -n 1 target/soak.log), cgroups left: $(find /sys/fs/cgroup -maxdepth 3 -name '*berth*' | wc -l)"
+done
