@@ -10,6 +10,7 @@ CRI_TOOLS=$BERTH_TOOLS/cri-tools-$CRI_TOOLS_VERSION-images-$IMAGES_VERSION # cri
 CRI_BENCH=$BERTH_TOOLS/cri-bench-$CRI_TOOLS_VERSION
 CONTAINERD=$BERTH_TOOLS/containerd-$CONTAINERD_VERSION
 RUNC=$BERTH_TOOLS/runc-$RUNC_VERSION
+VM=$BERTH_TOOLS/vm-1
 export BERTH_TOOLS
 
 # The programs of this workspace that the scripts use, built by `cargo build -p berth-testkit -p berth-e2e`.

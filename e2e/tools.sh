@@ -5,6 +5,7 @@
 #   containerd containerd, its shim and ctr, the peer we measure against and the caller of `berth oci`
 #   runc       the peer's OCI runtime
 #   images     the images of critest, as a registry's storage folder
+#   vm         Debian's cloud kernel and qemu (for `make test-vm` only)
 #   cri-bench  critest again, whose benchmark's pods have a PID namespace per container, as a kubelet's have (for `make bench` only)
 # Each tool lives in $BERTH_TOOLS/<name>-<version> and is built once; prints one line a tool. Safe to run twice at once.
 set -euo pipefail
@@ -88,6 +89,17 @@ runc() {
   (cd "$src" && CGO_ENABLED=1 go build -trimpath -tags seccomp -ldflags "-s -w -X main.version=$RUNC_VERSION" -o "$out/runc" .)
   rm -rf "$src"
   publish "$out" "$RUNC"
+}
+
+vm() {
+  local out package
+  [ -f "$VM/vmlinuz" ] && return
+  command -v qemu-system-x86_64 mkfs.ext4 > /dev/null ||
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends qemu-system-x86 e2fsprogs > /dev/null
+  out=$(mktemp -d "$BERTH_TOOLS/.out.XXXXXX")
+  package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: //p')
+  (cd "$out" && apt-get -o APT::Sandbox::User=root download -qq "$package" && dpkg -x ./*.deb . && rm ./*.deb && mv boot/vmlinuz-* vmlinuz)
+  publish "$out" "$VM"
 }
 
 images() {

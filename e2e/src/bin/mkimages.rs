@@ -62,12 +62,12 @@ impl Images {
         for name in ["busybox:1.29-2", "busybox:1.29-4", "busybox:1.37.0-1"] {
             self.layout.image(
                 &format!("e2e-test-images/{name}"),
-                &[self.base.clone()],
+                std::slice::from_ref(&self.base),
                 &self.shell,
             );
         }
         self.layout
-            .image("library/busybox:latest", &[self.base.clone()], &self.shell);
+            .image("library/busybox:latest", std::slice::from_ref(&self.base), &self.shell);
         let set_uid = Layer::new()
             .copy("usr/bin/nnp", 0o4755, show_uid)
             .into_tar();
@@ -129,7 +129,7 @@ impl Images {
             let config = json!({"Env": [PATH_ENV], "Cmd": ["sh"], "User": user});
             self.layout.image(
                 &format!("{PREFIX}test-image-user-{name}:latest"),
-                &[self.base.clone()],
+                std::slice::from_ref(&self.base),
                 &config,
             );
         }

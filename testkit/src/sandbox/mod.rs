@@ -132,7 +132,9 @@ impl Sandbox {
         {
             let _ = io::stderr().write_all(format!("\n{line}\n").as_bytes());
         }
-        print!("{out}{err}");
+        for line in out.lines().chain(err.lines()).filter(|line| !is_harness_line(line)) {
+            println!("{line}");
+        }
         assert!(
             output.status.success(),
             "failed inside its sandbox: {}",
@@ -222,6 +224,12 @@ pub fn shell_code(status: ExitStatus) -> i32 {
     status
         .code()
         .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+}
+
+/// What the harness inside writes besides the test: the harness outside says it again.
+fn is_harness_line(line: &str) -> bool {
+    let starts = ["running 1 test", "failures:", "test result:", "error: test failed", "berth-testkit: ", crate::skip::SKIPPED];
+    line.is_empty() || starts.iter().any(|s| line.starts_with(s)) || (line.starts_with("test ") && line.contains(" ... "))
 }
 
 fn done_line(name: &str) -> String {
