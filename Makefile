@@ -19,7 +19,7 @@ test-kernel: ## The crates' tests against the kernel and over real sockets
 critest: build suites ## The CRI conformance suite (ARGS="-ginkgo.focus=…")
 	e2e/tools.sh packages images cri-tools && e2e/critest.sh berth $(ARGS)
 e2e: build suites ## Scenarios against the built binary (ARGS=name of a test)
-	e2e/tools.sh && cargo test -p berth-e2e --tests -- --nocapture $(ARGS)
+	e2e/tools.sh && cargo test -p berth-e2e --tests -- --test-threads=1 $(ARGS)
 test-vm: build suites ## What this kernel lacks (cgroup v2 controllers), in a small VM
 	e2e/vm.sh
 bench: build suites ## critest's benchmark: berth and containerd in turn (ROUNDS=2)

@@ -19,7 +19,7 @@ suite() {
   read -r p f s <<< "$counts"
   # A suite that broke off, or did not compile, has failed whatever it counted.
   if [ $code -ne 0 ] && [ "$f" -eq 0 ]; then f=1; tail -n 60 "$log"; fi
-  grep '^SKIPPED ' "$log"
+  grep -E '^(SKIPPED|MEASURED) ' "$log"
   [ "$f" -eq 0 ] || sed -n '/^failures:$/,/^test result:/p' "$log"
   report "$name" "$p" "$f" "$s" $((SECONDS - begun))
 }
@@ -45,7 +45,8 @@ if ! "$HERE/tools.sh" > "$LOGS/tools.log" 2>&1; then
   report tools 0 1 0 "$SECONDS"
 fi
 suite crates cargo test --workspace --exclude berth-e2e --lib --bins --tests --no-fail-fast
-suite e2e cargo test -p berth-e2e --lib --bins --tests --no-fail-fast
+# One at a time: some of them measure.
+suite e2e cargo test -p berth-e2e --lib --bins --tests --no-fail-fast -- --test-threads=1
 critest
 if [ "$skipped" -gt 0 ]; then
   echo "$passed passed, $failed failed, $skipped skipped"

@@ -9,6 +9,8 @@ pub struct Process {
     pub pid: u32,
     /// The name the kernel knows it by.
     pub name: String,
+    /// The file name of its program; of a memfd its name.
+    pub program: String,
     /// Its arguments, with blanks between.
     pub command: String,
     /// Proportional set size in KiB.
@@ -17,19 +19,54 @@ pub struct Process {
     pub private_kib: u64,
 }
 
+impl Process {
+    /// What it calls itself: its program and, where it is another, its name.
+    #[must_use]
+    pub fn title(&self) -> String {
+        if self.name.starts_with(&self.program) || self.program.starts_with(&self.name) {
+            self.program.clone()
+        } else {
+            format!("{} ({})", self.program, self.name)
+        }
+    }
+}
+
 /// All processes in view that satisfy `wanted` (given pid, name and command line).
 pub fn processes(wanted: impl Fn(u32, &str, &str) -> bool) -> Vec<Process> {
-    let pids = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+    let pids = fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
     let look = |pid: u32| {
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim().to_owned();
+        let name = fs::read_to_string(format!("/proc/{pid}/comm"))
+            .ok()?
+            .trim()
+            .to_owned();
         let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let command = String::from_utf8_lossy(&command).trim_end_matches('\0').replace('\0', " ");
+        let command = String::from_utf8_lossy(&command)
+            .trim_end_matches('\0')
+            .replace('\0', " ");
         if !wanted(pid, &name, &command) {
             return None;
         }
         let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
         let private_kib = field(&rollup, "Private_Clean:")? + field(&rollup, "Private_Dirty:")?;
-        Some(Process { pid, name, command, pss_kib: field(&rollup, "Pss:")?, private_kib })
+        let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+        let program = program
+            .file_name()?
+            .to_string_lossy()
+            .trim_start_matches("memfd:")
+            .trim_end_matches(" (deleted)")
+            .to_owned();
+        Some(Process {
+            pid,
+            name,
+            program,
+            command,
+            pss_kib: field(&rollup, "Pss:")?,
+            private_kib,
+        })
     };
     pids.filter_map(look).collect()
 }
@@ -37,9 +74,18 @@ pub fn processes(wanted: impl Fn(u32, &str, &str) -> bool) -> Vec<Process> {
 /// MemAvailable of the machine in KiB.
 #[must_use]
 pub fn available_kib() -> u64 {
-    field(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemAvailable:").unwrap_or(0)
+    field(
+        &fs::read_to_string("/proc/meminfo").unwrap_or_default(),
+        "MemAvailable:",
+    )
+    .unwrap_or(0)
 }
 
 fn field(text: &str, name: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
+    text.lines()
+        .find_map(|line| line.strip_prefix(name))?
+        .split_whitespace()
+        .next()?
+        .parse()
+        .ok()
 }

@@ -16,6 +16,6 @@ mod state;
 mod wait;
 
 pub use sandbox::{Sandbox, in_namespaces};
-pub use skip::report_skip;
+pub use skip::{report_measured, report_skip};
 pub use state::TempState;
 pub use wait::{wait_for, wait_until};

@@ -13,14 +13,14 @@ fn mountinfo() -> String {
 #[test]
 fn inside_are_a_fresh_network_a_tmpfs_on_run_and_own_processes() {
     in_namespaces(|| {
-        let links = Command::new("ip")
-            .arg("address")
-            .output()
-            .unwrap();
+        let links = Command::new("ip").arg("address").output().unwrap();
         let links = String::from_utf8(links.stdout).unwrap();
         let names = ["lo", "uplink0@", "uplink0-far@"];
         let links_found = links.lines().filter(|l| !l.starts_with(' ')).count();
-        assert!(links_found == 3 && names.iter().all(|n| links.contains(&format!(": {n}"))), "{links}");
+        assert!(
+            links_found == 3 && names.iter().all(|n| links.contains(&format!(": {n}"))),
+            "{links}"
+        );
         assert!(
             links.contains("uplink0") && links.contains("10.77.0.1/24"),
             "{links}"

@@ -47,8 +47,15 @@ fn main() -> std::io::Result<()> {
 
 fn whoami() -> std::io::Result<()> {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname")?;
-    let pids = std::fs::read_dir("/proc")?.flatten().filter(|e| e.file_name().to_string_lossy().parse::<u32>().is_ok()).count();
-    println!("uid {} on {}, {pids} processes in sight", nix::unistd::getuid(), host.trim());
+    let pids = std::fs::read_dir("/proc")?
+        .flatten()
+        .filter(|e| e.file_name().to_string_lossy().parse::<u32>().is_ok())
+        .count();
+    println!(
+        "uid {} on {}, {pids} processes in sight",
+        nix::unistd::getuid(),
+        host.trim()
+    );
     Ok(())
 }
 

@@ -66,8 +66,11 @@ impl Images {
                 &self.shell,
             );
         }
-        self.layout
-            .image("library/busybox:latest", std::slice::from_ref(&self.base), &self.shell);
+        self.layout.image(
+            "library/busybox:latest",
+            std::slice::from_ref(&self.base),
+            &self.shell,
+        );
         let set_uid = Layer::new()
             .copy("usr/bin/nnp", 0o4755, show_uid)
             .into_tar();

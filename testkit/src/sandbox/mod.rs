@@ -126,13 +126,14 @@ impl Sandbox {
         let output = made.unwrap_or_else(|error| panic!("sandbox: {error} (root is needed)"));
         let out = String::from_utf8_lossy(&output.stdout);
         let err = String::from_utf8_lossy(&output.stderr);
-        for line in err
-            .lines()
-            .filter(|line| line.starts_with(crate::skip::SKIPPED))
-        {
-            let _ = io::stderr().write_all(format!("\n{line}\n").as_bytes());
+        for line in err.lines().filter(|line| crate::skip::is_for_runner(line)) {
+            crate::skip::write_line(line);
         }
-        for line in out.lines().chain(err.lines()).filter(|line| !is_harness_line(line)) {
+        for line in out
+            .lines()
+            .chain(err.lines())
+            .filter(|line| !is_harness_line(line))
+        {
             println!("{line}");
         }
         assert!(
@@ -228,8 +229,17 @@ pub fn shell_code(status: ExitStatus) -> i32 {
 
 /// What the harness inside writes besides the test: the harness outside says it again.
 fn is_harness_line(line: &str) -> bool {
-    let starts = ["running 1 test", "failures:", "test result:", "error: test failed", "berth-testkit: ", crate::skip::SKIPPED];
-    line.is_empty() || starts.iter().any(|s| line.starts_with(s)) || (line.starts_with("test ") && line.contains(" ... "))
+    let starts = [
+        "running 1 test",
+        "failures:",
+        "test result:",
+        "error: test failed",
+        "berth-testkit: ",
+    ];
+    line.is_empty()
+        || crate::skip::is_for_runner(line)
+        || starts.iter().any(|s| line.starts_with(s))
+        || (line.starts_with("test ") && line.contains(" ... "))
 }
 
 fn done_line(name: &str) -> String {
