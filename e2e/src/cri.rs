@@ -18,11 +18,7 @@ pub enum PidShape {
 /// A sandbox's configuration; logs go to `logs/<name>` in `state`.
 #[must_use]
 pub fn sandbox(state: &TempState, name: &str, shape: PidShape) -> Value {
-    let pid = if shape == PidShape::PerContainer {
-        1
-    } else {
-        0
-    };
+    let pid = if shape == PidShape::PerContainer { 1 } else { 0 };
     json!({
         "metadata": {"name": name, "namespace": "default", "uid": format!("uid-{name}"), "attempt": 0},
         "hostname": name,
@@ -47,30 +43,13 @@ pub fn container(name: &str, script: &str) -> Value {
 /// Writes a configuration to a file and returns its path.
 #[must_use]
 pub fn file(state: &TempState, name: &str, config: &Value) -> String {
-    state
-        .file(name, config.to_string())
-        .to_string_lossy()
-        .into_owned()
+    state.file(name, config.to_string()).to_string_lossy().into_owned()
 }
 
 /// Runs a pod with one container and returns their ids.
-pub fn run_pod(
-    crictl: &Crictl,
-    state: &TempState,
-    name: &str,
-    shape: PidShape,
-    script: &str,
-) -> (String, String) {
-    let pod_config = file(
-        state,
-        &format!("{name}-pod.json"),
-        &sandbox(state, name, shape),
-    );
-    let container_config = file(
-        state,
-        &format!("{name}-container.json"),
-        &container(name, script),
-    );
+pub fn run_pod(crictl: &Crictl, state: &TempState, name: &str, shape: PidShape, script: &str) -> (String, String) {
+    let pod_config = file(state, &format!("{name}-pod.json"), &sandbox(state, name, shape));
+    let container_config = file(state, &format!("{name}-container.json"), &container(name, script));
     let pod = crictl.run(&["runp", &pod_config]);
     let container = crictl.run(&["create", &pod, &container_config, &pod_config]);
     crictl.run(&["start", &container]);

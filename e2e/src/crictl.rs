@@ -17,10 +17,7 @@ impl Crictl {
     /// For this socket.
     #[must_use]
     pub fn new(socket: &Path) -> Self {
-        Self {
-            program: tools::program("cri-tools", "crictl"),
-            endpoint: format!("unix://{}", socket.display()),
-        }
+        Self { program: tools::program("cri-tools", "crictl"), endpoint: format!("unix://{}", socket.display()) }
     }
 
     /// A crictl command, not run yet.
@@ -28,14 +25,7 @@ impl Crictl {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.args(["--config", "/dev/null", "--timeout", "20s"]);
-        command
-            .args([
-                "--runtime-endpoint",
-                &self.endpoint,
-                "--image-endpoint",
-                &self.endpoint,
-            ])
-            .args(arguments);
+        command.args(["--runtime-endpoint", &self.endpoint, "--image-endpoint", &self.endpoint]).args(arguments);
         command
     }
 

@@ -23,11 +23,7 @@ pub fn archive(state: &TempState, web: &Path) -> PathBuf {
         &[base.clone(), web],
         &json!({"Env": [PATH_ENV], "Entrypoint": ["/bin/demo-web", "8080"], "ExposedPorts": {"8080/tcp": {}}, "User": "33:33"}),
     );
-    layout.image(
-        BUSYBOX_IMAGE,
-        &[base],
-        &json!({"Env": [PATH_ENV], "Cmd": ["sh"]}),
-    );
+    layout.image(BUSYBOX_IMAGE, &[base], &json!({"Env": [PATH_ENV], "Cmd": ["sh"]}));
     let path = state.path().join("images.tar");
     layout.archive(&path);
     path
@@ -35,22 +31,12 @@ pub fn archive(state: &TempState, web: &Path) -> PathBuf {
 
 fn busybox() -> Vec<u8> {
     let mut layer = Layer::new();
-    for dir in [
-        "bin", "etc", "dev", "proc", "sys", "usr", "usr/bin", "usr/sbin", "sbin", "var", "home",
-        "run",
-    ] {
+    for dir in ["bin", "etc", "dev", "proc", "sys", "usr", "usr/bin", "usr/sbin", "sbin", "var", "home", "run"] {
         layer = layer.dir(dir, 0o755);
     }
-    layer =
-        layer
-            .dir("tmp", 0o1777)
-            .dir("root", 0o700)
-            .copy("bin/busybox", 0o755, Path::new(BUSYBOX));
+    layer = layer.dir("tmp", 0o1777).dir("root", 0o700).copy("bin/busybox", 0o755, Path::new(BUSYBOX));
     for applet in busybox_applets().iter().filter(|a| *a != "busybox") {
         layer = layer.symlink(&format!("bin/{applet}"), "busybox");
     }
-    layer
-        .file("etc/passwd", 0o644, PASSWD)
-        .file("etc/group", 0o644, GROUP)
-        .into_tar()
+    layer.file("etc/passwd", 0o644, PASSWD).file("etc/group", 0o644, GROUP).into_tar()
 }

@@ -2,12 +2,7 @@
 //!
 //! Owns starting nodes, speaking to them as a user does, and the images they run. It links no part of berth: what it sees is
 //! what a user sees.
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    clippy::unwrap_used,
-    reason = "test code"
-)]
+#![allow(clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used, reason = "test code")]
 
 pub mod cri;
 pub mod crictl;
@@ -29,13 +24,7 @@ pub const SOON: Duration = Duration::from_secs(30);
 /// When it cannot be run or fails; the message holds what it wrote.
 pub fn output(command: &mut Command) -> String {
     let out = try_output(command);
-    assert!(
-        out.status.success(),
-        "{command:?}: {}\n{}{}",
-        out.status,
-        text(&out.stdout),
-        text(&out.stderr)
-    );
+    assert!(out.status.success(), "{command:?}: {}\n{}{}", out.status, text(&out.stdout), text(&out.stderr));
     text(&out.stdout)
 }
 
@@ -44,9 +33,7 @@ pub fn output(command: &mut Command) -> String {
 /// # Panics
 /// When it cannot be run.
 pub fn try_output(command: &mut Command) -> Output {
-    command
-        .output()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"))
+    command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
 /// Bytes as text.

@@ -33,40 +33,20 @@ impl Process {
 
 /// All processes in view that satisfy `wanted` (given pid, name and command line).
 pub fn processes(wanted: impl Fn(u32, &str, &str) -> bool) -> Vec<Process> {
-    let pids = fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
     let look = |pid: u32| {
-        let name = fs::read_to_string(format!("/proc/{pid}/comm"))
-            .ok()?
-            .trim()
-            .to_owned();
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim().to_owned();
         let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let command = String::from_utf8_lossy(&command)
-            .trim_end_matches('\0')
-            .replace('\0', " ");
+        let command = String::from_utf8_lossy(&command).trim_end_matches('\0').replace('\0', " ");
         if !wanted(pid, &name, &command) {
             return None;
         }
         let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
         let private_kib = field(&rollup, "Private_Clean:")? + field(&rollup, "Private_Dirty:")?;
         let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
-        let program = program
-            .file_name()?
-            .to_string_lossy()
-            .trim_start_matches("memfd:")
-            .trim_end_matches(" (deleted)")
-            .to_owned();
-        Some(Process {
-            pid,
-            name,
-            program,
-            command,
-            pss_kib: field(&rollup, "Pss:")?,
-            private_kib,
-        })
+        let program =
+            program.file_name()?.to_string_lossy().trim_start_matches("memfd:").trim_end_matches(" (deleted)").to_owned();
+        Some(Process { pid, name, program, command, pss_kib: field(&rollup, "Pss:")?, private_kib })
     };
     pids.filter_map(look).collect()
 }
@@ -74,18 +54,9 @@ pub fn processes(wanted: impl Fn(u32, &str, &str) -> bool) -> Vec<Process> {
 /// MemAvailable of the machine in KiB.
 #[must_use]
 pub fn available_kib() -> u64 {
-    field(
-        &fs::read_to_string("/proc/meminfo").unwrap_or_default(),
-        "MemAvailable:",
-    )
-    .unwrap_or(0)
+    field(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemAvailable:").unwrap_or(0)
 }
 
 fn field(text: &str, name: &str) -> Option<u64> {
-    text.lines()
-        .find_map(|line| line.strip_prefix(name))?
-        .split_whitespace()
-        .next()?
-        .parse()
-        .ok()
+    text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
 }

@@ -49,12 +49,7 @@ impl Berth {
         for name in ["manifests", "kubelet", "logs", "links", "certs.d"] {
             dir.dir(name);
         }
-        Self {
-            dir,
-            flags: Vec::new(),
-            half,
-            child: None,
-        }
+        Self { dir, flags: Vec::new(), half, child: None }
     }
 
     fn path(&self, name: &str) -> String {
@@ -69,40 +64,20 @@ impl Berth {
 
     /// Starts the agent and waits until it answers.
     pub fn launch(&mut self) {
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(self.path("agent.log"))
-            .unwrap();
+        let log = File::options().create(true).append(true).open(self.path("agent.log")).unwrap();
         let mut command = self.command();
         match self.half {
             Half::Node => {
-                command.args([
-                    "node",
-                    "--manifests",
-                    &self.path("manifests"),
-                    "--kubelet-root",
-                    &self.path("kubelet"),
-                ]);
-                command.args([
-                    "--pod-logs-dir",
-                    &self.path("logs"),
-                    "--container-logs-dir",
-                    &self.path("links"),
-                ]);
+                command.args(["node", "--manifests", &self.path("manifests"), "--kubelet-root", &self.path("kubelet")]);
+                command.args(["--pod-logs-dir", &self.path("logs"), "--container-logs-dir", &self.path("links")]);
                 command.args(["--node-name", "e2e", "--node-ip", NODE_IP]);
             }
             Half::Cri => {
                 command.arg("cri");
             }
         }
-        command
-            .args(["--registry-config-dir", &self.path("certs.d")])
-            .args(&self.flags);
-        command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log);
+        command.args(["--registry-config-dir", &self.path("certs.d")]).args(&self.flags);
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         self.child = Some(command.spawn().unwrap());
         let ready = wait_until(SOON, || self.answers());
         assert!(ready, "berth is not ready:\n{}", self.agent_log());
@@ -185,10 +160,7 @@ impl Berth {
         let named = |pod: &Value| pod["metadata"]["name"] == format!("{name}-e2e") && wanted(pod);
         wait_for(SOON, || self.pods().into_iter().find(|pod| named(pod))).unwrap_or_else(|| {
             let pods = serde_json::to_string_pretty(&self.pods()).unwrap();
-            panic!(
-                "pod {name} did not become {what}:\n{pods}\n{}",
-                self.agent_log()
-            )
+            panic!("pod {name} did not become {what}:\n{pods}\n{}", self.agent_log())
         })
     }
 
@@ -201,10 +173,7 @@ impl Berth {
     #[must_use]
     pub fn logs(&self, pod: &str) -> Vec<String> {
         let out = try_output(self.command().arg("logs").args(pod.split(' ')));
-        String::from_utf8_lossy(&out.stdout)
-            .lines()
-            .map(str::to_owned)
-            .collect()
+        String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned).collect()
     }
 
     /// crictl on this berth's socket.
@@ -228,28 +197,19 @@ impl Berth {
 #[must_use]
 pub fn is_running(pod: &Value) -> bool {
     let containers = pod["status"]["containerStatuses"].as_array();
-    pod["status"]["phase"] == "Running"
-        && containers.is_some_and(|all| !all.is_empty() && all.iter().all(|c| c["ready"] == true))
+    pod["status"]["phase"] == "Running" && containers.is_some_and(|all| !all.is_empty() && all.iter().all(|c| c["ready"] == true))
 }
 
 /// The ids of a pod's containers.
 #[must_use]
 pub fn container_ids(pod: &Value) -> Vec<String> {
-    let all = pod["status"]["containerStatuses"]
-        .as_array()
-        .into_iter()
-        .flatten();
-    all.filter_map(|c| c["containerID"].as_str())
-        .map(str::to_owned)
-        .collect()
+    let all = pod["status"]["containerStatuses"].as_array().into_iter().flatten();
+    all.filter_map(|c| c["containerID"].as_str()).map(str::to_owned).collect()
 }
 
 /// The restarts of a pod's containers, summed.
 #[must_use]
 pub fn restarts(pod: &Value) -> i64 {
-    let all = pod["status"]["containerStatuses"]
-        .as_array()
-        .into_iter()
-        .flatten();
+    let all = pod["status"]["containerStatuses"].as_array().into_iter().flatten();
     all.filter_map(|c| c["restartCount"].as_i64()).sum()
 }

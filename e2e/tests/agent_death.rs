@@ -27,25 +27,14 @@ fn all_running(pods: &[Value]) -> bool {
 
 /// pod name → container ids, sorted.
 fn containers(pods: &[Value]) -> Vec<(String, Vec<String>)> {
-    let mut all: Vec<_> = pods
-        .iter()
-        .map(|p| {
-            (
-                p["metadata"]["name"].as_str().unwrap().to_owned(),
-                container_ids(p),
-            )
-        })
-        .collect();
+    let mut all: Vec<_> = pods.iter().map(|p| (p["metadata"]["name"].as_str().unwrap().to_owned(), container_ids(p))).collect();
     all.sort();
     all
 }
 
 fn newest_line(node: &Berth, pod: &str) -> usize {
     let log = node.logs(pod);
-    log.last()
-        .and_then(|line| line.strip_prefix("line "))
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(0)
+    log.last().and_then(|line| line.strip_prefix("line ")).and_then(|n| n.parse().ok()).unwrap_or(0)
 }
 
 #[test]
@@ -55,33 +44,19 @@ fn a_killed_agent_loses_no_container_no_log_line_and_no_status() {
         for n in 0..PODS {
             node.write_manifest(&format!("count-{n}.yaml"), &counting_pod(n));
         }
-        assert!(
-            wait_until(SOON * 2, || all_running(&node.pods())),
-            "{}",
-            node.agent_log()
-        );
+        assert!(wait_until(SOON * 2, || all_running(&node.pods())), "{}", node.agent_log());
         let before = containers(&node.pods());
 
         node.kill_agent();
         let seen: Vec<usize> = (0..PODS).map(|n| newest_line_in_file(&node, n)).collect();
         let went_on = || (0..PODS).all(|n| newest_line_in_file(&node, n) > seen[n] + 20);
-        assert!(
-            wait_until(SOON, went_on),
-            "the logs grow while no agent runs"
-        );
+        assert!(wait_until(SOON, went_on), "the logs grow while no agent runs");
 
         let begun = Instant::now();
         node.launch();
-        assert!(
-            wait_until(SOON, || all_running(&node.pods())),
-            "{}",
-            node.agent_log()
-        );
+        assert!(wait_until(SOON, || all_running(&node.pods())), "{}", node.agent_log());
         let took = begun.elapsed();
-        report_measured(&format!(
-            "restart of the agent with {PODS} pods: {} ms until every status was right",
-            took.as_millis()
-        ));
+        report_measured(&format!("restart of the agent with {PODS} pods: {} ms until every status was right", took.as_millis()));
         assert!(took < Duration::from_secs(1), "{took:?}");
 
         let pods = node.pods();
@@ -90,15 +65,9 @@ fn a_killed_agent_loses_no_container_no_log_line_and_no_status() {
         for n in 0..PODS {
             let pod = format!("count-{n}-e2e");
             let now = newest_line(&node, &pod);
-            assert!(
-                wait_until(SOON, || newest_line(&node, &pod) > now),
-                "{pod} goes on"
-            );
+            assert!(wait_until(SOON, || newest_line(&node, &pod) > now), "{pod} goes on");
             let lines = node.logs(&pod);
-            let gap = lines
-                .iter()
-                .enumerate()
-                .find(|(i, line)| **line != format!("line {i}"));
+            let gap = lines.iter().enumerate().find(|(i, line)| **line != format!("line {i}"));
             assert_eq!(gap, None, "a line of {pod} is missing");
         }
         node.finish();
@@ -108,20 +77,11 @@ fn a_killed_agent_loses_no_container_no_log_line_and_no_status() {
 /// The newest line's number in the log file itself: no agent is needed to read it.
 fn newest_line_in_file(node: &Berth, n: usize) -> usize {
     let logs = node.dir.path().join("logs");
-    let pod = fs::read_dir(logs).unwrap().flatten().find(|e| {
-        e.file_name()
-            .to_string_lossy()
-            .contains(&format!("_count-{n}-e2e_"))
-    });
-    let text = pod
-        .and_then(|pod| fs::read_to_string(pod.path().join("count/0.log")).ok())
-        .unwrap_or_default();
+    let pod =
+        fs::read_dir(logs).unwrap().flatten().find(|e| e.file_name().to_string_lossy().contains(&format!("_count-{n}-e2e_")));
+    let text = pod.and_then(|pod| fs::read_to_string(pod.path().join("count/0.log")).ok()).unwrap_or_default();
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    whole
-        .lines()
-        .last()
-        .and_then(|line| line.rsplit(' ').next()?.parse().ok())
-        .unwrap_or(0)
+    whole.lines().last().and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0)
 }
 
 #[test]
@@ -150,13 +110,7 @@ fn after_a_reboot_old_sandboxes_list_as_not_ready_and_containers_as_exited_255()
     Sandbox::new().test(|| {
         let mut berth = Berth::start(Half::Cri, WEB);
         let crictl = berth.crictl();
-        let (pod, container) = run_pod(
-            &crictl,
-            &berth.dir,
-            "old",
-            PidShape::PerContainer,
-            "sleep 1000",
-        );
+        let (pod, container) = run_pod(&crictl, &berth.dir, "old", PidShape::PerContainer, "sleep 1000");
         berth.kill_agent();
         reboot(&berth);
         berth.launch();
@@ -170,24 +124,10 @@ fn after_a_reboot_old_sandboxes_list_as_not_ready_and_containers_as_exited_255()
         assert_eq!(status["status"]["reason"], "Unknown", "{status}");
 
         // A new attempt of the same pod starts, and the old one can be removed.
-        let (_, fresh) = run_pod(
-            &crictl,
-            &berth.dir,
-            "fresh",
-            PidShape::PerContainer,
-            "sleep 1000",
-        );
-        assert_eq!(
-            crictl.json(&["inspect", &fresh])["status"]["state"],
-            "CONTAINER_RUNNING"
-        );
+        let (_, fresh) = run_pod(&crictl, &berth.dir, "fresh", PidShape::PerContainer, "sleep 1000");
+        assert_eq!(crictl.json(&["inspect", &fresh])["status"]["state"], "CONTAINER_RUNNING");
         crictl.run(&["rmp", &pod]);
-        assert_eq!(
-            crictl.json(&["pods", "--state", "notready"])["items"]
-                .as_array()
-                .map(Vec::len),
-            Some(0)
-        );
+        assert_eq!(crictl.json(&["pods", "--state", "notready"])["items"].as_array().map(Vec::len), Some(0));
         berth.finish();
     });
 }
@@ -200,10 +140,7 @@ fn reboot(berth: &Berth) {
     let killed = wait_until(SOON, || {
         for process in doomed() {
             // It may be gone already.
-            let _ = Command::new("kill")
-                .args(["-9", &process.pid.to_string()])
-                .stderr(std::process::Stdio::null())
-                .status();
+            let _ = Command::new("kill").args(["-9", &process.pid.to_string()]).stderr(std::process::Stdio::null()).status();
         }
         doomed().is_empty()
     });
@@ -223,24 +160,14 @@ fn reboot(berth: &Berth) {
             let _ = Command::new("ip").args(["link", "delete", name]).status();
         }
     }
-    let boot_id = berth
-        .dir
-        .file("boot_id", "00000000-1111-2222-3333-444444444444\n");
-    output(Command::new("mount").args([
-        "--bind",
-        &boot_id.to_string_lossy(),
-        "/proc/sys/kernel/random/boot_id",
-    ]));
+    let boot_id = berth.dir.file("boot_id", "00000000-1111-2222-3333-444444444444\n");
+    output(Command::new("mount").args(["--bind", &boot_id.to_string_lossy(), "/proc/sys/kernel/random/boot_id"]));
 }
 
 fn mounts_below(dir: &str) -> Vec<String> {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let mut below: Vec<_> = text
-        .lines()
-        .filter_map(|l| l.split(' ').nth(4))
-        .filter(|m| m.starts_with(dir))
-        .map(str::to_owned)
-        .collect();
+    let mut below: Vec<_> =
+        text.lines().filter_map(|l| l.split(' ').nth(4)).filter(|m| m.starts_with(dir)).map(str::to_owned).collect();
     below.reverse();
     below
 }

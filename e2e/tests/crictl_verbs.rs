@@ -16,49 +16,25 @@ fn the_verbs_of_a_pod_and_its_container_work() {
     Sandbox::new().test(|| {
         let berth = Berth::start(Half::Cri, WEB);
         let crictl = berth.crictl();
-        assert!(
-            crictl.run(&["version"]).contains("RuntimeName:  berth"),
-            "{}",
-            crictl.run(&["version"])
-        );
+        assert!(crictl.run(&["version"]).contains("RuntimeName:  berth"), "{}", crictl.run(&["version"]));
         let info = crictl.json(&["info"]);
-        let ready = info["status"]["conditions"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .filter(|c| c["status"] == true)
-            .count();
+        let ready = info["status"]["conditions"].as_array().unwrap().iter().filter(|c| c["status"] == true).count();
         assert!(ready >= 2, "{info}");
 
-        let pod_file = file(
-            &berth.dir,
-            "pod.json",
-            &sandbox(&berth.dir, "smoke", PidShape::PerContainer),
-        );
-        let container_file = file(
-            &berth.dir,
-            "container.json",
-            &container("main", "echo to-out; echo to-err >&2; exec sleep 1000"),
-        );
+        let pod_file = file(&berth.dir, "pod.json", &sandbox(&berth.dir, "smoke", PidShape::PerContainer));
+        let container_file =
+            file(&berth.dir, "container.json", &container("main", "echo to-out; echo to-err >&2; exec sleep 1000"));
         let pod = crictl.run(&["runp", &pod_file]);
         assert_eq!(pod.len(), 64);
         let id = crictl.run(&["create", &pod, &container_file, &pod_file]);
-        assert_eq!(
-            crictl.json(&["inspect", &id])["status"]["state"],
-            "CONTAINER_CREATED"
-        );
+        assert_eq!(crictl.json(&["inspect", &id])["status"]["state"], "CONTAINER_CREATED");
         crictl.run(&["start", &id]);
 
         assert_eq!(crictl.run(&["ps", "-q"]), id);
         assert_eq!(crictl.run(&["pods", "-q", "--state", "ready"]), pod);
         let seen = crictl.json(&["inspectp", &pod]);
         assert_eq!(seen["status"]["metadata"]["name"], "smoke");
-        assert!(
-            seen["status"]["network"]["ip"]
-                .as_str()
-                .is_some_and(|ip| !ip.is_empty()),
-            "{seen}"
-        );
+        assert!(seen["status"]["network"]["ip"].as_str().is_some_and(|ip| !ip.is_empty()), "{seen}");
         let seen = crictl.json(&["inspect", &id]);
         assert_eq!(seen["status"]["state"], "CONTAINER_RUNNING");
         assert_eq!(seen["status"]["image"]["image"], image::BUSYBOX_IMAGE);
@@ -66,13 +42,8 @@ fn the_verbs_of_a_pod_and_its_container_work() {
         assert_eq!(crictl.run(&["exec", "-s", &id, "echo", "hello"]), "hello");
         let failed = crictl.attempt(&["exec", "-s", &id, "sh", "-c", "echo why >&2; exit 5"]);
         assert!(!failed.status.success());
-        assert!(
-            text(&failed.stderr).contains("why") || text(&failed.stdout).contains("why"),
-            "{failed:?}"
-        );
-        assert!(wait_until(SOON, || crictl
-            .run(&["logs", &id])
-            .contains("to-out")));
+        assert!(text(&failed.stderr).contains("why") || text(&failed.stdout).contains("why"), "{failed:?}");
+        assert!(wait_until(SOON, || crictl.run(&["logs", &id]).contains("to-out")));
         let logged = text(&crictl.attempt(&["logs", &id]).stderr);
         assert!(logged.contains("to-err"), "{logged}");
 
@@ -101,11 +72,7 @@ fn an_entrypoint_that_cannot_start_is_told_with_its_path() {
     Sandbox::new().test(|| {
         let berth = Berth::start(Half::Cri, WEB);
         let crictl = berth.crictl();
-        let pod_file = file(
-            &berth.dir,
-            "pod.json",
-            &sandbox(&berth.dir, "wrong", PidShape::PerContainer),
-        );
+        let pod_file = file(&berth.dir, "pod.json", &sandbox(&berth.dir, "wrong", PidShape::PerContainer));
         let pod = crictl.run(&["runp", &pod_file]);
         for (command, told) in [
             ("not-there", "executable file not found in $PATH"),

@@ -12,10 +12,7 @@ const PODS: u64 = 20;
 const SHIM_BUDGET_KIB: u64 = 512;
 
 fn ours() -> Vec<Process> {
-    processes(|_, _, _| true)
-        .into_iter()
-        .filter(|p| p.program.starts_with("berth"))
-        .collect()
+    processes(|_, _, _| true).into_iter().filter(|p| p.program.starts_with("berth")).collect()
 }
 
 fn measure(shape: PidShape) {
@@ -25,13 +22,7 @@ fn measure(shape: PidShape) {
     run_pod(&crictl, &berth.dir, "first", shape, "exec sleep 1000");
     let available = available_kib();
     for n in 0..PODS - 1 {
-        run_pod(
-            &crictl,
-            &berth.dir,
-            &format!("idle-{n}"),
-            shape,
-            "exec sleep 1000",
-        );
+        run_pod(&crictl, &berth.dir, &format!("idle-{n}"), shape, "exec sleep 1000");
     }
     let used = available.saturating_sub(available_kib());
     let agent = berth.pid();
@@ -44,25 +35,13 @@ fn measure(shape: PidShape) {
     names.sort();
     names.dedup();
     for name in names {
-        let these: Vec<_> = shims
-            .iter()
-            .copied()
-            .filter(|p| p.title() == name)
-            .collect();
+        let these: Vec<_> = shims.iter().copied().filter(|p| p.title() == name).collect();
         let private: u64 = these.iter().map(|p| p.private_kib).sum();
         let n = these.len() as u64;
-        report_measured(&format!(
-            "  {n} {name}: PSS {} KiB ({} each), private {} KiB",
-            sum(&these),
-            sum(&these) / n,
-            private
-        ));
+        report_measured(&format!("  {n} {name}: PSS {} KiB ({} each), private {} KiB", sum(&these), sum(&these) / n, private));
     }
     let each = sum(&shims) / PODS;
-    report_measured(&format!(
-        "  a pod: {each} KiB of PSS; MemAvailable fell by {} KiB a pod",
-        used / (PODS - 1)
-    ));
+    report_measured(&format!("  a pod: {each} KiB of PSS; MemAvailable fell by {} KiB a pod", used / (PODS - 1)));
     assert!(shims.len() as u64 >= PODS, "{shims:?}");
     assert!(each <= SHIM_BUDGET_KIB, "{each} KiB a pod");
     berth.finish();

@@ -15,15 +15,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("berth-cri-api", &[]),
         (
             "berth-cri-server",
-            &[
-                "berth-cri-api",
-                "berth-shim",
-                "berth-cgroup",
-                "berth-cni",
-                "berth-image",
-                "berth-oci",
-                "berth-linux",
-            ],
+            &["berth-cri-api", "berth-shim", "berth-cgroup", "berth-cni", "berth-image", "berth-oci", "berth-linux"],
         ),
         ("berth-kubelet", &["berth-cri-api", "berth-cgroup"]),
         ("berth-testkit", &[]),
@@ -33,22 +25,11 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
 #[test]
 fn crates_link_only_in_the_agreed_direction() {
     let out = Command::new(env!("CARGO"))
-        .args([
-            "metadata",
-            "--format-version",
-            "1",
-            "--no-deps",
-            "--offline",
-        ])
+        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
         .output()
         .expect("cargo metadata runs");
-    assert!(
-        out.status.success(),
-        "{}",
-        String::from_utf8_lossy(&out.stderr)
-    );
-    let metadata: serde_json::Value =
-        serde_json::from_slice(&out.stdout).expect("cargo metadata is JSON");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&out.stdout).expect("cargo metadata is JSON");
     let packages = metadata["packages"].as_array().expect("a list of packages");
     let ours: BTreeSet<&str> = packages.iter().filter_map(|p| p["name"].as_str()).collect();
     let allowed = allowed();
@@ -59,9 +40,7 @@ fn crates_link_only_in_the_agreed_direction() {
         if name == "berth" || name == "berth-e2e" {
             continue;
         }
-        let may = allowed.get(name).unwrap_or_else(|| {
-            panic!("{name} is a new crate: add its edges here and to docs/adr/0007")
-        });
+        let may = allowed.get(name).unwrap_or_else(|| panic!("{name} is a new crate: add its edges here and to docs/adr/0007"));
         for dependency in package["dependencies"].as_array().into_iter().flatten() {
             let to = dependency["name"].as_str().unwrap_or_default();
             let test_only = dependency["kind"].as_str() == Some("dev");
@@ -70,10 +49,7 @@ fn crates_link_only_in_the_agreed_direction() {
             }
         }
     }
-    assert!(
-        wrong.is_empty(),
-        "edges that the architecture does not allow: {wrong:?}"
-    );
+    assert!(wrong.is_empty(), "edges that the architecture does not allow: {wrong:?}");
 }
 
 #[test]
@@ -86,12 +62,7 @@ fn unsafe_code_lives_in_one_crate() {
         .output()
         .expect("git grep runs");
     let files = String::from_utf8_lossy(&out.stdout);
-    let strays: Vec<&str> = files
-        .lines()
-        .filter(|f| !f.starts_with("runtime/linux/") && !f.starts_with("e2e/tests/edges.rs"))
-        .collect();
-    assert!(
-        strays.is_empty(),
-        "files that allow unsafe code outside runtime/linux: {strays:?}"
-    );
+    let strays: Vec<&str> =
+        files.lines().filter(|f| !f.starts_with("runtime/linux/") && !f.starts_with("e2e/tests/edges.rs")).collect();
+    assert!(strays.is_empty(), "files that allow unsafe code outside runtime/linux: {strays:?}");
 }

@@ -16,31 +16,17 @@ fn web_pod(greeting: &str) -> String {
 /// The memory limit of the cgroup that a process is in, and that cgroup.
 fn memory_limit(pid: u32) -> (String, String) {
     let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
-    let of = |field: &str| {
-        cgroups
-            .lines()
-            .find_map(|l| l.split_once(field).map(|(_, path)| path.to_owned()))
-    };
+    let of = |field: &str| cgroups.lines().find_map(|l| l.split_once(field).map(|(_, path)| path.to_owned()));
     let (path, file) = match of(":memory:") {
-        Some(path) => (
-            path.clone(),
-            format!("/sys/fs/cgroup/memory{path}/memory.limit_in_bytes"),
-        ),
-        None => of("0::")
-            .map(|path| (path.clone(), format!("/sys/fs/cgroup{path}/memory.max")))
-            .unwrap(),
+        Some(path) => (path.clone(), format!("/sys/fs/cgroup/memory{path}/memory.limit_in_bytes")),
+        None => of("0::").map(|path| (path.clone(), format!("/sys/fs/cgroup{path}/memory.max"))).unwrap(),
     };
-    (
-        std::fs::read_to_string(file).unwrap().trim().to_owned(),
-        path,
-    )
+    (std::fs::read_to_string(file).unwrap().trim().to_owned(), path)
 }
 
 fn page(address: &str, port: u16, path: &str) -> String {
     let mut last = String::new();
-    let got = wait_for(SOON, || {
-        fetch::page(address, port, path).map_err(|e| last = e).ok()
-    });
+    let got = wait_for(SOON, || fetch::page(address, port, path).map_err(|e| last = e).ok());
     got.unwrap_or_else(|| panic!("{last}"))
 }
 
@@ -55,14 +41,8 @@ fn a_manifest_becomes_a_pod_and_its_edits_restarts_and_removal_follow() {
         assert!(page(&ip, 8080, "/").starts_with("first"));
         assert!(page(NODE_IP, 18080, "/by-host-port").starts_with("first"));
         assert!(page("127.0.0.1", 18080, "/by-loopback").starts_with("first"));
-        assert!(wait_until(SOON, || node
-            .logs("web-e2e")
-            .iter()
-            .any(|line| line.ends_with("/by-host-port"))));
-        assert_eq!(
-            node.run(&["exec", "web-e2e", "--", "id", "-u"]).trim(),
-            "33"
-        );
+        assert!(wait_until(SOON, || node.logs("web-e2e").iter().any(|line| line.ends_with("/by-host-port"))));
+        assert_eq!(node.run(&["exec", "web-e2e", "--", "id", "-u"]).trim(), "33");
         let web = memory::processes(|_, name, _| name == "demo-web");
         let (limit, cgroup) = memory_limit(web[0].pid);
         assert_eq!(limit, (32 << 20).to_string());
@@ -71,9 +51,7 @@ fn a_manifest_becomes_a_pod_and_its_edits_restarts_and_removal_follow() {
         // A crash: the container is started again, the pod and its address stay.
         let first = container_ids(&pod);
         assert!(page(&ip, 8080, "/crash").contains("crashing"));
-        let pod = node.wait_pod("web", "restarted", |pod| {
-            is_running(pod) && restarts(pod) == 1
-        });
+        let pod = node.wait_pod("web", "restarted", |pod| is_running(pod) && restarts(pod) == 1);
         assert_eq!(pod["status"]["podIP"], ip.as_str());
         assert_ne!(container_ids(&pod), first);
         let ended = &pod["status"]["containerStatuses"][0]["lastState"]["terminated"];
@@ -83,9 +61,7 @@ fn a_manifest_becomes_a_pod_and_its_edits_restarts_and_removal_follow() {
         // An edit is another pod: another UID and another sandbox.
         let uid = pod["metadata"]["uid"].clone();
         node.write_manifest("web.yaml", &web_pod("second"));
-        let pod = node.wait_pod("web", "replaced", |pod| {
-            is_running(pod) && pod["metadata"]["uid"] != uid
-        });
+        let pod = node.wait_pod("web", "replaced", |pod| is_running(pod) && pod["metadata"]["uid"] != uid);
         let ip = pod["status"]["podIP"].as_str().unwrap().to_owned();
         assert!(page(&ip, 8080, "/").starts_with("second"));
         assert!(page(NODE_IP, 18080, "/").starts_with("second"));
@@ -93,18 +69,12 @@ fn a_manifest_becomes_a_pod_and_its_edits_restarts_and_removal_follow() {
         // A broken file leaves the running pod alone and is named.
         let uid = pod["metadata"]["uid"].clone();
         node.write_manifest("broken.yaml", "apiVersion: v1\nkind: Pod\nspec: [");
-        assert!(wait_until(SOON, || node
-            .agent_log()
-            .contains("broken.yaml")));
+        assert!(wait_until(SOON, || node.agent_log().contains("broken.yaml")));
         assert_eq!(node.wait_running("web")["metadata"]["uid"], uid);
         node.remove_manifest("broken.yaml");
 
         node.remove_manifest("web.yaml");
-        assert!(
-            wait_until(SOON, || node.pods().is_empty()),
-            "{:?}",
-            node.pods()
-        );
+        assert!(wait_until(SOON, || node.pods().is_empty()), "{:?}", node.pods());
         assert!(wait_until(SOON, || fetch::page(NODE_IP, 18080, "/").is_err()));
         node.finish();
     });
@@ -140,26 +110,13 @@ fn two_nodes_on_one_machine_do_not_touch_each_other() {
         other.flags = vec!["--pod-cidr".into(), "10.99.0.0/24".into()];
         other.launch();
         one.write_manifest("web.yaml", &web_pod("one"));
-        other.write_manifest(
-            "web.yaml",
-            &web_pod("other").replace("          hostPort: 18080\n", ""),
-        );
-        let ip = |node: &Berth| {
-            node.wait_running("web")["status"]["podIP"]
-                .as_str()
-                .unwrap()
-                .to_owned()
-        };
+        other.write_manifest("web.yaml", &web_pod("other").replace("          hostPort: 18080\n", ""));
+        let ip = |node: &Berth| node.wait_running("web")["status"]["podIP"].as_str().unwrap().to_owned();
         let (one_ip, _) = (ip(&one), ip(&other));
         other.finish();
         assert!(page(&one_ip, 8080, "/").starts_with("one"));
         assert!(page(NODE_IP, 18080, "/").starts_with("one"));
         one.finish();
-        assert!(
-            output(std::process::Command::new("ip").args(["-brief", "link"]))
-                .lines()
-                .count()
-                <= 3
-        );
+        assert!(output(std::process::Command::new("ip").args(["-brief", "link"])).lines().count() <= 3);
     });
 }

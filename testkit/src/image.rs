@@ -29,9 +29,7 @@ impl Layer {
     /// An empty layer.
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            tar: tar::Builder::new(Vec::new()),
-        }
+        Self { tar: tar::Builder::new(Vec::new()) }
     }
 
     /// A folder owned by root.
@@ -75,20 +73,11 @@ impl Layer {
     #[must_use]
     pub fn raw(mut self, mut header: tar::Header, path: &str, data: &[u8]) -> Self {
         header.set_size(data.len() as u64);
-        self.tar
-            .append_data(&mut header, path, data)
-            .unwrap_or_else(|e| panic!("{path}: {e}"));
+        self.tar.append_data(&mut header, path, data).unwrap_or_else(|e| panic!("{path}: {e}"));
         self
     }
 
-    fn entry(
-        mut self,
-        path: &str,
-        kind: tar::EntryType,
-        mode: u32,
-        data: &[u8],
-        link: Option<&str>,
-    ) -> Self {
+    fn entry(mut self, path: &str, kind: tar::EntryType, mode: u32, data: &[u8], link: Option<&str>) -> Self {
         let path = path.trim_start_matches('/');
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(kind);
@@ -119,12 +108,10 @@ impl Layer {
 #[must_use]
 pub fn digest(data: &[u8]) -> String {
     use std::fmt::Write as _;
-    Sha256::digest(data)
-        .iter()
-        .fold("sha256:".to_owned(), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+    Sha256::digest(data).iter().fold("sha256:".to_owned(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// An OCI layout folder in the making: images by reference name.
@@ -141,12 +128,8 @@ impl Layout {
     #[must_use]
     pub fn create(dir: &Path) -> Self {
         fs::create_dir_all(dir.join("blobs/sha256")).expect("make the layout's folder");
-        fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)
-            .expect("write oci-layout");
-        Self {
-            dir: dir.to_path_buf(),
-            manifests: Vec::new(),
-        }
+        fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).expect("write oci-layout");
+        Self { dir: dir.to_path_buf(), manifests: Vec::new() }
     }
 
     /// Adds an image of these uncompressed layers (stored as gzip) under a name; `config` is the part of the image configuration
@@ -156,10 +139,7 @@ impl Layout {
     /// When the folder cannot be written.
     pub fn image(&mut self, name: &str, layers: &[Vec<u8>], config: &Value) -> String {
         let diff_ids: Vec<_> = layers.iter().map(|tar| digest(tar)).collect();
-        let stored: Vec<_> = layers
-            .iter()
-            .map(|tar| self.blob(&format!("{MEDIA}layer.v1.tar+gzip"), &gzip(tar)))
-            .collect();
+        let stored: Vec<_> = layers.iter().map(|tar| self.blob(&format!("{MEDIA}layer.v1.tar+gzip"), &gzip(tar))).collect();
         let arch = match std::env::consts::ARCH {
             "x86_64" => "amd64",
             "aarch64" => "arm64",
@@ -170,17 +150,12 @@ impl Layout {
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
             "history": diff_ids.iter().map(|_| json!({"created": "2024-01-01T00:00:00Z"})).collect::<Vec<_>>(),
         });
-        let config = self.blob(
-            &format!("{MEDIA}config.v1+json"),
-            image_config.to_string().as_bytes(),
-        );
+        let config = self.blob(&format!("{MEDIA}config.v1+json"), image_config.to_string().as_bytes());
         let media = format!("{MEDIA}manifest.v1+json");
-        let manifest =
-            json!({"schemaVersion": 2, "mediaType": media, "config": config, "layers": stored});
+        let manifest = json!({"schemaVersion": 2, "mediaType": media, "config": config, "layers": stored});
         let mut entry = self.blob(&media, manifest.to_string().as_bytes());
         let digest = entry["digest"].as_str().unwrap_or_default().to_owned();
-        entry["annotations"] =
-            json!({"org.opencontainers.image.ref.name": name, "io.containerd.image.name": name});
+        entry["annotations"] = json!({"org.opencontainers.image.ref.name": name, "io.containerd.image.name": name});
         entry["platform"] = json!({"architecture": arch, "os": "linux"});
         self.manifests.push(entry);
         self.write_index();
@@ -193,11 +168,8 @@ impl Layout {
     /// When a file cannot be read or written.
     pub fn archive(&self, to: &Path) {
         let mut tar = tar::Builder::new(fs::File::create(to).expect("make the archive"));
-        tar.append_dir_all(".", &self.dir)
-            .expect("put the layout into the archive");
-        tar.into_inner()
-            .and_then(|mut file| file.flush())
-            .expect("finish the archive");
+        tar.append_dir_all(".", &self.dir).expect("put the layout into the archive");
+        tar.into_inner().and_then(|mut file| file.flush()).expect("finish the archive");
     }
 
     fn blob(&self, media: &str, data: &[u8]) -> Value {
@@ -214,13 +186,8 @@ impl Layout {
 }
 
 fn gzip(data: &[u8]) -> Vec<u8> {
-    let mut writer = GzBuilder::new()
-        .mtime(0)
-        .write(Vec::new(), Compression::new(6));
-    writer
-        .write_all(data)
-        .and_then(|()| writer.finish())
-        .expect("compress in memory")
+    let mut writer = GzBuilder::new().mtime(0).write(Vec::new(), Compression::new(6));
+    writer.write_all(data).and_then(|()| writer.finish()).expect("compress in memory")
 }
 
 #[cfg(test)]
@@ -231,25 +198,14 @@ mod tests {
     fn the_same_files_make_the_same_image() {
         let make = || {
             let state = crate::TempState::new();
-            let layer = Layer::new()
-                .dir("etc", 0o755)
-                .file("etc/motd", 0o644, "hello")
-                .symlink("m", "etc/motd")
-                .into_tar();
-            Layout::create(state.path()).image(
-                "example.test/a:1",
-                &[layer],
-                &json!({"Cmd": ["sh"]}),
-            )
+            let layer = Layer::new().dir("etc", 0o755).file("etc/motd", 0o644, "hello").symlink("m", "etc/motd").into_tar();
+            Layout::create(state.path()).image("example.test/a:1", &[layer], &json!({"Cmd": ["sh"]}))
         };
         assert_eq!(make(), make());
     }
 
     #[test]
     fn a_digest_is_sha256_of_the_bytes() {
-        assert_eq!(
-            digest(b""),
-            "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-        );
+        assert_eq!(digest(b""), "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
     }
 }

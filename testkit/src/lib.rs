@@ -2,11 +2,7 @@
 //!
 //! Owns what tests of several crates share. It must not know berth: nothing here names a berth type, so that every crate can
 //! depend on it.
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "tests are told what happens"
-)]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests are told what happens")]
 
 pub mod image;
 pub mod rootfs;

@@ -13,14 +13,8 @@ pub const BUSYBOX: &str = "/bin/busybox";
 /// When busybox is not installed.
 #[must_use]
 pub fn busybox_applets() -> Vec<String> {
-    let out = Command::new(BUSYBOX)
-        .arg("--list")
-        .output()
-        .expect("run /bin/busybox (package busybox-static)");
-    String::from_utf8_lossy(&out.stdout)
-        .lines()
-        .map(str::to_owned)
-        .collect()
+    let out = Command::new(BUSYBOX).arg("--list").output().expect("run /bin/busybox (package busybox-static)");
+    String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned).collect()
 }
 
 /// Fills `root` with busybox, links for all its applets, the usual empty folders, and passwd and group files with `root`,
@@ -29,19 +23,14 @@ pub fn busybox_applets() -> Vec<String> {
 /// # Panics
 /// When busybox is not installed or `root` cannot be written.
 pub fn busybox_rootfs(root: &Path) {
-    for dir in [
-        "bin", "sbin", "usr/bin", "usr/sbin", "etc", "dev", "proc", "sys", "run", "var/log",
-        "home", "lib", "mnt",
-    ] {
+    for dir in ["bin", "sbin", "usr/bin", "usr/sbin", "etc", "dev", "proc", "sys", "run", "var/log", "home", "lib", "mnt"] {
         std::fs::create_dir_all(root.join(dir)).expect("make a folder of the root filesystem");
     }
     for (dir, mode) in [("tmp", 0o1777), ("root", 0o700)] {
         std::fs::create_dir_all(root.join(dir)).expect("make a folder of the root filesystem");
-        std::fs::set_permissions(root.join(dir), PermissionsExt::from_mode(mode))
-            .expect("set a folder's mode");
+        std::fs::set_permissions(root.join(dir), PermissionsExt::from_mode(mode)).expect("set a folder's mode");
     }
-    std::fs::copy(BUSYBOX, root.join("bin/busybox"))
-        .expect("copy /bin/busybox (package busybox-static)");
+    std::fs::copy(BUSYBOX, root.join("bin/busybox")).expect("copy /bin/busybox (package busybox-static)");
     for applet in busybox_applets().iter().filter(|a| *a != "busybox") {
         symlink("busybox", root.join("bin").join(applet)).expect("link an applet");
     }

@@ -13,12 +13,8 @@ impl TempState {
     /// Makes a fresh folder under `$BERTH_TEST_DIR` or `/tmp`.
     #[must_use]
     pub fn new() -> Self {
-        let parent =
-            std::env::var_os("BERTH_TEST_DIR").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from);
-        let dir = tempfile::Builder::new()
-            .prefix("bt-")
-            .tempdir_in(&parent)
-            .expect("make a folder for the test");
+        let parent = std::env::var_os("BERTH_TEST_DIR").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from);
+        let dir = tempfile::Builder::new().prefix("bt-").tempdir_in(&parent).expect("make a folder for the test");
         Self { path: dir.keep() }
     }
 
@@ -55,10 +51,7 @@ impl Default for TempState {
 impl Drop for TempState {
     fn drop(&mut self) {
         let text = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
-        let below = text
-            .lines()
-            .filter_map(|line| line.split(' ').nth(4))
-            .filter(|m| Path::new(m).starts_with(&self.path));
+        let below = text.lines().filter_map(|line| line.split(' ').nth(4)).filter(|m| Path::new(m).starts_with(&self.path));
         for mounted in below.collect::<Vec<_>>().into_iter().rev() {
             let _ = nix::mount::umount2(mounted, nix::mount::MntFlags::MNT_DETACH);
         }

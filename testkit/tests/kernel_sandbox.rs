@@ -17,19 +17,9 @@ fn inside_are_a_fresh_network_a_tmpfs_on_run_and_own_processes() {
         let links = String::from_utf8(links.stdout).unwrap();
         let names = ["lo", "uplink0@", "uplink0-far@"];
         let links_found = links.lines().filter(|l| !l.starts_with(' ')).count();
-        assert!(
-            links_found == 3 && names.iter().all(|n| links.contains(&format!(": {n}"))),
-            "{links}"
-        );
-        assert!(
-            links.contains("uplink0") && links.contains("10.77.0.1/24"),
-            "{links}"
-        );
-        assert!(
-            mountinfo()
-                .lines()
-                .any(|l| l.contains(" /run ") && l.contains("- tmpfs "))
-        );
+        assert!(links_found == 3 && names.iter().all(|n| links.contains(&format!(": {n}"))), "{links}");
+        assert!(links.contains("uplink0") && links.contains("10.77.0.1/24"), "{links}");
+        assert!(mountinfo().lines().any(|l| l.contains(" /run ") && l.contains("- tmpfs ")));
         assert!(!mountinfo().contains("shared:"));
         assert!(std::process::id() < 10, "own PID namespace");
     });
@@ -39,11 +29,7 @@ fn inside_are_a_fresh_network_a_tmpfs_on_run_and_own_processes() {
 fn inside_every_cgroup_hierarchy_starts_at_the_sandbox() {
     in_namespaces(|| {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap();
-        assert!(
-            own.lines()
-                .all(|l| l.ends_with(":/") || l.ends_with(":/testkit")),
-            "{own}"
-        );
+        assert!(own.lines().all(|l| l.ends_with(":/") || l.ends_with(":/testkit")), "{own}");
         for dir in ["memory", "cpuset", "freezer"] {
             let dir = format!("/sys/fs/cgroup/{dir}");
             if fs::exists(&dir).unwrap() {
@@ -65,36 +51,26 @@ fn a_failure_inside_is_a_failure_outside() {
 #[test]
 fn orphans_are_reaped_by_the_init() {
     in_namespaces(|| {
-        let out = Command::new("/bin/busybox")
-            .args(["sh", "-c", "/bin/busybox sleep 0.05 >/dev/null & echo $!"])
-            .output()
-            .unwrap();
+        let out =
+            Command::new("/bin/busybox").args(["sh", "-c", "/bin/busybox sleep 0.05 >/dev/null & echo $!"]).output().unwrap();
         let pid = String::from_utf8(out.stdout).unwrap();
-        assert!(wait_until(std::time::Duration::from_secs(5), || {
-            !fs::exists(format!("/proc/{}", pid.trim())).unwrap()
-        }));
+        assert!(wait_until(std::time::Duration::from_secs(5), || { !fs::exists(format!("/proc/{}", pid.trim())).unwrap() }));
     });
 }
 
 #[test]
 fn a_shared_root_stays_among_its_own() {
-    Sandbox::new()
-        .shared_root()
-        .test(|| assert!(mountinfo().contains(" / / ") && mountinfo().contains("shared:")));
+    Sandbox::new().shared_root().test(|| assert!(mountinfo().contains(" / / ") && mountinfo().contains("shared:")));
 }
 
 #[test]
 fn a_frozen_process_does_not_keep_the_sandbox() {
     in_namespaces(|| {
         let dir = "/sys/fs/cgroup/freezer/cold";
-        if fs::create_dir_all(dir).is_err() || !fs::exists(format!("{dir}/freezer.state")).unwrap()
-        {
+        if fs::create_dir_all(dir).is_err() || !fs::exists(format!("{dir}/freezer.state")).unwrap() {
             berth_testkit::skip!("needs the v1 freezer");
         }
-        let child = Command::new("/bin/busybox")
-            .args(["sleep", "100"])
-            .spawn()
-            .unwrap();
+        let child = Command::new("/bin/busybox").args(["sleep", "100"]).spawn().unwrap();
         fs::write(format!("{dir}/cgroup.procs"), child.id().to_string()).unwrap();
         fs::write(format!("{dir}/freezer.state"), "FROZEN").unwrap();
     });
@@ -104,15 +80,11 @@ fn a_frozen_process_does_not_keep_the_sandbox() {
 fn a_killed_sandbox_leaves_no_process_and_the_next_one_removes_its_cgroups() {
     let mark = format!("3{}", std::process::id());
     let program = ["/bin/busybox", "sleep", mark.as_str()];
-    let mut outer = Command::new(env!("CARGO_BIN_EXE_berth-sandbox"))
-        .args(program)
-        .spawn()
-        .unwrap();
+    let mut outer = Command::new(env!("CARGO_BIN_EXE_berth-sandbox")).args(program).spawn().unwrap();
     let sleeping = || {
         let all = fs::read_dir("/proc").unwrap().flatten();
         all.filter(|e| {
-            fs::read(e.path().join("cmdline"))
-                .is_ok_and(|line| line.starts_with(b"/bin/busybox\0sleep\0") && find(&line, &mark))
+            fs::read(e.path().join("cmdline")).is_ok_and(|line| line.starts_with(b"/bin/busybox\0sleep\0") && find(&line, &mark))
         })
         .count()
     };
@@ -120,32 +92,17 @@ fn a_killed_sandbox_leaves_no_process_and_the_next_one_removes_its_cgroups() {
     assert!(wait_until(ten, || sleeping() == 1));
     outer.kill().unwrap();
     outer.wait().unwrap();
-    assert!(
-        wait_until(ten, || sleeping() == 0),
-        "the kernel ends everything inside"
-    );
+    assert!(wait_until(ten, || sleeping() == 0), "the kernel ends everything inside");
 
     let left = format!("berth-test-{}-", outer.id());
     let leftover = || {
-        let tops = fs::read_dir("/sys/fs/cgroup")
-            .unwrap()
-            .flatten()
-            .filter_map(|top| fs::read_dir(top.path()).ok());
-        tops.flatten()
-            .flatten()
-            .any(|e| e.file_name().to_string_lossy().starts_with(&left))
+        let tops = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().filter_map(|top| fs::read_dir(top.path()).ok());
+        tops.flatten().flatten().any(|e| e.file_name().to_string_lossy().starts_with(&left))
     };
-    assert!(
-        Command::new(env!("CARGO_BIN_EXE_berth-sandbox"))
-            .arg("true")
-            .status()
-            .unwrap()
-            .success()
-    );
+    assert!(Command::new(env!("CARGO_BIN_EXE_berth-sandbox")).arg("true").status().unwrap().success());
     assert!(wait_until(ten, || !leftover()));
 }
 
 fn find(line: &[u8], mark: &str) -> bool {
-    line.split(|b| *b == 0)
-        .any(|argument| argument == mark.as_bytes())
+    line.split(|b| *b == 0).any(|argument| argument == mark.as_bytes())
 }

@@ -11,16 +11,10 @@ use serde_json::json;
 fn main() -> Result<()> {
     let mut arguments = std::env::args_os().skip(1);
     let usage = "usage: demo-image PROGRAM ARCHIVE";
-    let (program, archive) = (
-        arguments.next().context(usage)?,
-        arguments.next().context(usage)?,
-    );
+    let (program, archive) = (arguments.next().context(usage)?, arguments.next().context(usage)?);
     let work = TempState::new();
     let mut layout = Layout::create(work.path());
-    let layer = Layer::new()
-        .dir("bin", 0o755)
-        .copy("bin/demo-web", 0o755, Path::new(&program))
-        .into_tar();
+    let layer = Layer::new().dir("bin", 0o755).copy("bin/demo-web", 0o755, Path::new(&program)).into_tar();
     layout.image(
         WEB,
         &[layer],

@@ -14,14 +14,8 @@ fn main() -> std::io::Result<()> {
     if arguments.peek().is_some_and(|a| a == "whoami") {
         return whoami();
     }
-    let port = arguments
-        .next()
-        .and_then(|p| p.parse().ok())
-        .unwrap_or(8080_u16);
-    let greeting = arguments
-        .next()
-        .or_else(|| std::env::var("GREETING").ok())
-        .unwrap_or_else(|| "hello from berth".to_owned());
+    let port = arguments.next().and_then(|p| p.parse().ok()).unwrap_or(8080_u16);
+    let greeting = arguments.next().or_else(|| std::env::var("GREETING").ok()).unwrap_or_else(|| "hello from berth".to_owned());
 
     // As PID 1 of a container the default action of a signal is nothing: it must be taken.
     let mut ends = SigSet::empty();
@@ -35,8 +29,7 @@ fn main() -> std::io::Result<()> {
         }
     });
 
-    let listener =
-        TcpListener::bind(("::", port)).or_else(|_| TcpListener::bind(("0.0.0.0", port)))?;
+    let listener = TcpListener::bind(("::", port)).or_else(|_| TcpListener::bind(("0.0.0.0", port)))?;
     println!("demo-web: serving on port {port}");
     for (number, stream) in (1_u64..).zip(listener.incoming()) {
         // A client that went away is its own problem.
@@ -47,15 +40,8 @@ fn main() -> std::io::Result<()> {
 
 fn whoami() -> std::io::Result<()> {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname")?;
-    let pids = std::fs::read_dir("/proc")?
-        .flatten()
-        .filter(|e| e.file_name().to_string_lossy().parse::<u32>().is_ok())
-        .count();
-    println!(
-        "uid {} on {}, {pids} processes in sight",
-        nix::unistd::getuid(),
-        host.trim()
-    );
+    let pids = std::fs::read_dir("/proc")?.flatten().filter(|e| e.file_name().to_string_lossy().parse::<u32>().is_ok()).count();
+    println!("uid {} on {}, {pids} processes in sight", nix::unistd::getuid(), host.trim());
     Ok(())
 }
 
@@ -66,15 +52,9 @@ fn serve(stream: TcpStream, number: u64, greeting: &str) -> std::io::Result<()> 
     let path = line.split(' ').nth(1).unwrap_or("/");
     println!("request {number}: {path}");
     let crash = path == "/crash";
-    let page = if crash {
-        "crashing\n".to_owned()
-    } else {
-        format!("{greeting} (request {number})\n")
-    };
-    let head = format!(
-        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        page.len()
-    );
+    let page = if crash { "crashing\n".to_owned() } else { format!("{greeting} (request {number})\n") };
+    let head =
+        format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", page.len());
     (&stream).write_all((head + &page).as_bytes())?;
     if crash {
         eprintln!("demo-web: told to crash");

@@ -39,19 +39,13 @@ impl CgroupTree {
         let pid = process::id();
         let mut name = format!("{PREFIX}{pid}-{}", start_time(pid).unwrap_or(0));
         // Several tests of one process run at once.
-        let first = hierarchies
-            .first()
-            .map(|h| h.at.clone())
-            .unwrap_or_default();
+        let first = hierarchies.first().map(|h| h.at.clone()).unwrap_or_default();
         for n in 0.. {
             let candidate = format!("{name}-{n}");
             match fs::create_dir(first.join(&candidate)) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => {
-                    return Err(io::Error::other(format!(
-                        "make cgroup {}: {error}",
-                        first.join(candidate).display()
-                    )));
+                    return Err(io::Error::other(format!("make cgroup {}: {error}", first.join(candidate).display())));
                 }
                 Ok(()) => {
                     name = candidate;
@@ -62,18 +56,14 @@ impl CgroupTree {
         let tree = Self { name, hierarchies };
         for hierarchy in &tree.hierarchies {
             let dir = hierarchy.at.join(&tree.name);
-            fs::create_dir_all(&dir)
-                .map_err(|e| io::Error::other(format!("make cgroup {}: {e}", dir.display())))?;
+            fs::create_dir_all(&dir).map_err(|e| io::Error::other(format!("make cgroup {}: {e}", dir.display())))?;
             // A new cpuset is empty and takes no process until it has CPUs and memory.
             for file in ["cpuset.cpus", "cpuset.mems"] {
                 if !hierarchy.v2 && dir.join(file).exists() {
                     fs::write(dir.join(file), fs::read(hierarchy.at.join(file))?)?;
                 }
             }
-            if !hierarchy.v2
-                && dir.join("cgroup.clone_children").exists()
-                && dir.join("cpuset.cpus").exists()
-            {
+            if !hierarchy.v2 && dir.join("cgroup.clone_children").exists() && dir.join("cpuset.cpus").exists() {
                 fs::write(dir.join("cgroup.clone_children"), "1")?;
             }
         }
@@ -100,11 +90,7 @@ impl CgroupTree {
         }
         for hierarchy in &all {
             fs::create_dir_all(&hierarchy.at)?;
-            let (kind, options) = if hierarchy.v2 {
-                ("cgroup2", None)
-            } else {
-                ("cgroup", Some(hierarchy.options.as_str()))
-            };
+            let (kind, options) = if hierarchy.v2 { ("cgroup2", None) } else { ("cgroup", Some(hierarchy.options.as_str())) };
             mount(Some(kind), &hierarchy.at, Some(kind), flags, options)
                 .map_err(|e| io::Error::other(format!("mount {}: {e}", hierarchy.at.display())))?;
             if hierarchy.v2 {
@@ -127,8 +113,7 @@ impl Drop for CgroupTree {
 }
 
 fn join(dir: &Path) -> io::Result<()> {
-    fs::write(dir.join("cgroup.procs"), "0")
-        .map_err(|e| io::Error::other(format!("join cgroup {}: {e}", dir.display())))
+    fs::write(dir.join("cgroup.procs"), "0").map_err(|e| io::Error::other(format!("join cgroup {}: {e}", dir.display())))
 }
 
 /// Thaws every v1 cgroup in view: frozen processes cannot be killed.
@@ -151,10 +136,7 @@ fn thaw(dir: &Path) {
 
 fn children(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
-        .map(|e| e.path())
-        .collect()
+    entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect()
 }
 
 /// Kills what runs in the tree and removes it; bounded, best effort.
@@ -167,15 +149,8 @@ fn remove_tree(dir: &Path) {
             Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => {
                 thaw(dir);
                 let procs = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-                for pid in procs
-                    .lines()
-                    .filter_map(|l| l.parse().ok())
-                    .filter(|pid| *pid > 1)
-                {
-                    let _ = nix::sys::signal::kill(
-                        nix::unistd::Pid::from_raw(pid),
-                        nix::sys::signal::Signal::SIGKILL,
-                    );
+                for pid in procs.lines().filter_map(|l| l.parse().ok()).filter(|pid| *pid > 1) {
+                    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
                 }
                 std::thread::sleep(Duration::from_millis(10));
             }
@@ -186,23 +161,12 @@ fn remove_tree(dir: &Path) {
 
 fn remove_stale(hierarchy: &Hierarchy) {
     for dir in children(&hierarchy.at) {
-        let name = dir
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        let mut parts = name
-            .strip_prefix(PREFIX)
-            .into_iter()
-            .flat_map(|rest| rest.split('-'));
+        let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut parts = name.strip_prefix(PREFIX).into_iter().flat_map(|rest| rest.split('-'));
         let (Some(pid), Some(started)) = (parts.next(), parts.next()) else {
             continue;
         };
-        let alive = pid
-            .parse()
-            .ok()
-            .and_then(start_time)
-            .is_some_and(|time| time.to_string() == started);
+        let alive = pid.parse().ok().and_then(start_time).is_some_and(|time| time.to_string() == started);
         if !alive {
             remove_tree(&dir);
         }
@@ -212,12 +176,7 @@ fn remove_stale(hierarchy: &Hierarchy) {
 /// Field 22 of /proc/PID/stat: with the pid it names a process for good.
 fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?
-        .1
-        .split_whitespace()
-        .nth(19)?
-        .parse()
-        .ok()
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
 /// The hierarchies mounted under /sys/fs/cgroup; the last mount at a place is the one in view.
@@ -234,23 +193,14 @@ fn parse(mountinfo: &str) -> Vec<Hierarchy> {
         let (Some(at), mut right) = (left.split(' ').nth(4), right.split(' ')) else {
             continue;
         };
-        let (kind, options) = (
-            right.next().unwrap_or_default(),
-            right.nth(1).unwrap_or_default(),
-        );
+        let (kind, options) = (right.next().unwrap_or_default(), right.nth(1).unwrap_or_default());
         if !matches!(kind, "cgroup" | "cgroup2") || !Path::new(at).starts_with(TOP) {
             continue;
         }
-        let wanted: Vec<&str> = options
-            .split(',')
-            .filter(|o| !matches!(*o, "rw" | "ro") && !o.contains("release_agent"))
-            .collect();
+        let wanted: Vec<&str> =
+            options.split(',').filter(|o| !matches!(*o, "rw" | "ro") && !o.contains("release_agent")).collect();
         found.retain(|h| h.at != Path::new(at));
-        found.push(Hierarchy {
-            at: at.into(),
-            v2: kind == "cgroup2",
-            options: wanted.join(","),
-        });
+        found.push(Hierarchy { at: at.into(), v2: kind == "cgroup2", options: wanted.join(",") });
     }
     found
 }
@@ -267,10 +217,7 @@ mod tests {
              40 31 0:37 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,release_agent=/x,name=systemd\n\
              41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n",
         );
-        let seen: Vec<_> = found
-            .iter()
-            .map(|h| (h.at.to_str().unwrap(), h.v2, h.options.as_str()))
-            .collect();
+        let seen: Vec<_> = found.iter().map(|h| (h.at.to_str().unwrap(), h.v2, h.options.as_str())).collect();
         assert_eq!(
             seen,
             [

@@ -29,13 +29,7 @@ pub fn main(program: &mut Command) -> ! {
 
 fn init(program: &mut Command) -> io::Result<i32> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-    mount(
-        Some("proc"),
-        "/proc",
-        Some("proc"),
-        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
-        None::<&str>,
-    )?;
+    mount(Some("proc"), "/proc", Some("proc"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, None::<&str>)?;
     if let Ok(name) = std::env::var(CGROUP) {
         CgroupTree::enter(&name)?;
     }

@@ -60,11 +60,7 @@ impl Sandbox {
     /// A sandbox with private propagation, own cgroups and two minutes of time for a test.
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            shared_root: false,
-            own_cgroups: true,
-            timeout: Some(Duration::from_secs(120)),
-        }
+        Self { shared_root: false, own_cgroups: true, timeout: Some(Duration::from_secs(120)) }
     }
 
     /// Makes the mounts inside shared among themselves, as systemd makes them on a host; nothing reaches the host.
@@ -94,11 +90,7 @@ impl Sandbox {
     /// When the test fails inside or takes too long.
     pub fn test<F: FnOnce()>(&self, test: F) {
         let name = test_name_of::<F>();
-        match std::env::var(STAGE)
-            .ok()
-            .as_deref()
-            .and_then(|stage| stage.split_once(':'))
-        {
+        match std::env::var(STAGE).ok().as_deref().and_then(|stage| stage.split_once(':')) {
             Some(("init", inner)) if inner == name => init::main(&mut test_command(&name, "run")),
             Some(("run", _)) => {
                 test();
@@ -112,15 +104,9 @@ impl Sandbox {
 
     fn test_outside(&self, name: &str) {
         let mut command = test_command(name, "init");
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let made = self.cgroups().and_then(|tree| {
-            let inside = || {
-                self.prepare(tree.as_ref(), &mut command)
-                    .and_then(|()| command.output())
-            };
+            let inside = || self.prepare(tree.as_ref(), &mut command).and_then(|()| command.output());
             std::thread::scope(|scope| scope.spawn(inside).join().expect("the sandbox's thread"))
         });
         let output = made.unwrap_or_else(|error| panic!("sandbox: {error} (root is needed)"));
@@ -129,18 +115,10 @@ impl Sandbox {
         for line in err.lines().filter(|line| crate::skip::is_for_runner(line)) {
             crate::skip::write_line(line);
         }
-        for line in out
-            .lines()
-            .chain(err.lines())
-            .filter(|line| !is_harness_line(line))
-        {
+        for line in out.lines().chain(err.lines()).filter(|line| !is_harness_line(line)) {
             println!("{line}");
         }
-        assert!(
-            output.status.success(),
-            "failed inside its sandbox: {}",
-            output.status
-        );
+        assert!(output.status.success(), "failed inside its sandbox: {}", output.status);
         assert!(
             out.contains(done_line(name).trim()),
             "the sandbox ran no test called {name}: the closure must stand in the test function itself"
@@ -160,36 +138,20 @@ impl Sandbox {
     }
 
     fn cgroups(&self) -> io::Result<Option<CgroupTree>> {
-        if self.own_cgroups {
-            CgroupTree::create().map(Some)
-        } else {
-            Ok(None)
-        }
+        if self.own_cgroups { CgroupTree::create().map(Some) } else { Ok(None) }
     }
 
     /// Moves the calling thread into fresh namespaces and prepares them; the thread's next child is PID 1 there.
     fn prepare(&self, tree: Option<&CgroupTree>, command: &mut Command) -> io::Result<()> {
-        let context =
-            |what: &'static str| move |e: nix::Error| io::Error::other(format!("{what}: {e}"));
-        let flags = CloneFlags::CLONE_NEWNS
-            | CloneFlags::CLONE_NEWNET
-            | CloneFlags::CLONE_NEWUTS
-            | CloneFlags::CLONE_NEWIPC;
+        let context = |what: &'static str| move |e: nix::Error| io::Error::other(format!("{what}: {e}"));
+        let flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC;
         unshare(flags).map_err(context("unshare"))?;
         let none = None::<&str>;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
-            .map_err(context("make mounts private"))?;
-        mount(
-            Some("tmpfs"),
-            "/run",
-            Some("tmpfs"),
-            MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
-            Some("mode=0755"),
-        )
-        .map_err(context("mount /run"))?;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(context("make mounts private"))?;
+        mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=0755"))
+            .map_err(context("mount /run"))?;
         if self.shared_root {
-            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none)
-                .map_err(context("make mounts shared"))?;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none).map_err(context("make mounts shared"))?;
         }
         network::configure()?;
         // Last: the next child of this thread will be PID 1.
@@ -212,30 +174,19 @@ pub fn is_init() -> bool {
 
 /// The init of a sandbox made by [`Sandbox::run`]: starts `program`, reaps everything, exits with the program's code.
 pub fn init_main(program: &mut Command) -> ! {
-    program
-        .env_remove(STAGE)
-        .env_remove(CGROUP)
-        .env_remove(TIMEOUT);
+    program.env_remove(STAGE).env_remove(CGROUP).env_remove(TIMEOUT);
     init::main(program)
 }
 
 /// The exit code a shell would show for this status.
 #[must_use]
 pub fn shell_code(status: ExitStatus) -> i32 {
-    status
-        .code()
-        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
 /// What the harness inside writes besides the test: the harness outside says it again.
 fn is_harness_line(line: &str) -> bool {
-    let starts = [
-        "running 1 test",
-        "failures:",
-        "test result:",
-        "error: test failed",
-        "berth-testkit: ",
-    ];
+    let starts = ["running 1 test", "failures:", "test result:", "error: test failed", "berth-testkit: "];
     line.is_empty()
         || crate::skip::is_for_runner(line)
         || starts.iter().any(|s| line.starts_with(s))
@@ -250,15 +201,7 @@ fn test_command(name: &str, stage: &str) -> Command {
     let exe = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
     let mut command = Command::new(&exe);
     command.arg0(OsString::from(exe.file_name().unwrap_or(exe.as_os_str())));
-    command
-        .args([
-            "--exact",
-            name,
-            "--nocapture",
-            "--include-ignored",
-            "--test-threads=1",
-        ])
-        .env(STAGE, format!("{stage}:{name}"));
+    command.args(["--exact", name, "--nocapture", "--include-ignored", "--test-threads=1"]).env(STAGE, format!("{stage}:{name}"));
     command
 }
 
@@ -277,8 +220,5 @@ fn test_name_of<F>() -> String {
 #[must_use]
 pub fn test_name<F>(_f: F) -> String {
     let name = test_name_of::<F>();
-    name.strip_suffix("::here")
-        .unwrap_or(&name)
-        .trim_end_matches("::{{closure}}")
-        .to_owned()
+    name.strip_suffix("::here").unwrap_or(&name).trim_end_matches("::{{closure}}").to_owned()
 }

@@ -5,9 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::libc;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
-};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 
 use super::NODE_IP;
 
@@ -33,10 +31,7 @@ const GATEWAY: [u8; 4] = [10, 77, 0, 254];
 /// kernel that runs pods has it, and it has a carrier).
 pub fn configure() -> io::Result<()> {
     let route = Route::open()?;
-    let own: [u8; 4] = NODE_IP
-        .parse::<std::net::Ipv4Addr>()
-        .map_err(io::Error::other)?
-        .octets();
+    let own: [u8; 4] = NODE_IP.parse::<std::net::Ipv4Addr>().map_err(io::Error::other)?.octets();
     route.ask("lo up", RTM_NEWLINK, 0, &link_up(1))?;
 
     let mut peer = link(0, false);
@@ -61,12 +56,7 @@ pub fn configure() -> io::Result<()> {
     address.extend(uplink.to_ne_bytes());
     attribute(&mut address, IFA_LOCAL, &own);
     attribute(&mut address, IFA_ADDRESS, &own);
-    route.ask(
-        "address of uplink0",
-        RTM_NEWADDR,
-        CREATE_EXCLUSIVE,
-        &address,
-    )?;
+    route.ask("address of uplink0", RTM_NEWADDR, CREATE_EXCLUSIVE, &address)?;
     // family, two prefix lengths, tos, table main, protocol static, scope universe, type unicast, flags
     let mut default = vec![libc::AF_INET as u8, 0, 0, 0, 254, 4, 0, 1, 0, 0, 0, 0];
     attribute(&mut default, RTA_GATEWAY, &GATEWAY);
@@ -99,12 +89,7 @@ struct Route(OwnedFd);
 
 impl Route {
     fn open() -> io::Result<Self> {
-        let fd = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkRoute,
-        )?;
+        let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
         Ok(Self(fd))
     }
 
@@ -119,16 +104,10 @@ impl Route {
         let mut reply = [0_u8; 4096];
         let length = recv(self.0.as_raw_fd(), &mut reply, MsgFlags::empty())?;
         // The errno of struct nlmsgerr follows the header; zero is the acknowledgement.
-        let errno = reply[..length]
-            .get(16..20)
-            .and_then(|b| b.try_into().ok())
-            .map_or(0, i32::from_ne_bytes);
+        let errno = reply[..length].get(16..20).and_then(|b| b.try_into().ok()).map_or(0, i32::from_ne_bytes);
         if errno == 0 {
             return Ok(());
         }
-        Err(io::Error::other(format!(
-            "{what}: {}",
-            io::Error::from_raw_os_error(-errno)
-        )))
+        Err(io::Error::other(format!("{what}: {}", io::Error::from_raw_os_error(-errno))))
     }
 }
