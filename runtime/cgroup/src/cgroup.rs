@@ -1,0 +1,344 @@
+//! One cgroup in every hierarchy in which it has to be: made, entered, listed, removed.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use berth_linux::Pid;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::layout::Layout;
+use crate::path::CgroupPath;
+use crate::{Error, Result, file};
+
+/// How long a deletion waits for processes that are on their way out.
+const DELETE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A cgroup's folder in one v1 hierarchy.
+#[derive(Debug, Clone)]
+struct V1Folder {
+    controllers: Vec<String>,
+    dir: PathBuf,
+}
+
+/// A cgroup: its folders in all hierarchies. Dropping it leaves it as it is.
+#[derive(Debug, Clone)]
+pub struct Cgroup {
+    path: CgroupPath,
+    v1: Vec<V1Folder>,
+    v2: Option<PathBuf>,
+}
+
+/// Open files by which a process puts itself into a cgroup, after it has lost sight of the hierarchies.
+#[derive(Debug)]
+pub struct Joiner {
+    files: Vec<(OwnedFd, PathBuf)>,
+}
+
+impl Joiner {
+    /// Puts the calling process into the cgroup.
+    pub fn join(self) -> Result<()> {
+        for (fd, path) in self.files {
+            File::from(fd).write_all(b"0").map_err(|source| Error::Attach { pid: 0, path, source })?;
+        }
+        Ok(())
+    }
+}
+
+impl Cgroup {
+    /// Names a cgroup without looking whether it exists.
+    pub fn at(layout: &Layout, path: &CgroupPath) -> Result<Self> {
+        if let CgroupPath::Systemd { .. } = path {
+            return Err(Error::SystemdDriver { path: path.clone() });
+        }
+        let below = path.fs_path();
+        let below = below.trim_start_matches('/');
+        let v1 = layout.hierarchies().iter().map(|hierarchy| V1Folder {
+            controllers: hierarchy.controllers.clone(),
+            dir: hierarchy.mount.join(below),
+        });
+        let v2 = layout.unified().map(|mount| mount.join(below));
+        Ok(Self { path: path.clone(), v1: v1.collect(), v2 })
+    }
+
+    /// Makes a cgroup in every hierarchy, with its parents. One that exists already is taken. On v2 the parents give it all controllers that
+    /// they have; what they cannot give is found out when a limit needs it.
+    pub fn create(layout: &Layout, path: &CgroupPath) -> Result<Self> {
+        let cgroup = Self::at(layout, path)?;
+        let mut made: Vec<&Path> = Vec::new();
+        let result = cgroup.create_folders(layout, &mut made);
+        if result.is_err() {
+            for dir in made {
+                // The first error is the one to report; an empty folder that stays behind is found by its name.
+                let _ = rustix::fs::rmdir(dir);
+            }
+        }
+        result.map(|()| cgroup)
+    }
+
+    fn create_folders<'a>(&'a self, layout: &Layout, made: &mut Vec<&'a Path>) -> Result<()> {
+        for (folder, hierarchy) in self.v1.iter().zip(layout.hierarchies()) {
+            let is_cpuset = folder.controllers.iter().any(|name| name == "cpuset");
+            if make_folder(&folder.dir, &hierarchy.mount, is_cpuset)? {
+                made.push(&folder.dir);
+            }
+        }
+        if let (Some(dir), Some(mount)) = (&self.v2, layout.unified()) {
+            if make_folder(dir, mount, false)? {
+                made.push(dir);
+            }
+            if layout.is_v2() {
+                enable_controllers(dir, mount)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a cgroup that exists in at least one hierarchy.
+    pub fn open(layout: &Layout, path: &CgroupPath) -> Result<Self> {
+        let cgroup = Self::at(layout, path)?;
+        if cgroup.exists() { Ok(cgroup) } else { Err(Error::NotFound { path: path.clone() }) }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn path(&self) -> &CgroupPath {
+        &self.path
+    }
+
+    /// Whether it exists in any hierarchy.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.dirs().any(Path::is_dir)
+    }
+
+    /// Its folders, v1 first.
+    pub fn dirs(&self) -> impl Iterator<Item = &Path> {
+        self.v1.iter().map(|folder| folder.dir.as_path()).chain(self.v2.as_deref())
+    }
+
+    /// Whether its limits are those of v2.
+    #[must_use]
+    pub fn is_v2(&self) -> bool {
+        self.v1.iter().all(|folder| folder.controllers.iter().all(|name| name.starts_with("name="))) && self.v2.is_some()
+    }
+
+    /// Its folder in the v1 hierarchy that has a controller.
+    #[must_use]
+    pub fn v1_dir(&self, controller: &str) -> Option<&Path> {
+        let has = |folder: &&V1Folder| folder.controllers.iter().any(|name| name == controller);
+        self.v1.iter().find(has).map(|folder| folder.dir.as_path())
+    }
+
+    /// Its folder in the v2 hierarchy, in a hybrid layout too.
+    #[must_use]
+    pub fn v2_dir(&self) -> Option<&Path> {
+        self.v2.as_deref()
+    }
+
+    /// The v2 folder's descriptor: a process made with it is born inside ([`berth_linux::process::clone3`]), which on a pure v2 layout is all that
+    /// is needed, and costs no lock. In a hybrid layout [`Cgroup::attach`] must follow for the v1 hierarchies.
+    pub fn dirfd(&self) -> Result<Option<OwnedFd>> {
+        let Some(dir) = &self.v2 else { return Ok(None) };
+        match rustix::fs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(errno) => Err(Error::Read { path: dir.clone(), source: errno.into() }),
+        }
+    }
+
+    /// Puts a process into the cgroup, in every hierarchy.
+    pub fn attach(&self, pid: Pid) -> Result<()> {
+        self.attach_number(pid.as_raw_nonzero().get())
+    }
+
+    /// Puts the calling process into the cgroup, whatever its PID namespace.
+    pub fn attach_self(&self) -> Result<()> {
+        self.attach_number(0)
+    }
+
+    fn attach_number(&self, pid: i32) -> Result<()> {
+        for dir in self.dirs() {
+            let fail = |source| Error::Attach { pid, path: dir.to_owned(), source };
+            file::write_raw(&dir.join("cgroup.procs"), &pid.to_string()).map_err(fail)?;
+        }
+        Ok(())
+    }
+
+    /// Opens the files by which a process of any namespace can put itself into the cgroup.
+    pub fn joiner(&self) -> Result<Joiner> {
+        let mut files = Vec::new();
+        for dir in self.dirs() {
+            let path = dir.join("cgroup.procs");
+            match rustix::fs::open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+                Ok(fd) => files.push((fd, path)),
+                Err(errno) => return Err(Error::Attach { pid: 0, path, source: errno.into() }),
+            }
+        }
+        Ok(Joiner { files })
+    }
+
+    /// The processes in the cgroup and in those below it.
+    pub fn procs(&self) -> Result<Vec<Pid>> {
+        let mut pids = BTreeSet::new();
+        for dir in [self.tracking_dir(), self.v2.as_deref()].into_iter().flatten() {
+            collect_procs(dir, &mut pids)?;
+        }
+        Ok(pids.into_iter().filter_map(Pid::from_raw).collect())
+    }
+
+    /// The v1 folder by which processes are found: the one that can freeze them, else any with a controller, else any.
+    pub(crate) fn tracking_dir(&self) -> Option<&Path> {
+        ["freezer", "pids", "memory", "devices"]
+            .iter()
+            .find_map(|name| self.v1_dir(name))
+            .or_else(|| self.v1.first().map(|folder| folder.dir.as_path()))
+    }
+
+    /// The names of the cgroups directly below, of all hierarchies.
+    pub fn children(&self) -> Result<Vec<String>> {
+        let mut names = BTreeSet::new();
+        for dir in self.dirs() {
+            names.extend(child_names(dir)?);
+        }
+        Ok(names.into_iter().collect())
+    }
+
+    /// Removes the cgroup and those below it. What is gone already is no error; what is busy is tried again until the processes that are on
+    /// their way out have left, for a bounded time.
+    pub fn delete(&self) -> Result<()> {
+        let deadline = Instant::now() + DELETE_PATIENCE;
+        for dir in self.dirs() {
+            remove_tree(dir, deadline)
+                .map_err(|(path, source)| Error::Delete { path, source })?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes a folder and its parents below a mount. True when the folder itself is new.
+fn make_folder(dir: &Path, mount: &Path, is_cpuset: bool) -> Result<bool> {
+    let fail = |source| Error::Create { path: dir.to_owned(), source };
+    let made = match rustix::fs::mkdir(dir, Mode::from_raw_mode(0o755)) {
+        Ok(()) => true,
+        Err(Errno::EXIST) => false,
+        Err(Errno::NOENT) => {
+            let parent = dir.parent().filter(|parent| parent.starts_with(mount) && *parent != mount);
+            let parent = parent.ok_or_else(|| fail(Errno::NOENT.into()))?;
+            make_folder(parent, mount, is_cpuset)?;
+            match rustix::fs::mkdir(dir, Mode::from_raw_mode(0o755)) {
+                Ok(()) => true,
+                Err(Errno::EXIST) => false,
+                Err(errno) => return Err(fail(errno.into())),
+            }
+        }
+        Err(errno) => return Err(fail(errno.into())),
+    };
+    if is_cpuset {
+        inherit_cpuset(dir, mount)?;
+    }
+    Ok(made)
+}
+
+/// v1 takes no process into a cpuset without processors and memory nodes, and a new one has none.
+fn inherit_cpuset(dir: &Path, mount: &Path) -> Result<()> {
+    for name in ["cpuset.cpus", "cpuset.mems"] {
+        let path = dir.join(name);
+        let Some(own) = file::read_optional(&path)? else { continue };
+        if !own.trim().is_empty() {
+            continue;
+        }
+        let Some(parent) = dir.parent().filter(|parent| parent.starts_with(mount)) else { continue };
+        if parent != mount {
+            inherit_cpuset(parent, mount)?;
+        }
+        let value = file::read(&parent.join(name))?;
+        file::write(&path, value.trim())?;
+    }
+    Ok(())
+}
+
+/// Has all parents give their controllers to their children. A controller that cannot be given (processes in the parent, real-time processes) is
+/// left out here and named when a limit needs it.
+fn enable_controllers(dir: &Path, mount: &Path) -> Result<()> {
+    let Some(parent) = dir.parent().filter(|parent| parent.starts_with(mount)) else { return Ok(()) };
+    if parent != mount {
+        enable_controllers(parent, mount)?;
+    }
+    let available = file::read(&parent.join("cgroup.controllers"))?;
+    let control = parent.join("cgroup.subtree_control");
+    let enabled = file::read(&control)?;
+    let missing: Vec<String> = available
+        .split_whitespace()
+        .filter(|name| !enabled.split_whitespace().any(|other| other == *name))
+        .map(|name| format!("+{name}"))
+        .collect();
+    if missing.is_empty() || file::write_raw(&control, &missing.join(" ")).is_ok() {
+        return Ok(());
+    }
+    for one in missing {
+        let _ = file::write_raw(&control, &one);
+    }
+    Ok(())
+}
+
+pub(crate) fn child_names(dir: &Path) -> Result<Vec<String>> {
+    let fail = |source| Error::Read { path: dir.to_owned(), source };
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if file::is_gone(&error) => return Ok(Vec::new()),
+        result => result.map_err(fail)?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = match entry {
+            Err(error) if file::is_gone(&error) => break,
+            result => result.map_err(fail)?,
+        };
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    Ok(names)
+}
+
+/// The pids in a folder and below it. A folder that is gone has none; a threaded one lists its threads' processes elsewhere.
+pub(crate) fn collect_procs(dir: &Path, pids: &mut BTreeSet<i32>) -> Result<()> {
+    if let Some(text) = file::read_optional(&dir.join("cgroup.procs"))? {
+        // 0 is a process outside of our PID namespace, which nobody here can name.
+        pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0));
+    }
+    for name in child_names(dir)? {
+        collect_procs(&dir.join(name), pids)?;
+    }
+    Ok(())
+}
+
+fn remove_tree(dir: &Path, deadline: Instant) -> std::result::Result<(), (PathBuf, io::Error)> {
+    let mut pause = Duration::from_micros(250);
+    loop {
+        let errno = match rustix::fs::rmdir(dir) {
+            Ok(()) | Err(Errno::NOENT) => return Ok(()),
+            Err(errno) => errno,
+        };
+        if !matches!(errno, Errno::BUSY | Errno::NOTEMPTY | Errno::INTR) {
+            return Err((dir.to_owned(), errno.into()));
+        }
+        let children = child_names(dir).unwrap_or_default();
+        for name in &children {
+            remove_tree(&dir.join(name), deadline)?;
+        }
+        if children.is_empty() {
+            if Instant::now() >= deadline {
+                return Err((dir.to_owned(), errno.into()));
+            }
+            // The kernel tells nobody when a cgroup's last dying process is through.
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(50));
+        } else if Instant::now() >= deadline {
+            return Err((dir.to_owned(), errno.into()));
+        }
+    }
+}
