@@ -13,6 +13,7 @@ pub mod beneath;
 pub mod boot;
 pub mod bpf;
 pub mod caps;
+pub mod child;
 pub mod creds;
 pub mod device;
 pub mod epoll;

@@ -1,21 +1,25 @@
 //! Making a container's first process, up to the gate at which it waits for its start, and making further processes
 //! in a container. What is public here is plain values: nothing is read from disk but what the spec names.
 
+mod root;
+mod start;
+mod trees;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use berth_cgroup::Cgroup;
+use berth_linux::ns::NamespaceKind;
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
-use berth_linux::ns::NamespaceKind;
-
-use crate::pending::Cgroup;
 use crate::seccomp::Filter;
 use crate::spec::{Process, Spec};
-use crate::Error;
+
+pub use start::{exec, launch};
 
 /// Everything that makes a container. The caller keeps none of the descriptors.
 #[derive(Debug)]
@@ -88,7 +92,8 @@ pub enum Stdio {
 pub enum Gate {
     /// One byte from this pipe starts it, its end makes it exit.
     Pipe(OwnedFd),
-    /// It opens this fifo for writing and writes a byte: who opens it for reading starts it.
+    /// One byte written to this fifo starts it. Its failure to start can be read from the fifo of the same name with `.report`
+    /// behind it; both must exist. For starters that are not the maker of the process.
     ExecFifo(PathBuf),
     /// Nothing: it starts at once.
     Open,
@@ -162,25 +167,4 @@ pub fn read_started(started: OwnedFd) -> Result<(), StartError> {
     }
     Err(serde_json::from_slice(&text)
         .unwrap_or_else(|_| StartError { message: String::from_utf8_lossy(&text).into_owned(), errno: None }))
-}
-
-/// Makes the container's first process. When this returns, everything is done but executing the program.
-///
-/// Only a process with one thread may call it. On failure no process is left behind (with [`Parentage::CallersParent`] it has
-/// ended and waits to be reaped); the control group and the overlay's folders stay the caller's to remove.
-pub fn launch(launch: Launch) -> Result<Init, Error> {
-    let _ = launch.gate.as_fd_hint();
-    Err(Error::Unready)
-}
-
-/// Makes a further process in a container. Only a process with one thread may call it.
-pub fn exec(exec: ExecLaunch) -> Result<Init, Error> {
-    let _ = exec.init_pidfd.as_fd();
-    Err(Error::Unready)
-}
-
-impl Gate {
-    fn as_fd_hint(&self) -> bool {
-        matches!(self, Gate::Pipe(_))
-    }
 }

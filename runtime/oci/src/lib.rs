@@ -2,11 +2,15 @@
 //!
 //! It knows containers and bundles; it knows no pod, no image and no CRI.
 
+mod channel;
 mod error;
+mod hooks;
+mod init;
 mod launch;
-mod pending;
+pub mod plan;
 pub mod seccomp;
 pub mod spec;
 
-pub use error::Error;
+pub use error::{Error, chain};
+pub use hooks::{HookState, run_hooks};
 pub use launch::{ExecLaunch, Gate, Init, Launch, Parentage, RootSource, StartError, Stdio, exec, launch, read_started};

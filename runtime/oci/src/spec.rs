@@ -9,7 +9,7 @@ use std::fmt;
 use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-pub use crate::pending::Resources;
+pub use berth_cgroup::Resources;
 
 /// The version of the specification these types follow.
 pub const VERSION: &str = "1.2.1";
@@ -68,7 +68,7 @@ pub struct Process {
     pub env: Vec<EnvVar>,
     /// Working directory inside the container, absolute. It is created when missing.
     pub cwd: String,
-    /// The five capability sets. None: no capabilities at all are given up or added to what the user id implies.
+    /// The five capability sets. None: all are empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capabilities: Option<Capabilities>,
     /// Resource limits.

@@ -1,0 +1,419 @@
+//! What the new process does, from its birth to the execution of its program. It runs in a fork with one thread: it may
+//! allocate, it never returns, and every failure ends up as a sentence at the launcher.
+
+mod cgroupfs;
+mod identity;
+mod paths;
+mod program;
+mod rootfs;
+
+use std::fmt::Display;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use berth_linux::beneath::Root;
+use berth_linux::child::{close_from, pass_range, reset_signals};
+use berth_linux::ns::{self, NamespaceKind};
+use berth_linux::process::{CloneFlags, dup_onto, exit_now};
+use berth_linux::{creds, prctl, seccomp, session, tty};
+use rustix::fs::{Mode, OFlags};
+
+use crate::channel::{Channel, Report};
+use crate::hooks::{HookState, run_hooks};
+use crate::launch::Stdio;
+use crate::plan::{Plan, ProcessPlan};
+use crate::seccomp::Filter;
+use crate::spec::Spec;
+
+/// Everything the new process needs, gathered by the launcher.
+#[derive(Debug)]
+pub(crate) struct Child {
+    pub(crate) work: Work,
+    pub(crate) channel: Channel,
+    pub(crate) stdio: Stdio,
+    /// One byte from it starts the program; none: at once.
+    pub(crate) gate: Option<OwnedFd>,
+    /// Where the program's failure to start is told.
+    pub(crate) started: OwnedFd,
+    pub(crate) filter: Option<Filter>,
+    pub(crate) preserve_fds: u32,
+    pub(crate) new_keyring: bool,
+}
+
+/// What kind of process it is.
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// The first process of a container.
+    Container(Box<Container>),
+    /// A further one: the namespaces of the first are entered through its descriptor.
+    Exec { init_pidfd: OwnedFd, namespaces: CloneFlags, process: Box<ProcessPlan> },
+}
+
+/// The first process of a container.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
+    pub(crate) spec: Spec,
+    pub(crate) plan: Plan,
+    /// The detached root filesystem.
+    pub(crate) root: OwnedFd,
+    /// Detached trees by the number of the step that attaches them.
+    pub(crate) trees: Vec<(usize, OwnedFd)>,
+    /// Namespaces to enter, the user namespace first.
+    pub(crate) join: Vec<(NamespaceKind, OwnedFd)>,
+    /// Namespaces to make now (the others were made with the process).
+    pub(crate) unshare: CloneFlags,
+    /// Hierarchies, for a view of the control groups.
+    pub(crate) layout: Option<berth_cgroup::Layout>,
+}
+
+/// A failure inside the new process: what was done, and what the kernel said.
+#[derive(Debug)]
+pub(crate) struct Failure(pub(crate) String);
+
+impl Failure {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+}
+
+impl From<crate::Error> for Failure {
+    fn from(error: crate::Error) -> Self {
+        Self(crate::error::chain(&error))
+    }
+}
+
+pub(crate) type Done<T = ()> = Result<T, Failure>;
+
+/// Says what was being done when something failed.
+pub(crate) trait During<T> {
+    fn during(self, what: impl Display) -> Done<T>;
+}
+
+impl<T> During<T> for Result<T, berth_linux::Error> {
+    fn during(self, what: impl Display) -> Done<T> {
+        self.map_err(|error| Failure(format!("{what}: {}", plain(crate::error::chain(&error)))))
+    }
+}
+
+impl<T> During<T> for std::io::Result<T> {
+    fn during(self, what: impl Display) -> Done<T> {
+        self.map_err(|error| Failure(format!("{what}: {}", crate::error::errno_text(&error))))
+    }
+}
+
+impl<T> During<T> for rustix::io::Result<T> {
+    fn during(self, what: impl Display) -> Done<T> {
+        self.map_err(std::io::Error::from).during(what)
+    }
+}
+
+/// Without the number that std puts behind an errno's text.
+fn plain(text: String) -> String {
+    match text.rfind(" (os error ") {
+        Some(at) => text[..at].to_owned(),
+        None => text,
+    }
+}
+
+/// Runs in the new process and does not return.
+pub(crate) fn run(child: Child) -> ! {
+    reset_signals();
+    prctl::set_umask(0);
+    // Only a name in process lists.
+    let _ = prctl::set_name(c"berth-init");
+    let failure = match Init::prepare(child) {
+        Ok(init) => init.start(),
+        Err((channel, failure)) => {
+            let _ = channel.report(&Report::Failed(failure.0), &[]);
+            exit_now(1)
+        }
+    };
+    exit_now(failure)
+}
+
+/// A process that is set up and waits.
+struct Init {
+    process: ProcessPlan,
+    gate: Option<OwnedFd>,
+    started: OwnedFd,
+    /// Loaded after the gate, where no privilege is needed for it.
+    late_filter: Option<Filter>,
+    container: Option<Box<Container>>,
+}
+
+/// /proc of the machine, opened before the root changes and checked to be what it says: nothing that is written below it
+/// can be led elsewhere by the container's own mounts or links.
+pub(crate) struct HostProc {
+    root: Root,
+}
+
+impl HostProc {
+    fn open() -> Done<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open("/proc", flags, Mode::empty()).during("open /proc")?;
+        require_filesystem(fd.as_fd(), PROC_MAGIC, "/proc is not a proc filesystem")?;
+        Ok(Self { root: Root::in_root(fd) })
+    }
+
+    /// Writes to a file of the process or of the kernel, which must be proc's own.
+    pub(crate) fn write(&self, path: &str, value: &[u8]) -> Done {
+        let fd = self.root.open(path.as_ref(), OFlags::WRONLY | OFlags::NOFOLLOW, Mode::empty()).during(format_args!("open /proc/{path}"))?;
+        require_filesystem(fd.as_fd(), PROC_MAGIC, "a file below /proc is not proc's own")?;
+        rustix::io::write(&fd, value).during(format_args!("write /proc/{path}"))?;
+        Ok(())
+    }
+}
+
+pub(crate) const PROC_MAGIC: i64 = 0x9fa0;
+
+pub(crate) fn require_filesystem(fd: BorrowedFd<'_>, magic: i64, otherwise: &str) -> Done {
+    let found = rustix::fs::fstatfs(fd).during("stat filesystem")?.f_type;
+    if i64::from(found) == magic { Ok(()) } else { Err(Failure::new(otherwise)) }
+}
+
+impl Init {
+    fn prepare(mut child: Child) -> Result<Self, (Channel, Failure)> {
+        let mut warnings = Vec::new();
+        let mut master = None;
+        let result = match &mut child.work {
+            Work::Container(container) => {
+                container_up(container, &child.channel, &mut child.stdio, &mut master, &mut warnings)
+            }
+            Work::Exec { init_pidfd, namespaces, .. } => {
+                exec_up(init_pidfd.as_fd(), *namespaces, &child.channel, &mut child.stdio, &mut master)
+            }
+        };
+        let Child { work, channel, stdio, gate, started, filter, preserve_fds, new_keyring } = child;
+        let finish = |host_proc: HostProc| {
+            let (process, container) = match work {
+                Work::Container(mut container) => (std::mem::take(&mut container.plan.process), Some(container)),
+                Work::Exec { process, .. } => (*process, None),
+            };
+            let init = Self { process, gate, started, late_filter: None, container };
+            init.finish(host_proc, &channel, stdio, master, filter, preserve_fds, new_keyring, warnings)
+        };
+        match result.and_then(finish) {
+            Ok(init) => Ok(init),
+            Err(failure) => Err((channel, failure)),
+        }
+    }
+
+    /// The last part of the preparation, the same for both kinds: from here on only this process changes.
+    #[allow(clippy::too_many_arguments)]
+    fn finish(
+        mut self,
+        host_proc: HostProc,
+        channel: &Channel,
+        stdio: Stdio,
+        master: Option<OwnedFd>,
+        filter: Option<Filter>,
+        preserve_fds: u32,
+        new_keyring: bool,
+        mut warnings: Vec<String>,
+    ) -> Done<Self> {
+        identity::set_label(&self.process, &host_proc)?;
+        if new_keyring && !session::join_session_keyring(c"_ses.berth").during("join session keyring")? {
+            warnings.push("no session keyring of its own: the kernel has none or does not allow it".into());
+        }
+        self.place_stdio(stdio, master.is_some())?;
+        drop(host_proc);
+        let first = 3 + preserve_fds;
+        self.lift_fds(first as i32)?;
+        let mut keep = vec![self.started.as_fd(), channel.as_fd()];
+        keep.extend(self.gate.as_ref().map(AsFd::as_fd));
+        keep.extend(master.as_ref().map(AsFd::as_fd));
+        // All of the machine's folders that are still open go here: none can become the working directory.
+        close_from(first, &keep).during("close inherited descriptors")?;
+        pass_range(3, preserve_fds);
+        let entered = identity::enter_cwd(&self.process.cwd, false)?;
+        identity::take_on(&self.process, &mut warnings)?;
+        if !entered {
+            identity::enter_cwd(&self.process.cwd, true)?;
+        }
+        match (filter, self.process.no_new_privs) {
+            (Some(filter), false) => load(&filter)?,
+            (filter, _) => self.late_filter = filter,
+        }
+        identity::give_up(&self.process)?;
+        let console: Vec<BorrowedFd<'_>> = master.iter().map(AsFd::as_fd).collect();
+        channel.report(&Report::Ready(warnings), &console).during("report to the launcher")?;
+        // The launcher's end closes, and so do this process's copies of both: what remains open is close-on-exec.
+        let mut keep = vec![self.started.as_fd()];
+        keep.extend(self.gate.as_ref().map(AsFd::as_fd));
+        close_from(first, &keep).during("close inherited descriptors")?;
+        Ok(self)
+    }
+
+    fn place_stdio(&self, stdio: Stdio, terminal: bool) -> Done {
+        session::new_session().during("start a session")?;
+        let fds = match &stdio {
+            Stdio::Fds(fds) => [fds[0].as_fd(), fds[1].as_fd(), fds[2].as_fd()],
+            Stdio::Pty { .. } => return Err(Failure::new("no terminal was opened")),
+        };
+        if terminal {
+            tty::set_controlling_terminal(fds[0]).during("make the terminal the controlling one")?;
+        }
+        for fd in fds {
+            identity::give_stream(fd, self.process.uid)?;
+        }
+        // Copies above 2 first: one of them may have a number that another one is to get.
+        let lifted = fds.map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, 3));
+        for (target, fd) in lifted.into_iter().enumerate() {
+            let fd = fd.during("duplicate standard stream")?;
+            dup_onto(fd.as_fd(), target as i32).during("place standard stream")?;
+        }
+        // What the originals were is closed with everything else; a drop could close a number that is in use again.
+        std::mem::forget(stdio);
+        Ok(())
+    }
+
+    /// Moves the descriptors that are needed until the end above those that are passed on.
+    fn lift_fds(&mut self, first: i32) -> Done {
+        let lift = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, first).during("duplicate descriptor");
+        let started = lift(self.started.as_fd())?;
+        std::mem::forget(std::mem::replace(&mut self.started, started));
+        if let Some(gate) = self.gate.take() {
+            self.gate = Some(lift(gate.as_fd())?);
+            std::mem::forget(gate);
+        }
+        Ok(())
+    }
+
+    /// Waits for the start and executes the program. Returns the exit code when that fails.
+    fn start(self) -> i32 {
+        if let Some(gate) = &self.gate {
+            let mut byte = [0; 1];
+            match rustix::io::retry_on_intr(|| rustix::io::read(gate, &mut byte)) {
+                Ok(1) => {}
+                _ => return 0,
+            }
+        }
+        let error = match self.last_steps() {
+            Err(failure) => crate::StartError { message: failure.0, errno: None },
+            Ok(()) => program::execute(&self.process),
+        };
+        let code = if error.errno == Some(2) { 127 } else { 126 };
+        let message = format!("unable to start container process: {}", error.message);
+        let error = crate::StartError { message, ..error };
+        if let Ok(text) = serde_json::to_vec(&error) {
+            let _ = rustix::io::write(&self.started, &text);
+        }
+        code
+    }
+
+    fn last_steps(&self) -> Done {
+        if let Some(container) = &self.container
+            && let Some(hooks) = &container.spec.hooks
+        {
+            run_hooks("startContainer", &hooks.start_container, &container.state("created"))?;
+        }
+        match &self.late_filter {
+            Some(filter) => load(filter),
+            None => Ok(()),
+        }
+    }
+}
+
+fn load(filter: &Filter) -> Done {
+    let program: Vec<_> =
+        filter.instructions.iter().map(|&(code, jt, jf, k)| seccomp::SockFilter { code, jt, jf, k }).collect();
+    let flags = seccomp::SeccompFlags::from_bits_retain(filter.flags);
+    seccomp::load(&program, flags).during("load system call filter")?;
+    Ok(())
+}
+
+impl Container {
+    /// The state as hooks that run inside see it.
+    fn state<'a>(&'a self, status: &'a str) -> HookState<'a> {
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        HookState { id: &self.id, bundle: &self.bundle, status, pid, spec: &self.spec }
+    }
+}
+
+/// Namespaces, mounts and names of a new container.
+fn container_up(
+    container: &mut Container,
+    channel: &Channel,
+    stdio: &mut Stdio,
+    master: &mut Option<OwnedFd>,
+    warnings: &mut Vec<String>,
+) -> Done<HostProc> {
+    enter_namespaces(container, channel)?;
+    let host_proc = HostProc::open()?;
+    if container.plan.new.contains(CloneFlags::NEWNET) {
+        rootfs::loopback_up()?;
+    }
+    if let Some(name) = &container.plan.hostname {
+        prctl::set_hostname(name).during("set host name")?;
+    }
+    if let Some(name) = &container.plan.domainname {
+        prctl::set_domainname(name).during("set domain name")?;
+    }
+    rootfs::build(container, stdio, master, warnings)?;
+    for (path, value) in &container.plan.sysctls {
+        host_proc.write(&format!("sys/{}", path.display()), value.as_bytes())?;
+    }
+    if let Some(hooks) = &container.spec.hooks {
+        if !(hooks.prestart.is_empty() && hooks.create_runtime.is_empty()) {
+            channel.report(&Report::Hooks, &[]).during("ask for hooks")?;
+            wait_go(channel)?;
+        }
+        run_hooks("createContainer", &hooks.create_container, &container.state("creating"))?;
+    }
+    rootfs::change_root(container)?;
+    Ok(host_proc)
+}
+
+fn enter_namespaces(container: &mut Container, channel: &Channel) -> Done {
+    for (kind, fd) in &container.join {
+        ns::setns(fd.as_fd(), *kind).during(format_args!("enter {} namespace", kind.proc_name()))?;
+    }
+    wait_go(channel)?;
+    if container.plan.in_userns {
+        become_root(&container.plan.process)?;
+    }
+    if !container.unshare.is_empty() {
+        ns::unshare(container.unshare).during("make namespaces")?;
+    }
+    Ok(())
+}
+
+/// Root of the user namespace: what is made from here on belongs to it.
+fn become_root(process: &ProcessPlan) -> Done {
+    match creds::set_groups(&[]) {
+        Err(error) if error.raw_os_error() == Some(1) && process.groups.is_empty() => {}
+        result => result.during("drop supplementary groups")?,
+    }
+    creds::set_gid(0).during("become group 0 of the user namespace")?;
+    creds::set_uid(0).during("become user 0 of the user namespace")
+}
+
+fn wait_go(channel: &Channel) -> Done {
+    match channel.wait_go().during("wait for the launcher")? {
+        true => Ok(()),
+        false => exit_now(1),
+    }
+}
+
+/// The namespaces of a running container; its root comes with the mount namespace.
+fn exec_up(
+    init_pidfd: BorrowedFd<'_>,
+    namespaces: CloneFlags,
+    channel: &Channel,
+    stdio: &mut Stdio,
+    master: &mut Option<OwnedFd>,
+) -> Done<HostProc> {
+    wait_go(channel)?;
+    let host_proc = HostProc::open()?;
+    ns::setns_of_process(init_pidfd, namespaces).during("enter the container's namespaces")?;
+    if let Stdio::Pty { width, height } = *stdio {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open("/", flags, Mode::empty()).during("open the container's root")?;
+        let pty = rootfs::open_terminal(&Root::in_root(root), (width, height))?;
+        *stdio = pty.1;
+        *master = Some(pty.0);
+    }
+    Ok(host_proc)
+}

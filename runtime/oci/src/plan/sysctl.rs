@@ -1,0 +1,59 @@
+//! Which kernel parameters a container may set: those that belong to a namespace of its own.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use berth_linux::ns::NamespaceKind;
+
+use super::refuse;
+use crate::Error;
+
+/// Parameters of the IPC namespace below `kernel/`.
+const IPC: [&str; 8] = ["msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced"];
+
+pub(super) fn plan_sysctls(
+    sysctls: &BTreeMap<String, String>,
+    is_own: impl Fn(NamespaceKind) -> bool,
+) -> Result<Vec<(PathBuf, String)>, Error> {
+    sysctls
+        .iter()
+        .map(|(name, value)| {
+            let path = path(name);
+            let kind = namespace(&path);
+            let field = format!("linux.sysctl.{name}");
+            match kind {
+                _ if path.split('/').any(|part| part.is_empty() || part == "." || part == "..") => {
+                    Err(refuse(field, "not the name of a kernel parameter"))
+                }
+                None => Err(refuse(field, "not in a separate kernel namespace")),
+                Some(kind) if !is_own(kind) => {
+                    Err(refuse(field, format!("not allowed in the host's {} namespace", kind.proc_name())))
+                }
+                Some(_) => Ok((PathBuf::from(path), value.clone())),
+            }
+        })
+        .collect()
+}
+
+/// The path below /proc/sys. Names are separated by dots or by slashes; which one comes first decides, and the other is then
+/// part of a name (an interface with a dot).
+fn path(name: &str) -> String {
+    match name.find(['.', '/']) {
+        Some(at) if name[at..].starts_with('.') => {
+            name.chars().map(|c| if c == '.' { '/' } else if c == '/' { '.' } else { c }).collect()
+        }
+        _ => name.to_owned(),
+    }
+}
+
+fn namespace(path: &str) -> Option<NamespaceKind> {
+    let (top, rest) = path.split_once('/')?;
+    match top {
+        "net" => Some(NamespaceKind::Net),
+        "fs" if rest.starts_with("mqueue/") => Some(NamespaceKind::Ipc),
+        "kernel" if IPC.contains(&rest) => Some(NamespaceKind::Ipc),
+        "kernel" if rest == "domainname" || rest == "hostname" => Some(NamespaceKind::Uts),
+        "user" => Some(NamespaceKind::User),
+        _ => None,
+    }
+}
