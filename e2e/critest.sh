@@ -47,6 +47,6 @@ fi
 known=$(comm -23 "$CRITEST_WORK/failed" "$broken" | wc -l)
 failed=$(wc -l < "$broken")
 if [ "$KIND" = berth ]; then check_leaks "$CRITEST_WORK" || failed=$((failed + 1)); fi
-kill "$CRI_PID"
+kill "$CRI_PID" 2>/dev/null || true
 echo "critest: $(wc -l < "$CRITEST_WORK/passed") passed, $failed failed, $known known failures, $(wc -l < "$CRITEST_WORK/skipped") skipped"
 [ "$failed" -eq 0 ]

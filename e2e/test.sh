@@ -6,6 +6,7 @@ set -uo pipefail
 HERE=$(cd "$(dirname "$0")" && pwd)
 cd "$HERE/.."
 . "$HERE/lib.sh"
+export RUST_BACKTRACE=0 CARGO_TERM_COLOR=never
 LOGS=$PWD/target/test-logs
 mkdir -p "$LOGS"
 passed=0 failed=0 skipped=0
