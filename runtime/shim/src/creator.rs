@@ -1,0 +1,347 @@
+//! A short-lived fork of the shim that makes a container's first process or an exec. The process becomes the shim's child
+//! (CLONE_PARENT), what there is to know of it goes to the shim over a socket, and the creator ends. So specs are parsed,
+//! filters compiled and files touched in memory that goes away, and the shim's loop never waits for any of it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use berth_cgroup::{Cgroup, Layout};
+use berth_linux::ns::NamespaceKind;
+use berth_linux::pidfd::PidFd;
+use berth_linux::process::close_other_fds;
+use berth_linux::{Pid, mount, prctl};
+use berth_oci::seccomp::Filter;
+use berth_oci::{ExecLaunch, Gate, Init, Launch, Parentage, RootSource, Stdio};
+use berth_shim::protocol::{
+    CreateExt, ExecExt, ExecSpec, Failure, FailureKind, FdIndex, PidMode, PodNamespace, Root,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::cgroups;
+use crate::error::full_text;
+use crate::link::Link;
+use crate::pod::{Pod, kind};
+
+/// What a creator tells the shim.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Report {
+    /// The process waits at its gate (an exec: is about to execute). Descriptors: its pidfd, the `started` pipe, and the
+    /// terminal master if it has one.
+    Made {
+        /// Its process id.
+        pid: i32,
+        /// What could not be done as asked.
+        warnings: Vec<String>,
+    },
+    /// Nothing was made, nothing is left.
+    Failed {
+        /// For the user.
+        message: String,
+        /// Error number behind it.
+        errno: Option<i32>,
+    },
+}
+
+/// A process that a creator has made.
+pub struct Made {
+    /// Its process id.
+    pub pid: Pid,
+    /// Its descriptor.
+    pub pidfd: PidFd,
+    /// End of file when it was executed, else the reason first. Non-blocking.
+    pub started: OwnedFd,
+    /// The master of its terminal.
+    pub console: Option<OwnedFd>,
+    /// What could not be done as asked.
+    pub warnings: Vec<String>,
+}
+
+impl Report {
+    /// Stands for the report of a creator that died without one.
+    pub fn lost() -> Self {
+        Self::Failed { message: String::new(), errno: None }
+    }
+
+    /// Whether the creator itself has cleaned up.
+    pub fn left_nothing(&self) -> bool {
+        matches!(self, Self::Failed { message, .. } if !message.is_empty())
+    }
+
+    /// With its descriptors in their places.
+    pub fn into_made(self, fds: Vec<OwnedFd>) -> Result<Made, Failure> {
+        let failed = |message: &str, errno| Failure { kind: FailureKind::Create, message: message.to_owned(), errno };
+        match self {
+            Self::Failed { message, errno: None } if message.is_empty() => Err(failed("the creator was killed", None)),
+            Self::Failed { message, errno } => Err(failed(&message, errno)),
+            Self::Made { pid, warnings } => {
+                let mut fds = fds.into_iter();
+                match (Pid::from_raw(pid), fds.next(), fds.next()) {
+                    (Some(pid), Some(pidfd), Some(started)) if rustix::io::ioctl_fionbio(&started, true).is_ok() => {
+                        Ok(Made { pid, pidfd: pidfd.into(), started, console: fds.next(), warnings })
+                    }
+                    _ => Err(failed("the creator's report is not complete", None)),
+                }
+            }
+        }
+    }
+}
+
+/// Why nothing was made.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("descriptor {index} of the request: {reason}")]
+    Descriptor { index: FdIndex, reason: &'static str },
+    #[error("read {what}")]
+    Read { what: &'static str, source: std::io::Error },
+    #[error("parse {what}")]
+    Parse { what: &'static str, source: serde_json::Error },
+    #[error("{0}")]
+    Invalid(&'static str),
+    #[error(transparent)]
+    Linux(#[from] berth_linux::Error),
+    #[error(transparent)]
+    Cgroup(#[from] berth_cgroup::Error),
+    #[error(transparent)]
+    Oci(#[from] berth_oci::Error),
+    #[error("open /dev/null")]
+    Null(#[source] std::io::Error),
+}
+
+impl Error {
+    fn errno(&self) -> Option<i32> {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = cause {
+            if let Some(errno) = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error) {
+                return Some(errno);
+            }
+            cause = error.source();
+        }
+        None
+    }
+}
+
+/// Standard streams that the shim made; a missing stdin is `/dev/null`.
+pub struct Streams {
+    /// Read end.
+    pub stdin: Option<OwnedFd>,
+    /// Write ends of stdout and stderr; absent with a terminal.
+    pub output: Option<[OwnedFd; 2]>,
+}
+
+impl Streams {
+    fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.stdin.iter().chain(self.output.iter().flatten()).map(AsFd::as_fd)
+    }
+
+    fn into_stdio(self, size: (u16, u16)) -> Result<Stdio, Error> {
+        let Some([stdout, stderr]) = self.output else {
+            return Ok(Stdio::Pty { width: size.0, height: size.1 });
+        };
+        let stdin = match self.stdin {
+            Some(stdin) => stdin,
+            None => File::open("/dev/null").map_err(Error::Null)?.into(),
+        };
+        Ok(Stdio::Fds([stdin, stdout, stderr]))
+    }
+}
+
+/// What a creator needs for a container.
+pub struct ContainerOrder<'a> {
+    /// Container.
+    pub id: &'a str,
+    /// What was asked for.
+    pub ext: CreateExt,
+    /// Descriptors of the request; the spec is the first.
+    pub fds: Vec<OwnedFd>,
+    /// The pod.
+    pub pod: &'a Pod,
+    /// First process of the container whose PID namespace is wanted.
+    pub target: Option<Pid>,
+    /// Read end of the gate.
+    pub gate: OwnedFd,
+    /// Standard streams.
+    pub streams: Streams,
+    /// Where cgroups are.
+    pub layout: &'a Layout,
+    /// The score that the shim had before it protected itself.
+    pub oom_score_adj: Option<i32>,
+}
+
+/// What a creator needs for an exec.
+pub struct ExecOrder<'a> {
+    /// The memfd of the request.
+    pub spec: OwnedFd,
+    /// What was asked for.
+    pub ext: ExecExt,
+    /// The container's first process.
+    pub init: Pid,
+    /// Its descriptor.
+    pub init_pidfd: OwnedFd,
+    /// The container's cgroup as text.
+    pub cgroup: &'a str,
+    /// Standard streams.
+    pub streams: Streams,
+    /// Where cgroups are.
+    pub layout: &'a Layout,
+    /// The score that the shim had before it protected itself.
+    pub oom_score_adj: Option<i32>,
+}
+
+/// The creator's life for a container.
+pub fn create(order: ContainerOrder<'_>, link: Link) -> i32 {
+    let mut keep: Vec<BorrowedFd<'_>> = order.fds.iter().map(AsFd::as_fd).collect();
+    keep.extend(order.pod.descriptors());
+    keep.extend(order.streams.descriptors());
+    keep.extend([order.gate.as_fd(), link.as_fd()]);
+    if close_other_fds(&keep).is_err() {
+        return 1;
+    }
+    drop(keep);
+    prepare(order.oom_score_adj);
+    report(link, make_container(order))
+}
+
+/// The creator's life for an exec.
+pub fn exec(order: ExecOrder<'_>, link: Link) -> i32 {
+    let mut keep = vec![order.spec.as_fd(), order.init_pidfd.as_fd(), link.as_fd()];
+    keep.extend(order.streams.descriptors());
+    if close_other_fds(&keep).is_err() {
+        return 1;
+    }
+    drop(keep);
+    prepare(order.oom_score_adj);
+    report(link, make_exec(order))
+}
+
+fn prepare(oom_score_adj: Option<i32>) {
+    let _ = prctl::set_name(c"berth-create");
+    if let Some(score) = oom_score_adj {
+        // What the spec does not set is the agent's value, not the shim's protected one. Raising is always allowed.
+        let _ = prctl::set_oom_score_adj(None, score);
+    }
+}
+
+fn report(mut link: Link, result: Result<Init, Error>) -> i32 {
+    let (report, fds) = match result {
+        Ok(init) => {
+            let report = Report::Made { pid: init.pid.as_raw_nonzero().get(), warnings: init.warnings };
+            (report, [init.pidfd, init.started].into_iter().chain(init.console).collect())
+        }
+        Err(error) => (Report::Failed { message: full_text(&error), errno: error.errno() }, Vec::new()),
+    };
+    i32::from(link.send(&report, fds).is_err())
+}
+
+/// Descriptors of a request, each taken once.
+struct Given(Vec<Option<OwnedFd>>);
+
+impl Given {
+    fn take(&mut self, index: FdIndex) -> Result<OwnedFd, Error> {
+        let slot = self.0.get_mut(index as usize).ok_or(Error::Descriptor { index, reason: "was not sent" })?;
+        slot.take().ok_or(Error::Descriptor { index, reason: "is used twice" })
+    }
+}
+
+fn read_json<T: DeserializeOwned>(fd: OwnedFd, what: &'static str) -> Result<T, Error> {
+    let mut file = File::from(fd);
+    let mut bytes = Vec::new();
+    let read = file.rewind().and_then(|()| file.read_to_end(&mut bytes));
+    read.map_err(|source| Error::Read { what, source })?;
+    serde_json::from_slice(&bytes).map_err(|source| Error::Parse { what, source })
+}
+
+fn make_container(order: ContainerOrder<'_>) -> Result<Init, Error> {
+    let mut given = Given(order.fds.into_iter().map(Some).collect());
+    let spec: berth_oci::spec::Spec = read_json(given.take(0)?, "the OCI spec")?;
+    let filter: Option<Filter> = match order.ext.filter {
+        Some(index) => Some(read_json(given.take(index)?, "the compiled filter")?),
+        None => None,
+    };
+    let root = match order.ext.root {
+        Root::Spec => RootSource::Spec,
+        Root::Overlay { dir, lowers, upper, work, volatile } => {
+            RootSource::Overlay { dir: given.take(dir)?, lowers, upper, work, volatile }
+        }
+    };
+    let mut mounts = BTreeMap::new();
+    for (destination, index) in order.ext.mounts {
+        mounts.insert(destination, given.take(index)?);
+    }
+    if order.ext.shm {
+        let shm = order.pod.shm.as_ref().ok_or(Error::Invalid("the pod has no /dev/shm of its own"))?;
+        mounts.insert("/dev/shm".to_owned(), mount::open_tree(shm.as_fd(), Path::new(""), true, false)?);
+    }
+    let join = join(order.pod, &order.ext.pid, &order.ext.stay_out, order.target)?;
+    let stdio = order.streams.into_stdio(order.ext.console_size)?;
+    let cgroup = cgroups::create(order.layout, &order.ext.cgroup, spec.linux.resources.as_ref())?;
+    let launched = berth_oci::launch(Launch {
+        id: order.id.to_owned(),
+        bundle: order.ext.bundle,
+        spec,
+        root,
+        cgroup,
+        join,
+        mounts,
+        stdio,
+        gate: Gate::Pipe(order.gate),
+        parent: Parentage::CallersParent,
+        filter,
+        preserve_fds: 0,
+        new_keyring: true,
+    });
+    launched.map_err(|error| {
+        let _ = cgroups::remove(order.layout, &order.ext.cgroup);
+        Error::Oci(error)
+    })
+}
+
+/// The namespaces of others that a container enters.
+fn join(
+    pod: &Pod,
+    pid: &PidMode,
+    stay_out: &[PodNamespace],
+    target: Option<Pid>,
+) -> Result<Vec<(NamespaceKind, OwnedFd)>, Error> {
+    let mut join = Vec::new();
+    for (namespace, fd) in &pod.namespaces {
+        let wanted = match namespace {
+            PodNamespace::Pid => *pid == PidMode::Pod,
+            other => !stay_out.contains(other),
+        };
+        if wanted {
+            let fd = fd.try_clone().map_err(|source| Error::Read { what: "a namespace of the pod", source })?;
+            join.push((kind(*namespace), fd));
+        }
+    }
+    match pid {
+        PidMode::Pod if pod.namespace(PodNamespace::Pid).is_none() => {
+            Err(Error::Invalid("the pod does not share a PID namespace"))
+        }
+        PidMode::Target(_) => {
+            let target = target.ok_or(Error::Invalid("the target container does not run"))?;
+            join.push((NamespaceKind::Pid, berth_linux::ns::open_ns(Some(target), NamespaceKind::Pid)?));
+            Ok(join)
+        }
+        _ => Ok(join),
+    }
+}
+
+fn make_exec(order: ExecOrder<'_>) -> Result<Init, Error> {
+    let spec: ExecSpec = read_json(order.spec, "the exec's process")?;
+    let cgroup: Option<Cgroup> = cgroups::open(order.layout, order.cgroup)?;
+    let init = berth_oci::exec(ExecLaunch {
+        process: spec.process,
+        init: order.init,
+        init_pidfd: order.init_pidfd,
+        cgroup,
+        filter: spec.filter,
+        stdio: order.streams.into_stdio(order.ext.console_size)?,
+        parent: Parentage::CallersParent,
+        preserve_fds: 0,
+    })?;
+    Ok(init)
+}

@@ -1,0 +1,655 @@
+//! Containers: create, start, kill, delete, attach, and their ends.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+
+use berth_linux::pidfd::{ExitStatus, PidFd};
+use berth_linux::process::{CloneArgs, pipe};
+use berth_linux::{Pid, tty};
+use berth_oci::StartError;
+use berth_shim::protocol::{
+    ContainerState, CreateExt, Event, ExitRecord, Failure, FailureKind, FdIndex, LogSpec, Phase, PidMode, Reply,
+};
+
+use super::execs::Exec;
+use super::sweeps::{After, Sweep};
+use super::{Daemon, ReplyTo, Wait, failure, read_to_end, set_nonblocking, system_failure};
+use crate::creator::{self, ContainerOrder, Report, Streams};
+use crate::link::Link;
+use crate::logs::{LogError, ToWriter};
+use crate::{cgroups, child, clock};
+
+/// What a tap may hold before its reader is too slow. Taken from the kernel only as it fills.
+const TAP_BYTES: usize = 1 << 20;
+
+/// How far a container is.
+enum Stage {
+    /// Its creator works.
+    Creating { reply: ReplyTo },
+    /// Its init waits at the gate.
+    Created { gate: OwnedFd },
+    /// The gate is open, `execve` has not been heard of.
+    Starting { reply: ReplyTo },
+    /// The program runs.
+    Running,
+    /// Its first process has ended, the rest of its cgroup is being killed.
+    Ending { record: ExitRecord },
+    /// Nothing of it runs.
+    Exited { record: ExitRecord },
+}
+
+/// Where its log is.
+enum LogState {
+    /// The writer has not opened it yet.
+    Opening,
+    /// Open (or there is none).
+    Ready,
+    /// It could not be opened.
+    Failed(LogError),
+}
+
+/// A container.
+pub struct Container {
+    id: String,
+    stage: Stage,
+    pid: Option<Pid>,
+    pidfd: Option<PidFd>,
+    /// Its cgroup as text; empty = none.
+    pub cgroup: String,
+    log: Option<LogSpec>,
+    log_state: LogState,
+    /// A start that waits for the log.
+    early_start: Option<ReplyTo>,
+    tty: bool,
+    has_stdin: bool,
+    stdin_once: bool,
+    /// Write end of its stdin pipe.
+    stdin: Option<OwnedFd>,
+    /// Read ends of its output (or the terminal's master), while the writer reads them.
+    outputs: Vec<OwnedFd>,
+    drained: bool,
+    started_at_ns: i64,
+    start_error: String,
+    /// Deletion has been asked for.
+    deleting: bool,
+    /// The cgroup is being removed.
+    sweeping: bool,
+    delete_replies: Vec<ReplyTo>,
+}
+
+fn exec_ids(execs: &BTreeMap<String, Exec>, container: &str) -> Vec<String> {
+    execs.iter().filter(|(_, exec)| exec.container == container).map(|(id, _)| id.clone()).collect()
+}
+
+impl Container {
+    /// Whether this is its first process.
+    pub fn is_init(&self, pid: Pid) -> bool {
+        self.pid == Some(pid) && !matches!(self.stage, Stage::Ending { .. } | Stage::Exited { .. })
+    }
+
+    /// Its first process, when the program runs.
+    pub fn running(&self) -> Option<(Pid, &PidFd)> {
+        match self.stage {
+            Stage::Running => Some((self.pid?, self.pidfd.as_ref()?)),
+            _ => None,
+        }
+    }
+
+    /// Output that the log writer has to read, with where it goes.
+    pub fn unread(&self) -> Option<(&[OwnedFd], &Option<LogSpec>)> {
+        (!self.drained && !self.outputs.is_empty()).then_some((&self.outputs, &self.log))
+    }
+
+    /// For [`berth_shim::protocol::Request::State`].
+    pub fn state(&self, execs: &BTreeMap<String, Exec>) -> ContainerState {
+        let (phase, exit) = match &self.stage {
+            Stage::Creating { .. } => (Phase::Creating, None),
+            Stage::Created { .. } => (Phase::Created, None),
+            Stage::Starting { .. } | Stage::Running | Stage::Ending { .. } => (Phase::Running, None),
+            Stage::Exited { record } => (Phase::Exited, Some(record.clone())),
+        };
+        ContainerState {
+            id: self.id.clone(),
+            phase,
+            pid: self.pid.map_or(0, |pid| pid.as_raw_nonzero().get()),
+            started_at_ns: self.started_at_ns,
+            exit,
+            cgroup: self.cgroup.clone(),
+            log: self.log.clone(),
+            logs_drained: self.drained,
+            tty: self.tty,
+            stdin: self.has_stdin,
+            stdin_once: self.stdin_once,
+            stdin_open: if self.tty { self.has_stdin && !self.drained } else { self.stdin.is_some() },
+            execs: exec_ids(execs, &self.id),
+        }
+    }
+}
+
+/// Pipes of a container, both ends.
+struct Pipes {
+    stdin: Option<OwnedFd>,
+    outputs: Vec<OwnedFd>,
+    theirs: Streams,
+}
+
+fn make_pipes(tty: bool, stdin: bool) -> std::io::Result<Pipes> {
+    if tty {
+        let theirs = Streams { stdin: None, output: None };
+        return Ok(Pipes { stdin: None, outputs: Vec::new(), theirs });
+    }
+    let (stdin_reader, stdin_writer) = match stdin {
+        true => pipe().map(|(reader, writer)| (Some(reader), Some(writer)))?,
+        false => (None, None),
+    };
+    let (stdout_reader, stdout_writer) = pipe()?;
+    let (stderr_reader, stderr_writer) = pipe()?;
+    for reader in [&stdout_reader, &stderr_reader] {
+        set_nonblocking(reader)?;
+    }
+    Ok(Pipes {
+        stdin: stdin_writer,
+        outputs: vec![stdout_reader, stderr_reader],
+        theirs: Streams { stdin: stdin_reader, output: Some([stdout_writer, stderr_writer]) },
+    })
+}
+
+impl Daemon {
+    pub(super) fn no_container(id: &str) -> Failure {
+        failure(FailureKind::NotFound, format!("no container {id}"))
+    }
+
+    pub(super) fn create(&mut self, to: ReplyTo, id: String, ext: CreateExt, fds: Vec<OwnedFd>) {
+        if let Err(failure) = self.try_create(to, id, ext, fds) {
+            self.answer(to, Reply::Error(failure));
+        }
+    }
+
+    fn try_create(&mut self, to: ReplyTo, id: String, ext: CreateExt, fds: Vec<OwnedFd>) -> Result<(), Failure> {
+        let odd = |c: char| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
+        if id.is_empty() || id.len() > 128 || id.starts_with('.') || id.contains(odd) {
+            return Err(failure(FailureKind::Invalid, format!("bad container id {id:?}")));
+        }
+        if self.containers.contains_key(&id) {
+            return Err(failure(FailureKind::AlreadyExists, format!("container {id} exists")));
+        }
+        let target = match &ext.pid {
+            PidMode::Target(target) => match self.containers.get(target).and_then(Container::running) {
+                Some((pid, _)) => Some(pid),
+                None => return Err(failure(FailureKind::WrongState, format!("container {target} does not run"))),
+            },
+            _ => None,
+        };
+        let system = |error: std::io::Error| system_failure("prepare a container", &error);
+        let (gate_reader, gate) = pipe().map_err(system)?;
+        let Pipes { stdin, outputs, theirs: streams } = make_pipes(ext.tty, ext.stdin).map_err(system)?;
+        let (link, theirs) = Link::pair().map_err(system)?;
+        let container = Container {
+            id: id.clone(),
+            stage: Stage::Creating { reply: to },
+            pid: None,
+            pidfd: None,
+            cgroup: ext.cgroup.clone(),
+            log: ext.log.clone(),
+            log_state: LogState::Opening,
+            early_start: None,
+            tty: ext.tty,
+            has_stdin: ext.stdin,
+            stdin_once: ext.stdin_once,
+            stdin,
+            outputs,
+            drained: false,
+            started_at_ns: 0,
+            start_error: String::new(),
+            deleting: false,
+            sweeping: false,
+            delete_replies: Vec::new(),
+        };
+        let order = ContainerOrder {
+            id: &id,
+            ext,
+            fds,
+            pod: &self.parts.pod,
+            target,
+            gate: gate_reader,
+            streams,
+            layout: &self.parts.layout,
+            oom_score_adj: self.parts.oom_score_adj,
+        };
+        let forked = child::fork(CloneArgs::default(), || creator::create(order, theirs));
+        let (creator, creator_fd) = forked.map_err(system)?;
+        self.add_wait(Wait::Creating { id: id.clone(), link, gate, creator, creator_fd }).map_err(system)?;
+        self.containers.insert(id, container);
+        Ok(())
+    }
+
+    /// A creator has something to say, or has ended.
+    pub(super) fn read_creator(&mut self, token: u64) {
+        let Some(Wait::Creating { link, .. }) = self.waits.get_mut(&token) else {
+            return;
+        };
+        let open = link.fill().unwrap_or(false);
+        let (report, fds) = match link.next::<Report>() {
+            Ok(Some(message)) => message,
+            Ok(None) if open => return,
+            _ => (Report::lost(), Vec::new()),
+        };
+        let Some(Wait::Creating { id, gate, .. }) = self.end_wait(token) else {
+            return;
+        };
+        let left_nothing = report.left_nothing();
+        match report.into_made(fds) {
+            Ok(made) => self.container_made(&id, gate, made),
+            Err(failure) if left_nothing => self.not_created(&id, failure),
+            Err(failure) => {
+                // What it had made is unknown: without the gate an init at it ends, the cgroup is emptied and removed.
+                let cgroup = self.containers.get(&id).map(|container| container.cgroup.clone()).unwrap_or_default();
+                self.sweep(Sweep::Delete { cgroup }, After::NotCreated { id, failure });
+            }
+        }
+    }
+
+    pub(super) fn not_created(&mut self, id: &str, failure: Failure) {
+        if let Some(container) = self.containers.remove(id) {
+            if let Stage::Creating { reply } = container.stage {
+                self.answer(reply, Reply::Error(failure));
+            }
+            for to in container.delete_replies {
+                self.answer(to, Reply::Done);
+            }
+        }
+        self.go_on_shutting_down();
+    }
+
+    fn container_made(&mut self, id: &str, gate: OwnedFd, made: creator::Made) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        let Stage::Creating { reply } = container.stage else {
+            return;
+        };
+        container.pid = Some(made.pid);
+        container.pidfd = Some(made.pidfd);
+        if let Some(console) = made.console {
+            let _ = set_nonblocking(&console);
+            container.outputs = vec![console];
+        }
+        container.stage = Stage::Created { gate };
+        let deleting = container.deleting;
+        if let Err(error) = self.add_wait(Wait::Starting { id: id.to_owned(), fd: made.started, text: Vec::new() }) {
+            // Without it nobody would hear how the start went; the descriptor limit is all that can be behind it.
+            let failure = system_failure("watch a container's start", &error);
+            self.answer(reply, Reply::Error(failure));
+            return self.delete(None, id, true);
+        }
+        self.add_output(id);
+        let created = Reply::Created { pid: made.pid.as_raw_nonzero().get(), warnings: made.warnings };
+        self.answer(reply, created);
+        if let Some((status, ended_at)) = self.take_unclaimed(made.pid) {
+            self.container_exited(id, status, ended_at);
+        } else if deleting {
+            self.kill_everything(id);
+        }
+    }
+
+    pub(super) fn start(&mut self, to: ReplyTo, id: &str) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return self.answer(to, Reply::Error(Self::no_container(id)));
+        };
+        let result = match (&container.stage, &container.log_state) {
+            (Stage::Created { .. }, _) if container.early_start.is_some() || container.deleting => {
+                Err(failure(FailureKind::WrongState, format!("container {id} is being started or deleted")))
+            }
+            (Stage::Created { .. }, LogState::Opening) => {
+                container.early_start = Some(to);
+                Ok(())
+            }
+            (Stage::Created { .. }, LogState::Failed(error)) => {
+                Err(Failure { kind: FailureKind::Log, message: error.message.clone(), errno: error.errno })
+            }
+            (Stage::Created { .. }, LogState::Ready) => container.open_gate(to),
+            _ => Err(failure(FailureKind::WrongState, format!("container {id} is not waiting for its start"))),
+        };
+        if let Err(failure) = result {
+            self.answer(to, Reply::Error(failure));
+        }
+    }
+
+    /// The log writer has opened a container's log, or not.
+    pub(super) fn log_opened(&mut self, id: &str, error: Option<LogError>) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        container.log_state = match error {
+            None => LogState::Ready,
+            Some(error) => LogState::Failed(error),
+        };
+        if let Some(to) = container.early_start.take() {
+            self.start(to, id);
+        }
+    }
+
+    /// A later opening has succeeded.
+    pub(super) fn log_reopened(&mut self, id: &str) {
+        if let Some(container) = self.containers.get_mut(id) {
+            container.log_state = LogState::Ready;
+        }
+    }
+
+    /// The `started` pipe has ended: the program runs, or `text` says why not.
+    pub(super) fn container_started(&mut self, id: &str, text: &[u8]) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        let Stage::Starting { reply } = container.stage else {
+            // The init ended at its gate.
+            return;
+        };
+        container.stage = Stage::Running;
+        let answer = match start_error(text) {
+            None => Reply::Started { started_at_ns: container.started_at_ns },
+            Some(error) => {
+                container.start_error = error.message.clone();
+                Reply::Error(error)
+            }
+        };
+        self.answer(reply, answer);
+    }
+
+    /// Whether its `started` pipe has already ended; read here because its end and the exit race.
+    fn finish_starting(&mut self, id: &str) {
+        let waiting = |wait: &Wait| matches!(wait, Wait::Starting { id: other, .. } if other == id);
+        let Some(token) = self.waits.iter().find(|(_, wait)| waiting(wait)).map(|(token, _)| *token) else {
+            return;
+        };
+        if let Some(Wait::Starting { fd, mut text, .. }) = self.end_wait(token) {
+            read_to_end(&fd, &mut text);
+            self.container_started(id, &text);
+        }
+    }
+
+    /// The first process has been reaped.
+    pub(super) fn container_exited(&mut self, id: &str, status: ExitStatus, ended_at_ns: i64) {
+        self.finish_starting(id);
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        let early_start = container.early_start.take();
+        let failed = !container.start_error.is_empty();
+        let cgroup = container.cgroup.clone();
+        let record = ExitRecord {
+            pid: container.pid.map_or(0, |pid| pid.as_raw_nonzero().get()),
+            code: if failed { 128 } else { status.code },
+            signal: if failed { 0 } else { status.signal.unwrap_or(0) },
+            oom: cgroups::oom_killed(&self.parts.layout, &cgroup),
+            started_at_ns: container.started_at_ns,
+            finished_at_ns: ended_at_ns.max(container.started_at_ns),
+            start_error: std::mem::take(&mut container.start_error),
+        };
+        container.stage = Stage::Ending { record };
+        container.stdin = None;
+        container.pidfd = None;
+        if let Some(to) = early_start {
+            self.answer(to, Reply::Error(failure(FailureKind::WrongState, format!("container {id} has ended"))));
+        }
+        if cgroups::has_processes(&self.parts.layout, &cgroup) {
+            self.sweep(Sweep::Kill { cgroup }, After::Ended { id: id.to_owned() });
+        } else {
+            self.container_ended(id);
+        }
+    }
+
+    /// Nothing of the container runs any more.
+    pub(super) fn container_ended(&mut self, id: &str) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        let Stage::Ending { record } = &container.stage else {
+            return;
+        };
+        let record = record.clone();
+        // On tmpfs, whose only failure is a lack of memory; the record is in the state all the same.
+        let _ = self.parts.records.write(id, &record);
+        container.stage = Stage::Exited { record: record.clone() };
+        let (drained, deleting) = (container.drained, container.deleting);
+        self.publish(&Event::Exited { id: id.to_owned(), exit: record });
+        if drained {
+            self.publish(&Event::LogsDrained { id: id.to_owned() });
+        }
+        if deleting {
+            self.delete_exited(id);
+        }
+    }
+
+    /// The log writer has written all output.
+    pub(super) fn output_drained(&mut self, id: &str) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        container.drained = true;
+        container.outputs = Vec::new();
+        if matches!(container.stage, Stage::Exited { .. }) {
+            self.publish(&Event::LogsDrained { id: id.to_owned() });
+        }
+    }
+
+    pub(super) fn kill(&mut self, to: ReplyTo, id: &str, signal: i32, all: bool) {
+        let Some(container) = self.containers.get(id) else {
+            return self.answer(to, Reply::Error(Self::no_container(id)));
+        };
+        if !(1..=64).contains(&signal) {
+            return self.answer(to, Reply::Error(failure(FailureKind::Invalid, format!("no signal {signal}"))));
+        }
+        if matches!(container.stage, Stage::Creating { .. }) {
+            let text = format!("container {id} is being created");
+            return self.answer(to, Reply::Error(failure(FailureKind::WrongState, text)));
+        }
+        if all && signal == 9 && !container.cgroup.is_empty() {
+            let sweep = Sweep::Kill { cgroup: container.cgroup.clone() };
+            return self.sweep(sweep, After::Reply(to));
+        }
+        if all {
+            for pid in cgroups::processes(&self.parts.layout, &container.cgroup) {
+                let _ = PidFd::open(pid).and_then(|pidfd| pidfd.signal(signal));
+            }
+        }
+        let result = container.pidfd.as_ref().map_or(Ok(()), |pidfd| pidfd.signal(signal));
+        let result = match result {
+            Err(error) if error.raw_os_error() != Some(rustix::io::Errno::SRCH.raw_os_error()) => {
+                Err(system_failure("send the signal", &error))
+            }
+            _ => Ok(()),
+        };
+        self.answer_result(to, result);
+    }
+
+    /// Kills a container that is to be deleted, whatever it is doing.
+    fn kill_everything(&mut self, id: &str) {
+        for wait in self.waits.values() {
+            if let Wait::Creating { id: other, creator_fd, .. } = wait
+                && other == id
+            {
+                let _ = creator_fd.signal(9);
+            }
+        }
+        let Some(container) = self.containers.get(id) else {
+            return;
+        };
+        if let Some(pidfd) = &container.pidfd {
+            let _ = pidfd.signal(9);
+        }
+        if !matches!(container.stage, Stage::Creating { .. }) && !container.cgroup.is_empty() {
+            let sweep = Sweep::Kill { cgroup: container.cgroup.clone() };
+            self.sweep(sweep, After::Nothing);
+        }
+    }
+
+    pub(super) fn delete(&mut self, to: Option<ReplyTo>, id: &str, force: bool) {
+        let Some(container) = self.containers.get_mut(id) else {
+            if let Some(to) = to {
+                self.answer(to, Reply::Done);
+            }
+            return;
+        };
+        let exited = matches!(container.stage, Stage::Exited { .. });
+        if !exited && !force && !container.deleting {
+            if let Some(to) = to {
+                let text = format!("container {id} has not ended");
+                self.answer(to, Reply::Error(failure(FailureKind::WrongState, text)));
+            }
+            return;
+        }
+        container.deleting = true;
+        container.delete_replies.extend(to);
+        if exited {
+            self.delete_exited(id);
+        } else {
+            self.kill_everything(id);
+        }
+    }
+
+    fn delete_exited(&mut self, id: &str) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        if container.sweeping {
+            return;
+        }
+        container.sweeping = true;
+        let sweep = Sweep::Delete { cgroup: container.cgroup.clone() };
+        self.tell_writer(&ToWriter::Remove { id: id.to_owned() }, Vec::new());
+        self.sweep(sweep, After::Deleted { id: id.to_owned() });
+    }
+
+    /// The cgroup of a container to be deleted is gone, or could not be removed.
+    pub(super) fn deleted(&mut self, id: &str, result: Result<(), Failure>) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        container.sweeping = false;
+        let replies = std::mem::take(&mut container.delete_replies);
+        if result.is_ok() {
+            self.parts.records.remove(id);
+            self.containers.remove(id);
+        } else {
+            container.deleting = false;
+        }
+        for to in replies {
+            self.answer_result(to, result.clone());
+        }
+        self.go_on_shutting_down();
+    }
+
+    pub(super) fn attach(&mut self, to: ReplyTo, id: &str, stdin: bool, stdout: bool, stderr: bool) {
+        match self.try_attach(id, stdin, stdout, stderr) {
+            Ok((reply, fds)) => self.answer_with(to, reply, fds),
+            Err(failure) => self.answer(to, Reply::Error(failure)),
+        }
+    }
+
+    fn try_attach(
+        &mut self,
+        id: &str,
+        stdin: bool,
+        stdout: bool,
+        stderr: bool,
+    ) -> Result<(Reply, Vec<OwnedFd>), Failure> {
+        let system = |error: std::io::Error| system_failure("attach", &error);
+        let container = self.containers.get_mut(id).ok_or_else(|| Self::no_container(id))?;
+        if !matches!(container.stage, Stage::Created { .. } | Stage::Starting { .. } | Stage::Running) {
+            return Err(failure(FailureKind::WrongState, format!("container {id} does not run")));
+        }
+        if container.tty && stderr {
+            return Err(failure(FailureKind::Invalid, "a terminal has no separate stderr"));
+        }
+        let mut fds: Vec<OwnedFd> = Vec::new();
+        let mut hand_out = |fd: OwnedFd| -> Option<FdIndex> {
+            fds.push(fd);
+            Some(fds.len() as FdIndex - 1)
+        };
+        let mut reply = (None, None, None);
+        if stdin {
+            let fd = match (container.tty, container.stdin_once) {
+                (true, _) if container.has_stdin => container.outputs.first().map(OwnedFd::try_clone).transpose(),
+                (true, _) => Ok(None),
+                (false, true) => Ok(container.stdin.take()),
+                (false, false) => container.stdin.as_ref().map(OwnedFd::try_clone).transpose(),
+            };
+            let Some(fd) = fd.map_err(system)? else {
+                return Err(failure(FailureKind::WrongState, format!("container {id} has no open stdin")));
+            };
+            reply.0 = hand_out(fd);
+        }
+        let mut taps = Vec::new();
+        for (wanted, is_stderr, place) in [(stdout, false, &mut reply.1), (stderr, true, &mut reply.2)] {
+            if !wanted {
+                continue;
+            }
+            let (reader, writer) = pipe().map_err(system)?;
+            set_nonblocking(&writer).map_err(system)?;
+            let _ = rustix::pipe::fcntl_setpipe_size(&writer, TAP_BYTES);
+            *place = hand_out(reader);
+            taps.push((is_stderr, writer));
+        }
+        for (stderr, writer) in taps {
+            self.tell_writer(&ToWriter::Tap { id: id.to_owned(), stderr }, vec![writer]);
+        }
+        Ok((Reply::Attached { stdin: reply.0, stdout: reply.1, stderr: reply.2 }, fds))
+    }
+
+    pub(super) fn resize(&mut self, id: &str, exec: Option<&str>, width: u16, height: u16) -> Result<(), Failure> {
+        let terminal = match exec {
+            Some(exec) => self.execs.get(exec).filter(|exec| exec.container == id).and_then(|exec| exec.console.as_ref()),
+            None => {
+                let container = self.containers.get(id).ok_or_else(|| Self::no_container(id))?;
+                container.outputs.first().filter(|_| container.tty)
+            }
+        };
+        let Some(terminal) = terminal else {
+            return Err(failure(FailureKind::WrongState, format!("container {id} has no such terminal")));
+        };
+        tty::set_window_size(terminal.as_fd(), width, height).map_err(|error| system_failure("resize the terminal", &error))
+    }
+
+    pub(super) fn close_stdin(&mut self, id: &str) -> Result<(), Failure> {
+        let container = self.containers.get_mut(id).ok_or_else(|| Self::no_container(id))?;
+        container.stdin = None;
+        Ok(())
+    }
+
+    pub(super) fn reopen_log(&mut self, to: ReplyTo, id: &str) {
+        let Some(container) = self.containers.get(id) else {
+            return self.answer(to, Reply::Error(Self::no_container(id)));
+        };
+        let running = matches!(container.stage, Stage::Created { .. } | Stage::Starting { .. } | Stage::Running);
+        if !running || container.log.is_none() {
+            let text = format!("container {id} does not run, or has no log");
+            return self.answer(to, Reply::Error(failure(FailureKind::WrongState, text)));
+        }
+        self.ask_reopen(to, id);
+    }
+}
+
+impl Container {
+    fn open_gate(&mut self, to: ReplyTo) -> Result<(), Failure> {
+        let Stage::Created { gate } = &self.stage else {
+            return Err(failure(FailureKind::WrongState, format!("container {} is not waiting for its start", self.id)));
+        };
+        let now = clock::now_ns();
+        rustix::io::retry_on_intr(|| rustix::io::write(gate, b"\n"))
+            .map_err(|errno| system_failure("open the container's gate", &errno.into()))?;
+        self.started_at_ns = now;
+        self.stage = Stage::Starting { reply: to };
+        Ok(())
+    }
+}
+
+/// What a `started` pipe said, as a failure.
+pub(super) fn start_error(text: &[u8]) -> Option<Failure> {
+    if text.is_empty() {
+        return None;
+    }
+    let error = serde_json::from_slice(text)
+        .unwrap_or_else(|_| StartError { message: String::from_utf8_lossy(text).into_owned(), errno: None });
+    Some(Failure { kind: FailureKind::Start, message: error.message, errno: error.errno })
+}

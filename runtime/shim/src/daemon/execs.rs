@@ -1,0 +1,270 @@
+//! Execs: further processes in containers. Each belongs to the connection that asked for it and dies with that.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use berth_linux::Pid;
+use berth_linux::pidfd::{ExitStatus, PidFd};
+use berth_linux::process::{CloneArgs, pipe};
+use berth_shim::protocol::{Event, ExecExt, Failure, FailureKind, FdIndex, Reply};
+
+use super::containers::start_error;
+use super::sweeps::{After, Sweep};
+use super::{Daemon, ReplyTo, Wait, failure, read_to_end, system_failure};
+use crate::child;
+use crate::creator::{self, ExecOrder, Made, Report, Streams};
+use crate::link::Link;
+
+/// How far an exec is.
+enum Stage {
+    /// Its creator works.
+    Creating { reply: ReplyTo },
+    /// `execve` has not been heard of.
+    Starting { reply: ReplyTo },
+    /// The program runs.
+    Running,
+    /// It could not be started; it only has to be reaped.
+    Failed,
+}
+
+/// An exec.
+pub struct Exec {
+    /// The container it runs in.
+    pub container: String,
+    /// The connection that it belongs to.
+    owner: u64,
+    stage: Stage,
+    pid: Option<Pid>,
+    pidfd: Option<PidFd>,
+    /// What the agent gets when it runs: stdin, stdout, stderr.
+    streams: [Option<OwnedFd>; 3],
+    /// Its terminal, to be resized.
+    pub console: Option<OwnedFd>,
+    /// Its owner has gone.
+    doomed: bool,
+}
+
+impl Daemon {
+    pub(super) fn exec(&mut self, to: ReplyTo, container: String, id: String, ext: ExecExt, fds: Vec<OwnedFd>) {
+        if let Err(failure) = self.try_exec(to, container, id, ext, fds) {
+            self.answer(to, Reply::Error(failure));
+        }
+    }
+
+    fn try_exec(
+        &mut self,
+        to: ReplyTo,
+        container_id: String,
+        id: String,
+        ext: ExecExt,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), Failure> {
+        let container = self.containers.get(&container_id).ok_or_else(|| Self::no_container(&container_id))?;
+        let Some((init, init_pidfd)) = container.running() else {
+            return Err(failure(FailureKind::WrongState, format!("container {container_id} does not run")));
+        };
+        if self.execs.contains_key(&id) {
+            return Err(failure(FailureKind::AlreadyExists, format!("exec {id} exists")));
+        }
+        let Some(spec) = fds.into_iter().next() else {
+            return Err(failure(FailureKind::Invalid, "an exec needs a descriptor with its process"));
+        };
+        let system = |error: std::io::Error| system_failure("prepare an exec", &error);
+        let (streams, theirs) = make_pipes(&ext).map_err(system)?;
+        let (link, their_link) = Link::pair().map_err(system)?;
+        let order = ExecOrder {
+            spec,
+            ext,
+            init,
+            init_pidfd: init_pidfd.as_fd().try_clone_to_owned().map_err(system)?,
+            cgroup: &container.cgroup,
+            streams: theirs,
+            layout: &self.parts.layout,
+            oom_score_adj: self.parts.oom_score_adj,
+        };
+        let forked = child::fork(CloneArgs::default(), || creator::exec(order, their_link));
+        let (creator, _) = forked.map_err(system)?;
+        self.add_wait(Wait::ExecCreating { id: id.clone(), link, creator }).map_err(system)?;
+        let exec = Exec {
+            container: container_id,
+            owner: to.connection,
+            stage: Stage::Creating { reply: to },
+            pid: None,
+            pidfd: None,
+            streams,
+            console: None,
+            doomed: false,
+        };
+        self.execs.insert(id, exec);
+        Ok(())
+    }
+
+    /// A creator has something to say, or has ended.
+    pub(super) fn read_exec_creator(&mut self, token: u64) {
+        let Some(Wait::ExecCreating { link, .. }) = self.waits.get_mut(&token) else {
+            return;
+        };
+        let open = link.fill().unwrap_or(false);
+        let (report, fds) = match link.next::<Report>() {
+            Ok(Some(message)) => message,
+            Ok(None) if open => return,
+            _ => (Report::lost(), Vec::new()),
+        };
+        let Some(Wait::ExecCreating { id, .. }) = self.end_wait(token) else {
+            return;
+        };
+        match report.into_made(fds) {
+            Ok(made) => self.exec_made(id, made),
+            Err(failure) => {
+                if let Some(Exec { stage: Stage::Creating { reply }, .. }) = self.execs.remove(&id) {
+                    self.answer(reply, Reply::Error(failure));
+                }
+            }
+        }
+    }
+
+    fn exec_made(&mut self, id: String, made: Made) {
+        let Some(exec) = self.execs.get_mut(&id) else {
+            return;
+        };
+        let Stage::Creating { reply } = exec.stage else {
+            return;
+        };
+        exec.pid = Some(made.pid);
+        exec.pidfd = Some(made.pidfd);
+        exec.console = made.console;
+        exec.stage = Stage::Starting { reply };
+        let doomed = exec.doomed;
+        let unclaimed = self.take_unclaimed(made.pid);
+        let wait = Wait::ExecStarting { id: id.clone(), fd: made.started, text: Vec::new() };
+        if let Err(error) = self.add_wait(wait) {
+            if let Some(exec) = self.execs.get_mut(&id) {
+                exec.stage = Stage::Failed;
+            }
+            self.answer(reply, Reply::Error(system_failure("watch an exec's start", &error)));
+            return self.kill_tree(&id, After::Nothing);
+        }
+        if let Some((status, _)) = unclaimed {
+            self.exec_exited(&id, status);
+        } else if doomed {
+            self.kill_tree(&id, After::Nothing);
+        }
+    }
+
+    /// The `started` pipe has ended: the program runs, or `text` says why not.
+    pub(super) fn exec_started(&mut self, id: &str, text: &[u8]) {
+        let Some(exec) = self.execs.get_mut(id) else {
+            return;
+        };
+        let Stage::Starting { reply } = exec.stage else {
+            return;
+        };
+        let streams = std::mem::take(&mut exec.streams);
+        if let Some(failure) = start_error(text) {
+            exec.stage = Stage::Failed;
+            return self.answer(reply, Reply::Error(failure));
+        }
+        exec.stage = Stage::Running;
+        let mut fds: Vec<OwnedFd> = Vec::new();
+        let mut hand_out = |fd: OwnedFd| -> FdIndex {
+            fds.push(fd);
+            fds.len() as FdIndex - 1
+        };
+        let [stdin, stdout, stderr] = streams.map(|stream| stream.map(&mut hand_out));
+        let console = exec.console.as_ref().and_then(|console| console.try_clone().ok()).map(&mut hand_out);
+        let pid = exec.pid.map_or(0, |pid| pid.as_raw_nonzero().get());
+        self.answer_with(reply, Reply::Execed { pid, stdin, stdout, stderr, console }, fds);
+    }
+
+    /// The exec's first process has been reaped.
+    pub(super) fn exec_exited(&mut self, id: &str, status: ExitStatus) {
+        let waiting = |wait: &Wait| matches!(wait, Wait::ExecStarting { id: other, .. } if other == id);
+        let token = self.waits.iter().find(|(_, wait)| waiting(wait)).map(|(token, _)| *token);
+        if let Some(Wait::ExecStarting { fd, mut text, .. }) = token.and_then(|token| self.end_wait(token)) {
+            read_to_end(&fd, &mut text);
+            self.exec_started(id, &text);
+        }
+        let Some(exec) = self.execs.remove(id) else {
+            return;
+        };
+        if let Stage::Running = exec.stage {
+            let event = Event::ExecExited {
+                container: exec.container,
+                id: id.to_owned(),
+                code: status.code,
+                signal: status.signal.unwrap_or(0),
+            };
+            self.tell(exec.owner, event);
+        }
+    }
+
+    pub(super) fn exec_of(&self, pid: Pid) -> Option<String> {
+        self.execs.iter().find(|(_, exec)| exec.pid == Some(pid)).map(|(id, _)| id.clone())
+    }
+
+    pub(super) fn kill_exec(&mut self, to: ReplyTo, container: &str, id: &str, signal: i32, all: bool) {
+        if !self.containers.contains_key(container) {
+            return self.answer(to, Reply::Error(Self::no_container(container)));
+        }
+        if !(1..=64).contains(&signal) {
+            return self.answer(to, Reply::Error(failure(FailureKind::Invalid, format!("no signal {signal}"))));
+        }
+        let Some(exec) = self.execs.get_mut(id).filter(|exec| exec.container == container) else {
+            return self.answer(to, Reply::Done);
+        };
+        if exec.pidfd.is_none() && signal == 9 {
+            // Its creator works: it is killed as soon as it is there.
+            exec.doomed = true;
+            return self.answer(to, Reply::Done);
+        }
+        if all && signal == 9 {
+            return self.kill_tree(id, After::Reply(to));
+        }
+        let result = exec.pidfd.as_ref().map_or(Ok(()), |pidfd| pidfd.signal(signal));
+        let result = match result {
+            Err(error) if error.raw_os_error() != Some(rustix::io::Errno::SRCH.raw_os_error()) => {
+                Err(system_failure("send the signal", &error))
+            }
+            _ => Ok(()),
+        };
+        self.answer_result(to, result);
+    }
+
+    /// The connection is gone: so are its execs.
+    pub(super) fn kill_execs_of(&mut self, connection: u64) {
+        let mut ids = Vec::new();
+        for (id, exec) in &mut self.execs {
+            if exec.owner == connection {
+                exec.doomed = true;
+                ids.push(id.clone());
+            }
+        }
+        for id in ids {
+            self.kill_tree(&id, After::Nothing);
+        }
+    }
+
+    /// Kills an exec with all that it has started.
+    fn kill_tree(&mut self, id: &str, after: After) {
+        let Some(Exec { container, pid: Some(pid), .. }) = self.execs.get(id) else {
+            return;
+        };
+        let cgroup = self.containers.get(container).map(|container| container.cgroup.clone()).unwrap_or_default();
+        self.sweep(Sweep::KillTree { cgroup, leader: *pid }, after);
+    }
+}
+
+/// The agent's ends, and the exec's.
+fn make_pipes(ext: &ExecExt) -> std::io::Result<([Option<OwnedFd>; 3], Streams)> {
+    if ext.tty {
+        return Ok(([None, None, None], Streams { stdin: None, output: None }));
+    }
+    let (stdin_reader, stdin_writer) = match ext.stdin {
+        true => pipe().map(|(reader, writer)| (Some(reader), Some(writer)))?,
+        false => (None, None),
+    };
+    let (stdout_reader, stdout_writer) = pipe()?;
+    let (stderr_reader, stderr_writer) = pipe()?;
+    let theirs = Streams { stdin: stdin_reader, output: Some([stdout_writer, stderr_writer]) };
+    Ok(([stdin_writer, Some(stdout_reader), Some(stderr_reader)], theirs))
+}
+

@@ -1,0 +1,89 @@
+//! PID 1 of a PID namespace that the pod shares: reaps orphans and does nothing else. Containers see it and may have
+//! strong rights over it, so it holds nothing: no capability, no file, no host folder, no namespace of the host's.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use berth_linux::caps::{self, CapSet};
+use berth_linux::mount::{self, AttrChange, MountAttrs, Propagation};
+use berth_linux::ns;
+use berth_linux::pidfd::waitid_any;
+use berth_linux::process::{CloneArgs, CloneFlags, Fork, clone3, close_other_fds, exit_now};
+use berth_linux::signalfd::SignalFd;
+use berth_linux::{Pid, creds, prctl};
+use berth_shim::protocol::PodNamespace;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::CWD;
+
+use crate::child;
+use crate::error::Error;
+use crate::link::Link;
+use crate::pod::{Pause, Pod, kind};
+
+/// The user that pause runs as: nobody's.
+const NOBODY: u32 = 65_535;
+
+/// Starts pause inside the pod's other namespaces and adds its PID namespace to the pod. `folder` is any folder that exists, to
+/// attach an empty filesystem to.
+pub fn start(pod: &mut Pod, folder: &Path) -> Result<(), Error> {
+    let (mut ours, theirs) = Link::pair().map_err(Error::io("make a socket pair"))?;
+    let theirs = theirs.into_socket();
+    let mut keep = pod.descriptors();
+    keep.push(theirs.as_fd());
+    child::run_to_end(&keep, || {
+        for namespace in [PodNamespace::User, PodNamespace::Net, PodNamespace::Ipc, PodNamespace::Uts] {
+            if let Some(fd) = pod.namespace(namespace) {
+                ns::setns(fd, kind(namespace))?;
+            }
+        }
+        let flags = CloneFlags::NEWPID | CloneFlags::NEWNS | CloneFlags::PARENT;
+        match clone3(CloneArgs { flags, ..CloneArgs::default() }).map_err(Error::io("fork pause"))? {
+            Fork::Child => exit_now(i32::from(live(folder).is_err())),
+            Fork::Parent { pid, pidfd } => {
+                let mut link = Link::new(theirs.try_clone().map_err(Error::io("report pause"))?);
+                link.send(&pid.as_raw_nonzero().get(), vec![pidfd]).map_err(Error::io("report pause"))
+            }
+        }
+    })?;
+    let lost = || Error::Helper("pause's helper did not report".into());
+    ours.fill().map_err(Error::io("read the report of pause's helper"))?;
+    let (pid, mut fds) = ours.next::<i32>().ok().flatten().ok_or_else(lost)?;
+    let pid = Pid::from_raw(pid).ok_or_else(lost)?;
+    let pidfd = fds.pop().ok_or_else(lost)?.into();
+    pod.namespaces.push((PodNamespace::Pid, ns::open_ns(Some(pid), kind(PodNamespace::Pid))?));
+    pod.pause = Some(Pause { pid, pidfd });
+    Ok(())
+}
+
+/// Pause's life.
+fn live(folder: &Path) -> Result<(), Error> {
+    close_other_fds(&[]).map_err(Error::io("close descriptors"))?;
+    let _ = prctl::set_name(c"berth-pause");
+    let private = AttrChange { propagation: Some(Propagation::Private), ..AttrChange::default() };
+    mount::mount_setattr(CWD, Path::new("/"), true, private)?;
+    let context = mount::fs_context("tmpfs")?;
+    context.set_string("size", "4096")?.set_string("nr_inodes", "1")?;
+    context.create()?;
+    let empty = context.mount(MountAttrs::RDONLY | MountAttrs::NOSUID | MountAttrs::NODEV | MountAttrs::NOEXEC)?;
+    mount::move_mount(empty.as_fd(), CWD, folder, rustix::mount::MoveMountFlags::empty())?;
+    mount::pivot_root(empty.as_fd())?;
+    drop(empty);
+
+    // Ids that the pod's user namespace does not have are left as they are: no capability remains either way.
+    let _ = creds::set_ids(NOBODY, NOBODY, &[]);
+    let none = CapSet::default();
+    caps::capset(none, none, none).map_err(Error::io("drop capabilities"))?;
+    prctl::set_no_new_privs().map_err(Error::io("set no_new_privs"))?;
+    prctl::set_dumpable(false).map_err(Error::io("set dumpable"))?;
+    // The shim's death is the pod's. After the change of ids, which would clear it.
+    prctl::set_parent_death_signal(9).map_err(Error::io("set the parent-death signal"))?;
+
+    const SIGCHLD: i32 = 17;
+    let signals = SignalFd::new(&[SIGCHLD]).map_err(Error::io("make a signalfd"))?;
+    loop {
+        let mut fds = [PollFd::new(&signals, PollFlags::IN)];
+        let _ = poll(&mut fds, None);
+        while let Ok(Some(_)) = signals.read() {}
+        while let Ok(Some(_)) = waitid_any(true) {}
+    }
+}
