@@ -4,13 +4,34 @@
 //! source → v1::Pod → worker: plan(pod, observed, now) → [PodOp] → execute (CRI) → observed' → status → /pods
 //! ```
 
+mod atomic_file;
 pub mod backoff;
 pub mod clock;
 pub mod config;
+pub mod container_config;
 pub mod cri;
+pub mod dns;
+pub mod env;
 pub mod error;
+pub mod hosts;
+pub mod image_name;
 mod kubelet;
+pub mod logs;
+pub mod memory;
+pub mod node;
+pub mod observed;
+pub mod plan;
 pub mod plan_files;
+pub mod pod;
+pub mod quantity;
+pub mod resources;
+pub mod sandbox_config;
+pub mod security;
+pub mod source;
+pub mod status;
+pub mod sysctl;
+pub mod termination;
+pub mod volume;
 
 pub use config::{Config, LogLimits, Timing};
 pub use error::Error;

@@ -1,0 +1,155 @@
+//! What a worker remembers of its pod between passes: delays, last errors, what was seen when. Lost with the process
+//! except for what records and log files tell again.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::PodStatus;
+use k8s_openapi::jiff::Timestamp;
+use tokio::time::Instant;
+
+use crate::backoff::Backoff;
+use crate::clock::Now;
+use crate::config::Config;
+use crate::observed::{PodObserved, State};
+
+/// Why a container waits, as the status shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason {
+    /// `CrashLoopBackOff`, `ErrImagePull`…
+    pub reason: String,
+    /// The text for users.
+    pub message: String,
+}
+
+impl Reason {
+    /// A reason with its message.
+    pub fn new(reason: &str, message: impl Into<String>) -> Reason {
+        Reason { reason: reason.to_owned(), message: message.into() }
+    }
+}
+
+/// The pod is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Termination {
+    /// Seconds between SIGTERM and SIGKILL.
+    pub grace: i64,
+    /// Nothing of the pod is to be kept: its source does not have it any more.
+    pub forget: bool,
+}
+
+/// The memory of one worker.
+#[derive(Clone, Debug)]
+pub struct PodMemory {
+    /// First sight of the pod.
+    pub start_time: Timestamp,
+    /// Set once the pod is to end; can only become shorter.
+    pub terminating: Option<Termination>,
+    /// Delays of containers, by name.
+    pub crash: Backoff,
+    /// Delays of pulls, by image.
+    pub pulls: Backoff,
+    /// When each failed pull failed, and how, by image.
+    pub pull_failures: BTreeMap<String, (Instant, Reason)>,
+    /// When each exit was first seen, by container ID.
+    pub exits: BTreeMap<String, Instant>,
+    /// Last errors, by container name.
+    pub reasons: BTreeMap<String, Reason>,
+    /// Highest attempt known, by container name.
+    pub attempts: BTreeMap<String, u32>,
+    /// Results of readiness and startup probes, by container ID.
+    pub probes: BTreeMap<String, ProbeResults>,
+    /// Containers that a probe has condemned, by ID.
+    pub unhealthy: BTreeMap<String, Unhealthy>,
+    /// Containers whose limits were changed in place, with the limits, by ID.
+    pub resized: BTreeMap<String, crate::observed::Limits>,
+    /// Folders, cgroup and volumes are there.
+    pub prepared: bool,
+    /// Folders, cgroup and volumes are gone again.
+    pub released: bool,
+    /// Status of the last pass.
+    pub status: Option<PodStatus>,
+    /// Error of the last pass that belongs to the pod as a whole.
+    pub pod_error: Option<Reason>,
+    /// The last known addresses.
+    pub ips: Vec<String>,
+    /// The pod was over its active deadline.
+    pub deadline_exceeded: bool,
+}
+
+/// What probes say of a running container.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProbeResults {
+    /// The startup probe has succeeded.
+    pub started: bool,
+    /// The readiness probe's verdict.
+    pub ready: bool,
+}
+
+/// A container that is to be killed because of a probe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unhealthy {
+    /// `liveness` or `startup`.
+    pub probe: &'static str,
+    /// Grace of the probe, where it has one of its own.
+    pub grace: Option<i64>,
+}
+
+impl PodMemory {
+    /// Of a pod that is seen for the first time by this process.
+    pub fn new(config: &Config, now: Now, attempts: BTreeMap<String, u32>) -> PodMemory {
+        PodMemory {
+            start_time: now.wall,
+            terminating: None,
+            crash: Backoff::new(config.crash_backoff),
+            pulls: Backoff::new(config.pull_backoff),
+            pull_failures: BTreeMap::new(),
+            exits: BTreeMap::new(),
+            reasons: BTreeMap::new(),
+            attempts,
+            probes: BTreeMap::new(),
+            unhealthy: BTreeMap::new(),
+            resized: BTreeMap::new(),
+            prepared: false,
+            released: false,
+            status: None,
+            pod_error: None,
+            ips: Vec::new(),
+            deadline_exceeded: false,
+        }
+    }
+
+    /// Takes note of what the runtime has.
+    pub fn note(&mut self, observed: &PodObserved, now: Now) {
+        for container in &observed.containers {
+            let highest = self.attempts.entry(container.name.clone()).or_insert(container.attempt);
+            *highest = (*highest).max(container.attempt);
+            if container.state == State::Exited {
+                self.exits.entry(container.id.clone()).or_insert(now.mono);
+            }
+        }
+        let known = |id: &String| observed.containers.iter().any(|c| c.id == *id);
+        let runs = |id: &String| observed.containers.iter().any(|c| c.id == *id && c.state == State::Running);
+        self.exits.retain(|id, _| known(id));
+        self.probes.retain(|id, _| runs(id));
+        self.unhealthy.retain(|id, _| runs(id));
+        self.resized.retain(|id, _| runs(id));
+        if let Some(first) = observed.containers.iter().map(|c| c.created_at).chain(observed.sandboxes.iter().map(|s| s.created_at)).min()
+            && first > 0
+        {
+            // A pod that ran before this process started is as old as its oldest record.
+            self.start_time = self.start_time.min(crate::observed::timestamp(first));
+        }
+        if let Some(sandbox) = observed.sandbox().filter(|s| s.ready && !s.ips.is_empty()) {
+            self.ips.clone_from(&sandbox.ips);
+        }
+    }
+
+    /// Asks for the end of the pod; a shorter grace wins.
+    pub fn terminate(&mut self, wanted: Termination) {
+        let wanted = Termination { grace: wanted.grace.max(1), ..wanted };
+        self.terminating = Some(match self.terminating {
+            Some(now) => Termination { grace: now.grace.min(wanted.grace), forget: now.forget || wanted.forget },
+            None => wanted,
+        });
+    }
+}

@@ -1,0 +1,130 @@
+//! What the machine has: processors, memory, huge page sizes. Read once at start.
+
+use std::fs;
+use std::path::Path;
+
+use crate::quantity::Amount;
+
+/// The node as plans and statuses see it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeView {
+    /// The node's name.
+    pub name: String,
+    /// Its addresses, primary first.
+    pub host_ips: Vec<String>,
+    /// Scheme of container IDs.
+    pub runtime_name: String,
+    /// What the machine has.
+    pub capacity: Capacity,
+}
+
+/// Capacity of the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Capacity {
+    /// Logical processors, in thousandths.
+    pub cpu_millis: i64,
+    /// Bytes of memory.
+    pub memory_bytes: i64,
+    /// Bytes of swap.
+    pub swap_bytes: i64,
+    /// Bytes of the file system that holds the kubelet's folder.
+    pub storage_bytes: i64,
+    /// Huge page sizes in bytes.
+    pub huge_pages: Vec<u64>,
+    /// Whether the memory controller is a cgroup v2 one.
+    pub cgroup_v2: bool,
+    /// Thermal throttling counters of each processor: hidden from containers.
+    pub thermal_paths: Vec<String>,
+}
+
+impl Capacity {
+    /// Reads the capacity of this machine; what cannot be read is zero.
+    pub fn read(kubelet_root: &Path) -> Capacity {
+        let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+        let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let storage = rustix::fs::statvfs(kubelet_root)
+            .map(|s| i64::try_from(s.f_blocks.saturating_mul(s.f_frsize)).unwrap_or(i64::MAX))
+            .unwrap_or(0);
+        let mut huge_pages: Vec<u64> = fs::read_dir("/sys/kernel/mm/hugepages")
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| huge_page_bytes(entry.ok()?.file_name().to_str()?))
+            .collect();
+        huge_pages.sort_unstable();
+        Capacity {
+            cpu_millis: count_cpus(&online).max(1) * 1000,
+            memory_bytes: meminfo_bytes(&meminfo, "MemTotal:"),
+            swap_bytes: meminfo_bytes(&meminfo, "SwapTotal:"),
+            storage_bytes: storage,
+            huge_pages,
+            cgroup_v2: Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
+            thermal_paths: (0..count_cpus(&online))
+                .map(|n| format!("/sys/devices/system/cpu/cpu{n}/thermal_throttle"))
+                .filter(|path| Path::new(path).exists())
+                .collect(),
+        }
+    }
+
+    /// The capacity of a resource by its Kubernetes name; zero when unknown.
+    pub fn amount(&self, resource: &str) -> Amount {
+        let text = match resource {
+            "cpu" => format!("{}m", self.cpu_millis),
+            "memory" => self.memory_bytes.to_string(),
+            "ephemeral-storage" => self.storage_bytes.to_string(),
+            _ => return Amount::default(),
+        };
+        Amount::parse(&text).unwrap_or_default()
+    }
+}
+
+/// `0-3,8` → 5.
+fn count_cpus(list: &str) -> i64 {
+    let range = |part: &str| -> Option<i64> {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some(last.parse::<i64>().ok()? - first.parse::<i64>().ok()? + 1)
+    };
+    list.trim().split(',').filter_map(range).sum()
+}
+
+fn meminfo_bytes(meminfo: &str, key: &str) -> i64 {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
+    line.split_whitespace().next().and_then(|n| n.parse::<i64>().ok()).unwrap_or(0).saturating_mul(1024)
+}
+
+/// `hugepages-2048kB` → bytes.
+fn huge_page_bytes(folder: &str) -> Option<u64> {
+    folder.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// A huge page size as CRI and cgroups write it: `2MB`, `1GB`.
+pub fn huge_page_name(bytes: u64) -> String {
+    let units = [(1u64 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "KB")];
+    for (unit, name) in units {
+        if bytes >= unit && bytes.is_multiple_of(unit) {
+            return format!("{}{name}", bytes / unit);
+        }
+    }
+    format!("{bytes}B")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_files_are_read_right() {
+        assert_eq!(count_cpus("0-3,8\n"), 5);
+        assert_eq!(count_cpus("0\n"), 1);
+        assert_eq!(meminfo_bytes("MemTotal:       1024 kB\nSwapTotal: 0 kB\n", "MemTotal:"), 1 << 20);
+        assert_eq!(huge_page_bytes("hugepages-2048kB"), Some(2 << 20));
+        assert_eq!(huge_page_name(2 << 20), "2MB");
+        assert_eq!(huge_page_name(1 << 30), "1GB");
+        assert_eq!(huge_page_name(64 << 10), "64KB");
+    }
+
+    #[test]
+    fn this_machine_has_processors_and_memory() {
+        let capacity = Capacity::read(Path::new("/"));
+        assert!(capacity.cpu_millis >= 1000 && capacity.memory_bytes > 0 && capacity.storage_bytes > 0);
+    }
+}

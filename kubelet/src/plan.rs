@@ -1,0 +1,428 @@
+//! Pure: what to do next for a pod, from its spec, what the runtime has and what the worker remembers. The same plan
+//! serves start, change, crash, restart of the kubelet and reboot. Calls nothing.
+
+use k8s_openapi::api::core::v1::{Container, Pod};
+use tokio::time::Instant;
+
+use crate::backoff::format_delay;
+use crate::clock::Now;
+use crate::memory::{PodMemory, Reason, Termination};
+use crate::node::NodeView;
+use crate::observed::{self, Limits, PodObserved, State};
+use crate::pod;
+use crate::resources::container_resources;
+use crate::source::static_pod::digest;
+use crate::status;
+
+/// One step of a plan. Steps run in order; neighbouring stops of containers run together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodOp {
+    /// Folders, cgroup and volumes.
+    Prepare,
+    /// SIGTERM, grace, SIGKILL.
+    StopContainer {
+        /// Container's ID.
+        id: String,
+        /// Its name.
+        name: String,
+        /// Seconds.
+        grace: i64,
+        /// For users.
+        message: String,
+    },
+    /// Ends a sandbox with all its processes.
+    StopSandbox {
+        /// Sandbox's ID.
+        id: String,
+    },
+    /// Makes a sandbox.
+    CreateSandbox {
+        /// From 0.
+        attempt: u32,
+    },
+    /// Pulls, creates and starts.
+    StartContainer {
+        /// Its name in the pod.
+        name: String,
+        /// Restart count.
+        attempt: u32,
+        /// The record whose end it follows, for the back-off.
+        after: Option<String>,
+        /// An init container: its failure ends the pass.
+        init: bool,
+    },
+    /// Changes limits of a running container.
+    Resize {
+        /// Container's ID.
+        id: String,
+        /// Its name.
+        name: String,
+    },
+    /// Forgets a dead container.
+    RemoveContainer {
+        /// Container's ID.
+        id: String,
+    },
+    /// Forgets a dead sandbox.
+    RemoveSandbox {
+        /// Sandbox's ID.
+        id: String,
+    },
+    /// Volumes, cgroup and, when the pod is forgotten, its folder.
+    Release {
+        /// The folder goes too.
+        forget: bool,
+    },
+}
+
+/// The outcome of planning.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// In order; none: nothing to do now.
+    pub ops: Vec<PodOp>,
+    /// When something will be to do without anything happening.
+    pub wake: Option<Instant>,
+    /// Containers that wait, and why.
+    pub waiting: Vec<(String, Reason)>,
+    /// The pod has ended and nothing of it is left: the worker may go.
+    pub finished: bool,
+}
+
+/// Everything a plan depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Situation<'a> {
+    /// What is wanted.
+    pub pod: &'a Pod,
+    /// What there is.
+    pub observed: &'a PodObserved,
+    /// What happened.
+    pub memory: &'a PodMemory,
+    /// The node.
+    pub node: &'a NodeView,
+    /// When.
+    pub now: Now,
+}
+
+/// Whether the pod's policy lets a container run again after this exit code.
+pub fn restarts(pod: &Pod, container: &Container, exit_code: i32) -> bool {
+    let own = container.restart_policy.as_deref();
+    match own.or(pod::spec(pod).restart_policy.as_deref()) {
+        Some("Never") => false,
+        Some("OnFailure") => exit_code != 0,
+        _ => true,
+    }
+}
+
+/// As [`restarts`], for an init container: `Always` means until it succeeds.
+pub fn init_restarts(pod: &Pod, exit_code: i32) -> bool {
+    exit_code != 0 && pod::spec(pod).restart_policy.as_deref() != Some("Never")
+}
+
+/// Hash of what a running container cannot change: name and image.
+pub fn container_hash(container: &Container) -> String {
+    digest(&[&container.name, container.image.as_deref().unwrap_or_default()])[..8].to_owned()
+}
+
+/// Plans the next pass.
+pub fn plan(situation: &Situation<'_>) -> Plan {
+    let Situation { pod, observed, memory, .. } = *situation;
+    if let Some(termination) = memory.terminating {
+        return plan_end(observed, memory, termination);
+    }
+    if status::is_terminal(pod, observed, memory) || memory.deadline_exceeded {
+        return plan_rest(pod, observed, memory);
+    }
+    let mut plan = Plan::default();
+    match sandbox_verdict(situation) {
+        SandboxVerdict::Keep => plan_containers(situation, &mut plan),
+        SandboxVerdict::Leave => return plan_rest(pod, observed, memory),
+        SandboxVerdict::Replace { attempt } => {
+            stop_all(observed, pod::grace_seconds(pod), &mut plan.ops);
+            plan.ops.push(PodOp::Prepare);
+            plan.ops.push(PodOp::CreateSandbox { attempt });
+        }
+    }
+    if !memory.prepared && !plan.ops.contains(&PodOp::Prepare) {
+        plan.ops.insert(0, PodOp::Prepare);
+    }
+    collect_garbage(observed, &mut plan.ops);
+    plan.wake = sooner(plan.wake, deadline(situation));
+    plan
+}
+
+/// When the pod's active deadline passes.
+fn deadline(situation: &Situation<'_>) -> Option<Instant> {
+    let seconds = pod::spec(situation.pod).active_deadline_seconds?;
+    let start = situation.memory.start_time.as_second();
+    let left = start.saturating_add(seconds).saturating_sub(situation.now.wall.as_second());
+    Some(situation.now.mono + std::time::Duration::from_secs(u64::try_from(left).unwrap_or(0)))
+}
+
+/// Whether the pod has been active for longer than it may.
+pub fn is_over_deadline(situation: &Situation<'_>) -> bool {
+    deadline(situation).is_some_and(|at| at <= situation.now.mono)
+}
+
+fn sooner(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// The pod's source does not have it any more: stop, then forget everything.
+fn plan_end(observed: &PodObserved, memory: &PodMemory, termination: Termination) -> Plan {
+    let mut plan = Plan::default();
+    stop_all(observed, termination.grace, &mut plan.ops);
+    if !plan.ops.is_empty() {
+        return plan;
+    }
+    if termination.forget {
+        plan.ops.extend(observed.containers.iter().map(|c| PodOp::RemoveContainer { id: c.id.clone() }));
+        plan.ops.extend(observed.sandboxes.iter().map(|s| PodOp::RemoveSandbox { id: s.id.clone() }));
+    }
+    if !memory.released {
+        plan.ops.push(PodOp::Release { forget: termination.forget });
+    }
+    plan.finished = plan.ops.is_empty();
+    plan
+}
+
+/// The pod has nothing more to run: stop what is left, keep the records.
+fn plan_rest(pod: &Pod, observed: &PodObserved, memory: &PodMemory) -> Plan {
+    let mut plan = Plan::default();
+    stop_all(observed, pod::grace_seconds(pod), &mut plan.ops);
+    if plan.ops.is_empty() && !memory.released {
+        plan.ops.push(PodOp::Release { forget: false });
+    }
+    collect_garbage(observed, &mut plan.ops);
+    plan
+}
+
+fn stop_all(observed: &PodObserved, grace: i64, ops: &mut Vec<PodOp>) {
+    for container in observed.containers.iter().filter(|c| c.may_run()) {
+        let message = format!("Stopping container {}", container.name);
+        ops.push(stop(container, grace, message));
+    }
+    let ready = observed.sandboxes.iter().filter(|s| s.ready);
+    ops.extend(ready.map(|s| PodOp::StopSandbox { id: s.id.clone() }));
+}
+
+fn stop(container: &observed::Container, grace: i64, message: String) -> PodOp {
+    PodOp::StopContainer { id: container.id.clone(), name: container.name.clone(), grace, message }
+}
+
+enum SandboxVerdict {
+    Keep,
+    Leave,
+    Replace { attempt: u32 },
+}
+
+fn sandbox_verdict(situation: &Situation<'_>) -> SandboxVerdict {
+    let Situation { pod, observed, .. } = *situation;
+    let Some(newest) = observed.sandbox() else {
+        let verdict = SandboxVerdict::Replace { attempt: 0 };
+        // Containers without any sandbox: the records of a pod that may have finished.
+        return if observed.containers.is_empty() || anything_to_start(situation) { verdict } else { SandboxVerdict::Leave };
+    };
+    let host_network = pod::is_host_network(pod);
+    let without_address = !host_network && newest.has_network && newest.ips.is_empty();
+    let good = newest.ready
+        && observed.sandboxes.iter().filter(|s| s.ready).count() == 1
+        && newest.host_network == host_network
+        && !without_address;
+    if good {
+        return SandboxVerdict::Keep;
+    }
+    let never = pod::spec(pod).restart_policy.as_deref() == Some("Never");
+    if never && !observed.containers.is_empty() || !anything_to_start(situation) {
+        return SandboxVerdict::Leave;
+    }
+    SandboxVerdict::Replace { attempt: newest.attempt + 1 }
+}
+
+/// Whether a new sandbox would have any container to run.
+fn anything_to_start(situation: &Situation<'_>) -> bool {
+    let Situation { pod, observed, .. } = *situation;
+    let wanted = |container: &Container| match observed.newest(&container.name) {
+        Some(record) if record.state == State::Exited => restarts(pod, container, record.exit_code),
+        _ => true,
+    };
+    pod::spec(pod).containers.iter().any(wanted)
+}
+
+fn plan_containers(situation: &Situation<'_>, plan: &mut Plan) {
+    let Situation { pod, observed, memory, .. } = *situation;
+    let sandbox = observed.sandbox().map(|s| s.id.as_str()).unwrap_or_default();
+    if !status::is_initialized(pod, observed) {
+        plan_init(situation, sandbox, plan);
+        return;
+    }
+    let mut alive = false;
+    for container in &pod::spec(pod).containers {
+        let record = observed.newest(&container.name);
+        match record {
+            Some(running) if running.state == State::Running && running.sandbox_id == sandbox => {
+                alive = true;
+                plan_running(situation, container, running, plan);
+            }
+            Some(lost) if lost.may_run() => {
+                alive = true;
+                let message = format!("Container {} is in an unknown state", container.name);
+                plan.ops.push(stop(lost, pod::grace_seconds(pod), message));
+            }
+            Some(dead) if dead.state == State::Exited => {
+                if restarts(pod, container, dead.exit_code) {
+                    alive = true;
+                    plan_restart(situation, container, dead, false, plan);
+                }
+            }
+            other => {
+                alive = true;
+                plan_first_start(situation, container, other, false, plan);
+            }
+        }
+    }
+    if !alive {
+        *plan = plan_rest(pod, observed, memory);
+    }
+}
+
+/// A running container stays unless its definition, its limits or its health have changed.
+fn plan_running(situation: &Situation<'_>, container: &Container, running: &observed::Container, plan: &mut Plan) {
+    let Situation { pod, memory, node, .. } = *situation;
+    let grace = pod::grace_seconds(pod);
+    let name = &container.name;
+    if !running.hash.is_empty() && running.hash != container_hash(container) {
+        let message = format!("Container {name} definition changed, will be restarted");
+        plan.ops.push(stop(running, grace, message));
+        return;
+    }
+    if let Some(unhealthy) = memory.unhealthy.get(&running.id) {
+        let mut message = format!("Container {name} failed {} probe", unhealthy.probe);
+        if restarts(pod, container, 1) {
+            message.push_str(", will be restarted");
+        }
+        plan.ops.push(stop(running, unhealthy.grace.unwrap_or(grace), message));
+        return;
+    }
+    let wanted = Limits::from(&container_resources(pod, container, &node.capacity));
+    let tried = memory.resized.get(&running.id) == Some(&wanted);
+    if running.resources.is_some_and(|now| differs(now, wanted)) && !tried {
+        plan.ops.push(PodOp::Resize { id: running.id.clone(), name: name.clone() });
+    }
+}
+
+/// Whether limits in force differ from the wanted ones; what the runtime does not tell (zero) is not compared.
+fn differs(now: Limits, wanted: Limits) -> bool {
+    let other = |now: i64, wanted: i64| now != 0 && now != wanted;
+    other(now.cpu_shares, wanted.cpu_shares)
+        || now.cpu_quota != wanted.cpu_quota && (now.cpu_shares != 0 || now.cpu_quota != 0)
+        || now.memory != wanted.memory && (now.memory != 0 || now.cpu_shares != 0)
+}
+
+fn plan_init(situation: &Situation<'_>, sandbox: &str, plan: &mut Plan) {
+    let Situation { pod, observed, .. } = *situation;
+    for container in pod::init_containers(pod) {
+        // A new sandbox runs them all again, whatever became of them in the old one.
+        let record = observed.newest(&container.name).filter(|r| r.sandbox_id == sandbox);
+        match record {
+            Some(done) if done.state == State::Exited && done.exit_code == 0 => continue,
+            Some(failed) if failed.state == State::Exited => {
+                if init_restarts(pod, failed.exit_code) {
+                    plan_restart(situation, container, failed, true, plan);
+                }
+            }
+            Some(running) if running.state == State::Running => {}
+            Some(lost) if lost.state == State::Unknown => {
+                let message = format!("Init container {} is in an unknown state", container.name);
+                plan.ops.push(stop(lost, pod::grace_seconds(pod), message));
+            }
+            other => plan_first_start(situation, container, other, true, plan),
+        }
+        return;
+    }
+}
+
+/// Starts a container that has not run (in this sandbox); one that was only created is replaced.
+fn plan_first_start(
+    situation: &Situation<'_>,
+    container: &Container,
+    created: Option<&observed::Container>,
+    init: bool,
+    plan: &mut Plan,
+) {
+    let name = container.name.clone();
+    let attempt = match created {
+        Some(created) => {
+            plan.ops.push(PodOp::RemoveContainer { id: created.id.clone() });
+            created.attempt
+        }
+        None => situation.memory.attempts.get(&name).map_or(0, |highest| highest + 1),
+    };
+    plan_pull(situation, container, plan, PodOp::StartContainer { name, attempt, after: None, init });
+}
+
+/// Starts a container again unless it has to wait.
+fn plan_restart(
+    situation: &Situation<'_>,
+    container: &Container,
+    dead: &observed::Container,
+    init: bool,
+    plan: &mut Plan,
+) {
+    let Situation { pod, memory, now, .. } = *situation;
+    let name = container.name.clone();
+    let ended = memory.exits.get(&dead.id).copied().unwrap_or(now.mono);
+    if let Some(waiting) = memory.crash.check(&name, ended, now.mono) {
+        let message = format!(
+            "back-off {} restarting failed container={name} pod={}",
+            format_delay(waiting.delay),
+            pod::format_pod(pod)
+        );
+        plan.waiting.push((name, Reason::new("CrashLoopBackOff", message)));
+        plan.wake = sooner(plan.wake, Some(waiting.until));
+        return;
+    }
+    let attempt = memory.attempts.get(&name).copied().unwrap_or(dead.attempt).max(dead.attempt) + 1;
+    let after = Some(dead.id.clone());
+    plan_pull(situation, container, plan, PodOp::StartContainer { name, attempt, after, init });
+}
+
+/// Adds a start unless its image waits for another try.
+fn plan_pull(situation: &Situation<'_>, container: &Container, plan: &mut Plan, start: PodOp) {
+    let Situation { memory, now, .. } = *situation;
+    let image = container.image.as_deref().unwrap_or_default();
+    let failure = memory.pull_failures.get(image);
+    if let Some((failed_at, error)) = failure
+        && let Some(waiting) = memory.pulls.check(image, *failed_at, now.mono)
+    {
+        let message = format!("Back-off pulling image {image:?}: {}: {}", error.reason, error.message);
+        plan.waiting.push((container.name.clone(), Reason::new("ImagePullBackOff", message)));
+        plan.wake = sooner(plan.wake, Some(waiting.until));
+        return;
+    }
+    plan.ops.push(start);
+}
+
+/// Dead containers but the newest of each name, and old sandboxes that nothing refers to.
+fn collect_garbage(observed: &PodObserved, ops: &mut Vec<PodOp>) {
+    let mut kept: Vec<&str> = Vec::new();
+    let mut removed: Vec<&str> = Vec::new();
+    for container in observed.containers.iter().filter(|c| c.state == State::Exited) {
+        if kept.contains(&container.name.as_str()) {
+            removed.push(&container.id);
+        } else {
+            kept.push(&container.name);
+        }
+    }
+    for id in &removed {
+        ops.push(PodOp::RemoveContainer { id: (*id).to_owned() });
+    }
+    for sandbox in observed.sandboxes.iter().skip(1).filter(|s| !s.ready) {
+        let used = observed.containers.iter().any(|c| c.sandbox_id == sandbox.id && !removed.contains(&c.id.as_str()));
+        if !used {
+            ops.push(PodOp::RemoveSandbox { id: sandbox.id.clone() });
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! Requests and limits to kernel numbers: QoS class, shares, quota, memory limits, OOM scores. Pure.
+
+use berth_cri_api::v1 as cri;
+use k8s_openapi::api::core::v1::{Container, Pod};
+
+use crate::node::{Capacity, huge_page_name};
+use crate::quantity::Amount;
+
+/// The period of CPU quotas, in microseconds.
+pub const CPU_PERIOD: i64 = 100_000;
+const MIN_SHARES: i64 = 2;
+const MAX_SHARES: i64 = 262_144;
+const MIN_QUOTA: i64 = 1000;
+
+/// Quality of service of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QosClass {
+    /// Every container has limits that equal its requests.
+    Guaranteed,
+    /// Something is requested or limited.
+    Burstable,
+    /// Nothing is requested or limited.
+    BestEffort,
+}
+
+impl QosClass {
+    /// As the API writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            QosClass::Guaranteed => "Guaranteed",
+            QosClass::Burstable => "Burstable",
+            QosClass::BestEffort => "BestEffort",
+        }
+    }
+}
+
+/// What the pod's cgroup gets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodLimits {
+    /// CPU shares.
+    pub cpu_shares: i64,
+    /// CPU quota in microseconds per [`CPU_PERIOD`].
+    pub cpu_quota: Option<i64>,
+    /// Bytes of memory.
+    pub memory: Option<i64>,
+    /// Bytes of each huge page size that the machine has.
+    pub huge_pages: Vec<(String, u64)>,
+}
+
+fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
+    pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers))
+}
+
+fn list_amount(container: &Container, limits: bool, name: &str) -> Option<Amount> {
+    let resources = container.resources.as_ref()?;
+    let list = if limits { resources.limits.as_ref() } else { resources.requests.as_ref() };
+    list?.get(name).map(Amount::of)
+}
+
+/// A container's request, if any.
+pub fn request(container: &Container, name: &str) -> Option<Amount> {
+    list_amount(container, false, name)
+}
+
+/// A container's limit, if any.
+pub fn limit(container: &Container, name: &str) -> Option<Amount> {
+    list_amount(container, true, name)
+}
+
+fn is_sidecar(container: &Container) -> bool {
+    container.restart_policy.as_deref() == Some("Always")
+}
+
+/// The pod's QoS class.
+pub fn qos_class(pod: &Pod) -> QosClass {
+    let nonzero = |amount: Option<Amount>| amount.filter(|a| !a.is_zero());
+    let names = ["cpu", "memory"];
+    let mut any = false;
+    let mut guaranteed = true;
+    for container in containers(pod) {
+        for name in names {
+            let (request, limit) = (nonzero(request(container, name)), nonzero(limit(container, name)));
+            any |= request.is_some() || limit.is_some();
+            guaranteed &= limit.is_some() && request.is_none_or(|r| Some(r) == limit);
+        }
+    }
+    match (any, guaranteed) {
+        (false, _) => QosClass::BestEffort,
+        (true, true) => QosClass::Guaranteed,
+        (true, false) => QosClass::Burstable,
+    }
+}
+
+/// Sum over the pod: regular containers and sidecars together, or the greatest init step, whichever is more.
+fn pod_amount(pod: &Pod, name: &str, of: fn(&Container, &str) -> Option<Amount>) -> Amount {
+    let Some(spec) = &pod.spec else { return Amount::default() };
+    let mut sidecars = Amount::default();
+    let mut greatest_step = Amount::default();
+    for init in spec.init_containers.iter().flatten() {
+        let amount = of(init, name).unwrap_or_default();
+        greatest_step = greatest_step.max(sidecars + amount);
+        if is_sidecar(init) {
+            sidecars = sidecars + amount;
+        }
+    }
+    let regular: Amount = spec.containers.iter().map(|c| of(c, name).unwrap_or_default()).sum();
+    (regular + sidecars).max(greatest_step)
+}
+
+/// The limits of the pod's cgroup.
+pub fn pod_limits(pod: &Pod, capacity: &Capacity) -> PodLimits {
+    let qos = qos_class(pod);
+    let all_limited = |name: &str| containers(pod).all(|c| limit(c, name).is_some_and(|l| !l.is_zero()));
+    let limited = |name: &str| {
+        (qos != QosClass::BestEffort && all_limited(name)).then(|| pod_amount(pod, name, limit))
+    };
+    let huge_pages = capacity.huge_pages.iter().map(|bytes| {
+        let total = pod_amount(pod, &huge_page_resource(*bytes), limit).units();
+        (huge_page_name(*bytes), u64::try_from(total).unwrap_or(0))
+    });
+    PodLimits {
+        cpu_shares: match qos {
+            QosClass::BestEffort => MIN_SHARES,
+            _ => cpu_shares(pod_amount(pod, "cpu", request).millis()),
+        },
+        cpu_quota: limited("cpu").map(|a| cpu_quota(a.millis())),
+        memory: limited("memory").map(Amount::units),
+        huge_pages: huge_pages.collect(),
+    }
+}
+
+/// CPU request of a pod in thousandths, for the QoS cgroup's shares.
+pub fn pod_cpu_request(pod: &Pod) -> i64 {
+    pod_amount(pod, "cpu", request).millis()
+}
+
+/// Shares of a number of CPU thousandths.
+pub fn cpu_shares(millis: i64) -> i64 {
+    (millis.saturating_mul(1024) / 1000).clamp(MIN_SHARES, MAX_SHARES)
+}
+
+/// Quota of a number of CPU thousandths per [`CPU_PERIOD`].
+pub fn cpu_quota(millis: i64) -> i64 {
+    (millis.saturating_mul(CPU_PERIOD) / 1000).max(MIN_QUOTA)
+}
+
+/// `hugepages-2Mi` for 2 MiB.
+fn huge_page_resource(bytes: u64) -> String {
+    for (unit, name) in [(1u64 << 30, "Gi"), (1 << 20, "Mi"), (1 << 10, "Ki")] {
+        if bytes >= unit && bytes.is_multiple_of(unit) {
+            return format!("hugepages-{}{name}", bytes / unit);
+        }
+    }
+    format!("hugepages-{bytes}")
+}
+
+/// The CRI resources of one container.
+pub fn container_resources(pod: &Pod, container: &Container, capacity: &Capacity) -> cri::LinuxContainerResources {
+    let cpu_request = request(container, "cpu").or_else(|| limit(container, "cpu")).map_or(0, Amount::millis);
+    let cpu_limit = limit(container, "cpu").map_or(0, Amount::millis);
+    let memory = limit(container, "memory").map_or(0, Amount::units);
+    let huge = capacity.huge_pages.iter().map(|bytes| cri::HugepageLimit {
+        page_size: huge_page_name(*bytes),
+        limit: limit(container, &huge_page_resource(*bytes)).map_or(0, |a| u64::try_from(a.units()).unwrap_or(0)),
+    });
+    let mut resources = cri::LinuxContainerResources {
+        cpu_period: CPU_PERIOD,
+        cpu_quota: if cpu_limit > 0 { cpu_quota(cpu_limit) } else { 0 },
+        cpu_shares: cpu_shares(cpu_request),
+        memory_limit_in_bytes: memory,
+        oom_score_adj: oom_score_adj(pod, container, capacity),
+        hugepage_limits: huge.collect(),
+        ..Default::default()
+    };
+    if capacity.cgroup_v2 {
+        resources.unified.insert("memory.oom.group".to_owned(), "1".to_owned());
+    }
+    if capacity.swap_bytes > 0 {
+        if capacity.cgroup_v2 {
+            resources.unified.insert("memory.swap.max".to_owned(), "0".to_owned());
+        } else {
+            resources.memory_swap_limit_in_bytes = memory;
+        }
+    }
+    resources
+}
+
+/// How soon the kernel kills the container's processes when memory runs out.
+fn oom_score_adj(pod: &Pod, container: &Container, capacity: &Capacity) -> i64 {
+    let priority = pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0);
+    let class = pod.spec.as_ref().and_then(|s| s.priority_class_name.as_deref());
+    if priority >= 2_000_001_000 || class == Some("system-node-critical") {
+        return -997;
+    }
+    match qos_class(pod) {
+        QosClass::Guaranteed => return -997,
+        QosClass::BestEffort => return 1000,
+        QosClass::Burstable => {}
+    }
+    let score = |container: &Container| {
+        let requested = request(container, "memory").map_or(0, Amount::units);
+        let capacity = capacity.memory_bytes.max(1);
+        (1000 - 1000i64.saturating_mul(requested) / capacity).clamp(3, 999)
+    };
+    let own = score(container);
+    if is_sidecar(container) {
+        let regular = pod.spec.iter().flat_map(|s| &s.containers).map(score).min();
+        return regular.map_or(own, |r| own.min(r));
+    }
+    own
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::{defaults::apply_defaults, parse::parse_manifest};
+
+    fn pod(spec: &str) -> Pod {
+        let text = format!("{{apiVersion: v1, kind: Pod, metadata: {{name: a}}, spec: {spec}}}");
+        let mut pod = parse_manifest(&text).unwrap().pods.remove(0).pod;
+        apply_defaults(&mut pod);
+        pod
+    }
+
+    fn one(resources: &str) -> Pod {
+        pod(&format!("{{containers: [{{name: c, image: i, resources: {resources}}}]}}"))
+    }
+
+    fn capacity() -> Capacity {
+        Capacity { cpu_millis: 4000, memory_bytes: 8 << 30, huge_pages: vec![2 << 20], ..Capacity::default() }
+    }
+
+    #[test]
+    fn qos_classes_are_the_upstreams() {
+        let cases = [
+            ("{}", QosClass::BestEffort),
+            ("{requests: {cpu: 0}}", QosClass::BestEffort),
+            ("{requests: {cpu: 100m}}", QosClass::Burstable),
+            ("{limits: {memory: 1Gi}}", QosClass::Burstable),
+            ("{limits: {cpu: 1, memory: 1Gi}}", QosClass::Guaranteed),
+            ("{limits: {cpu: 1, memory: 1Gi}, requests: {cpu: 1, memory: 1Gi}}", QosClass::Guaranteed),
+            ("{limits: {cpu: 1, memory: 1Gi}, requests: {cpu: 500m}}", QosClass::Burstable),
+            ("{requests: {ephemeral-storage: 1Gi}}", QosClass::BestEffort),
+        ];
+        for (resources, qos) in cases {
+            assert_eq!(qos_class(&one(resources)), qos, "{resources}");
+        }
+        let mixed = "{initContainers: [{name: i, image: i}], containers: [{name: c, image: i, resources: {limits: {cpu: 1, memory: 1Gi}}}]}";
+        assert_eq!(qos_class(&pod(mixed)), QosClass::Burstable);
+    }
+
+    #[test]
+    fn container_numbers_follow_requests_and_limits() {
+        // resources, shares, quota, memory, oom
+        let cases = [
+            ("{}", 2, 0, 0, 1000),
+            ("{requests: {cpu: 250m, memory: 1Gi}}", 256, 0, 0, 875),
+            ("{limits: {cpu: 500m}}", 512, 50_000, 0, 999),
+            ("{limits: {cpu: 2, memory: 64Mi}, requests: {cpu: 1m}}", 2, 200_000, 64 << 20, 993),
+            ("{limits: {cpu: 1m}}", 2, 1000, 0, 999),
+            ("{limits: {cpu: 1, memory: 1Gi}}", 1024, 100_000, 1 << 30, -997),
+            ("{requests: {memory: 8Gi}}", 2, 0, 0, 3),
+        ];
+        for (text, shares, quota, memory, oom) in cases {
+            let pod = one(text);
+            let r = container_resources(&pod, &pod.spec.as_ref().unwrap().containers[0], &capacity());
+            let found = (r.cpu_shares, r.cpu_quota, r.memory_limit_in_bytes, r.oom_score_adj);
+            assert_eq!(found, (shares, quota, memory, oom), "{text}");
+            assert_eq!(r.cpu_period, CPU_PERIOD);
+            assert_eq!(r.hugepage_limits, [cri::HugepageLimit { page_size: "2MB".into(), limit: 0 }]);
+            assert!(r.unified.is_empty());
+        }
+    }
+
+    #[test]
+    fn swap_is_denied_where_there_is_some() {
+        let pod = one("{limits: {memory: 64Mi}}");
+        let container = &pod.spec.as_ref().unwrap().containers[0];
+        let v1 = Capacity { swap_bytes: 1, ..capacity() };
+        assert_eq!(container_resources(&pod, container, &v1).memory_swap_limit_in_bytes, 64 << 20);
+        let v2 = Capacity { swap_bytes: 1, cgroup_v2: true, ..capacity() };
+        let unified = container_resources(&pod, container, &v2).unified;
+        assert_eq!(unified.get("memory.swap.max").map(String::as_str), Some("0"));
+        assert_eq!(unified.get("memory.oom.group").map(String::as_str), Some("1"));
+    }
+
+    #[test]
+    fn pod_limits_need_every_container_to_be_limited() {
+        let two = |second: &str| {
+            pod(&format!("{{containers: [{{name: a, image: i, resources: {{limits: {{cpu: 1, memory: 1Gi}}}}}}, {{name: b, image: i, resources: {second}}}]}}"))
+        };
+        let limits = pod_limits(&two("{limits: {cpu: 500m}}"), &capacity());
+        assert_eq!((limits.cpu_shares, limits.cpu_quota, limits.memory), (1536, Some(150_000), None));
+        let limits = pod_limits(&two("{limits: {cpu: 500m, memory: 1Gi}}"), &capacity());
+        assert_eq!(limits.memory, Some(2 << 30));
+        let limits = pod_limits(&one("{}"), &capacity());
+        assert_eq!(limits, PodLimits { cpu_shares: 2, huge_pages: vec![("2MB".into(), 0)], ..PodLimits::default() });
+    }
+
+    #[test]
+    fn a_greedy_init_container_counts_as_the_greatest_step() {
+        let spec = "{initContainers: [{name: i, image: i, resources: {requests: {cpu: 3}}}], containers: [{name: a, image: i, resources: {requests: {cpu: 1}}}, {name: b, image: i, resources: {requests: {cpu: 1}}}]}";
+        assert_eq!(pod_cpu_request(&pod(spec)), 3000);
+    }
+}

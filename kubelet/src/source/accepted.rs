@@ -1,0 +1,68 @@
+//! The accepted pods of each manifest file, on disk: a file that is broken when the kubelet starts still stands for the
+//! pods it stood for, and UIDs outlive changes of the way they are computed. One small file per manifest.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::static_pod::{AcceptedFile, StaticPod, digest};
+use crate::atomic_file;
+use crate::error::Error;
+
+const VERSION: u32 = 1;
+
+/// The folder of records.
+#[derive(Clone, Debug)]
+pub struct AcceptedStore {
+    folder: PathBuf,
+}
+
+impl AcceptedStore {
+    /// The store below the kubelet's folder.
+    pub fn below(kubelet_root: &Path) -> AcceptedStore {
+        AcceptedStore { folder: kubelet_root.join("static-pods") }
+    }
+
+    /// All readable records; an unreadable one is reported and left alone.
+    pub fn load(&self) -> Vec<AcceptedFile> {
+        let mut records = Vec::new();
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.extension().is_none_or(|e| e != "json") {
+                continue;
+            }
+            match fs::read(&path).map(|bytes| serde_json::from_slice::<AcceptedFile>(&bytes)) {
+                Ok(Ok(record)) if record.version == VERSION => records.push(record),
+                Ok(Ok(record)) => {
+                    tracing::warn!(path = %path.display(), version = record.version, "record of another version");
+                }
+                Ok(Err(error)) => tracing::warn!(path = %path.display(), %error, "unreadable record"),
+                Err(error) => tracing::warn!(path = %path.display(), %error, "unreadable record"),
+            }
+        }
+        records.sort_by(|a, b| a.path.cmp(&b.path));
+        records
+    }
+
+    /// Records what `path` stands for now.
+    pub fn save(&self, path: &Path, pods: &[StaticPod]) -> Result<(), Error> {
+        fs::create_dir_all(&self.folder)
+            .map_err(|source| Error::CreateDir { path: self.folder.clone(), source })?;
+        let record = AcceptedFile { version: VERSION, path: path.to_owned(), pods: pods.to_vec() };
+        let file = self.file_of(path);
+        let text = serde_json::to_vec(&record).unwrap_or_default();
+        atomic_file::replace(&file, &text, 0o600).map_err(|source| Error::WriteFile { path: file, source })
+    }
+
+    /// Forgets `path`.
+    pub fn remove(&self, path: &Path) -> Result<(), Error> {
+        let file = self.file_of(path);
+        match fs::remove_file(&file) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::Remove { path: file, source: e }),
+            _ => Ok(()),
+        }
+    }
+
+    fn file_of(&self, path: &Path) -> PathBuf {
+        self.folder.join(format!("{}.json", digest(&[&path.to_string_lossy()])))
+    }
+}

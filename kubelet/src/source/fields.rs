@@ -1,0 +1,195 @@
+//! Which fields of a v1 Pod berth carries out. A field that the API knows and this table does not is refused by name;
+//! nothing is ignored silently. Extend the table together with the code that carries the field out.
+
+/// `[]` stands for any index, `*` for any key, a trailing `.**` for everything below.
+const POD: &[&str] = &[
+    "apiVersion",
+    "kind",
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+    "metadata.labels.*",
+    "metadata.annotations.*",
+    "metadata.generation",
+    "metadata.creationTimestamp",
+    "spec.activeDeadlineSeconds",
+    "spec.automountServiceAccountToken",
+    "spec.dnsConfig.**",
+    "spec.dnsPolicy",
+    "spec.enableServiceLinks",
+    "spec.hostAliases.**",
+    "spec.hostIPC",
+    "spec.hostNetwork",
+    "spec.hostPID",
+    "spec.hostUsers",
+    "spec.hostname",
+    "spec.hostnameOverride",
+    "spec.nodeName",
+    "spec.os.name",
+    "spec.preemptionPolicy",
+    "spec.priority",
+    "spec.priorityClassName",
+    "spec.restartPolicy",
+    "spec.runtimeClassName",
+    "spec.schedulerName",
+    "spec.securityContext.fsGroup",
+    "spec.securityContext.fsGroupChangePolicy",
+    "spec.securityContext.runAsGroup",
+    "spec.securityContext.runAsNonRoot",
+    "spec.securityContext.runAsUser",
+    "spec.securityContext.seLinuxOptions.**",
+    "spec.securityContext.seccompProfile.**",
+    "spec.securityContext.appArmorProfile.**",
+    "spec.securityContext.supplementalGroups[]",
+    "spec.securityContext.supplementalGroupsPolicy",
+    "spec.securityContext.sysctls.**",
+    "spec.setHostnameAsFQDN",
+    "spec.shareProcessNamespace",
+    "spec.subdomain",
+    "spec.terminationGracePeriodSeconds",
+    "spec.tolerations.**",
+    "spec.volumes[].name",
+    "spec.volumes[].emptyDir.medium",
+    "spec.volumes[].emptyDir.sizeLimit",
+    "spec.volumes[].hostPath.**",
+];
+
+/// Below `spec.containers[]` and `spec.initContainers[]`.
+const CONTAINER: &[&str] = &[
+    "args[]",
+    "command[]",
+    "env[].name",
+    "env[].value",
+    "env[].valueFrom.fieldRef.**",
+    "env[].valueFrom.resourceFieldRef.**",
+    "image",
+    "imagePullPolicy",
+    "name",
+    "ports.**",
+    "resizePolicy.**",
+    "resources.limits.*",
+    "resources.requests.*",
+    "securityContext.allowPrivilegeEscalation",
+    "securityContext.appArmorProfile.**",
+    "securityContext.capabilities.**",
+    "securityContext.privileged",
+    "securityContext.procMount",
+    "securityContext.readOnlyRootFilesystem",
+    "securityContext.runAsGroup",
+    "securityContext.runAsNonRoot",
+    "securityContext.runAsUser",
+    "securityContext.seLinuxOptions.**",
+    "securityContext.seccompProfile.**",
+    "stdin",
+    "stdinOnce",
+    "terminationMessagePath",
+    "terminationMessagePolicy",
+    "tty",
+    "volumeMounts[].name",
+    "volumeMounts[].mountPath",
+    "volumeMounts[].readOnly",
+    "volumeMounts[].recursiveReadOnly",
+    "volumeMounts[].mountPropagation",
+    "workingDir",
+];
+
+/// Below `spec.initContainers[]` only.
+const INIT_CONTAINER: &[&str] = &[];
+
+/// Whether berth carries out the field at `path` (`spec.containers[0].image`). Inner nodes count when something below
+/// them does.
+pub fn is_supported(path: &str) -> bool {
+    let segments = split(path);
+    if let Some(below) = strip(&segments, &["spec", "containers", "[]"]) {
+        return below.is_empty() || CONTAINER.iter().any(|p| matches(p, below));
+    }
+    if let Some(below) = strip(&segments, &["spec", "initContainers", "[]"]) {
+        return below.is_empty() || CONTAINER.iter().chain(INIT_CONTAINER).any(|p| matches(p, below));
+    }
+    let lists = [["spec", "containers"], ["spec", "initContainers"]];
+    lists.iter().any(|l| segments == *l) || POD.iter().any(|p| matches(p, &segments))
+}
+
+/// Every supported field with its full path, for the documentation and `berth explain`-like tools.
+pub fn supported() -> impl Iterator<Item = String> {
+    let below = |prefix: &'static str, fields: &'static [&'static str]| fields.iter().map(move |f| format!("{prefix}{f}"));
+    POD.iter()
+        .map(|f| (*f).to_owned())
+        .chain(below("spec.containers[].", CONTAINER))
+        .chain(below("spec.initContainers[].", CONTAINER))
+        .chain(below("spec.initContainers[].", INIT_CONTAINER))
+}
+
+/// Path segments; every index becomes `[]`.
+fn split(path: &str) -> Vec<&str> {
+    let mut segments = Vec::new();
+    for part in path.split('.') {
+        let mut rest = part;
+        if let Some(bracket) = part.find('[') {
+            segments.push(&part[..bracket]);
+            rest = &part[bracket..];
+            for _ in rest.matches('[') {
+                segments.push("[]");
+            }
+        } else {
+            segments.push(rest);
+        }
+    }
+    segments
+}
+
+fn strip<'a, 'b>(segments: &'a [&'b str], prefix: &[&str]) -> Option<&'a [&'b str]> {
+    (segments.len() >= prefix.len() && segments[..prefix.len()] == *prefix).then(|| &segments[prefix.len()..])
+}
+
+fn matches(pattern: &str, path: &[&str]) -> bool {
+    let (pattern, deep) = match pattern.strip_suffix(".**") {
+        Some(p) => (p, true),
+        None => (pattern, false),
+    };
+    let pattern = split(pattern);
+    let same = pattern.iter().zip(path).all(|(p, s)| *p == "*" || p == s);
+    // Longer than the pattern: only below a `**`, or inside a key with dots of its own (`labels.a.b/c`).
+    let open_key = pattern.last() == Some(&"*");
+    same && (path.len() <= pattern.len() || deep || open_key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn supported_fields_and_their_parents_pass_and_others_do_not() {
+        for path in [
+            "spec",
+            "spec.containers",
+            "spec.containers[0]",
+            "spec.containers[12].image",
+            "spec.initContainers[0].env[1].valueFrom",
+            "spec.containers[0].env[1].valueFrom.fieldRef.fieldPath",
+            "spec.containers[0].command[2]",
+            "metadata.labels.app.kubernetes.io/name",
+            "spec.volumes[0].hostPath.type",
+            "spec.containers[0].ports[0].hostPort",
+        ] {
+            assert!(is_supported(path), "{path}");
+        }
+        for path in [
+            "spec.affinity",
+            "spec.volumes[0].configMap",
+            "spec.volumes[0].configMap.name",
+            "spec.containers[0].env[0].valueFrom.configMapKeyRef",
+            "spec.containers[0].envFrom",
+            "spec.ephemeralContainers",
+            "metadata.ownerReferences",
+            "spec.containers[0].image.nested",
+        ] {
+            assert!(!is_supported(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn the_table_lists_init_containers_too() {
+        assert!(supported().any(|f| f == "spec.initContainers[].image"));
+    }
+}

@@ -1,0 +1,434 @@
+//! The file source: a folder (or one file) of manifests, watched by inotify and read again now and then. A broken file
+//! leaves its pods alone; a missing one counts after a short absence. Emits whole sets of pods, decides nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::inotify;
+use sha2::{Digest, Sha256};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::accepted::AcceptedStore;
+use super::parse::{Problem, parse_manifest};
+use super::static_pod::{Origin, StaticPod, complete};
+use super::{SourceName, SourceUpdate};
+use crate::clock::Clock;
+use crate::pod::FullName;
+
+/// Larger files are refused unread.
+const MAX_FILE: u64 = 10 * 1024 * 1024;
+
+/// What the scanner needs to know.
+#[derive(Clone, Debug)]
+pub struct FileSourceConfig {
+    /// Folder or file.
+    pub path: PathBuf,
+    /// The node's name.
+    pub node_name: String,
+    /// The kubelet's folder, for the record of accepted pods.
+    pub kubelet_root: PathBuf,
+    /// How long a manifest must be away (or unchanged, when no event vouches for it) before that counts.
+    pub settle: Duration,
+    /// Full re-read.
+    pub rescan: Duration,
+    /// Sysctls allowed besides the safe ones.
+    pub allowed_unsafe_sysctls: Vec<String>,
+    /// Wall clock.
+    pub clock: Clock,
+}
+
+/// What tells that a file has not changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+#[derive(Debug, Default)]
+struct FileState {
+    stamp: Option<Stamp>,
+    digest: Option<[u8; 32]>,
+    pods: Vec<StaticPod>,
+    problems: Vec<String>,
+    missing_since: Option<Instant>,
+}
+
+/// Outcome of one look at the files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Scan {
+    /// Whether the set of pods or of problems changed.
+    pub changed: bool,
+    /// When to look again because something has not settled.
+    pub look_again: Option<Instant>,
+}
+
+/// The files and what they stand for.
+#[derive(Debug)]
+pub struct Scanner {
+    config: FileSourceConfig,
+    store: AcceptedStore,
+    files: BTreeMap<PathBuf, FileState>,
+    owners: BTreeMap<FullName, PathBuf>,
+    skipped: BTreeSet<PathBuf>,
+    scanned: bool,
+    folder_missing: bool,
+}
+
+impl Scanner {
+    /// Knows what was accepted before; has looked at nothing yet.
+    pub fn new(config: FileSourceConfig) -> Scanner {
+        let store = AcceptedStore::below(&config.kubelet_root);
+        let mut files = BTreeMap::new();
+        let mut owners = BTreeMap::new();
+        for record in store.load() {
+            if record.path != config.path && record.path.parent() != Some(&config.path) {
+                continue;
+            }
+            for pod in &record.pods {
+                owners.insert(pod.full_name(), record.path.clone());
+            }
+            files.insert(record.path, FileState { pods: record.pods, ..FileState::default() });
+        }
+        Scanner { config, store, files, owners, skipped: BTreeSet::new(), scanned: false, folder_missing: false }
+    }
+
+    /// Whether a set can be published: every file known from before was seen or has been away long enough.
+    pub fn is_ready(&self) -> bool {
+        self.scanned && self.files.values().all(|f| f.stamp.is_some() || f.missing_since.is_none())
+    }
+
+    /// Looks at the files. `complete` are names that an event vouches for: written and closed, or moved in.
+    pub fn scan(&mut self, now: Instant, vouched: &BTreeSet<OsString>) -> Scan {
+        let mut scan = Scan::default();
+        let first = !self.scanned;
+        self.scanned = true;
+        let present = self.list();
+        for path in &present {
+            let vouched = first || path.file_name().is_some_and(|name| vouched.contains(name));
+            self.look_at(path, vouched, now, &mut scan);
+        }
+        self.settle_missing(&present, now, &mut scan);
+        if scan.changed || first {
+            self.assign_owners();
+        }
+        scan.changed |= first;
+        scan
+    }
+
+    /// The manifests that exist, sorted by name.
+    fn list(&mut self) -> BTreeSet<PathBuf> {
+        let root = self.config.path.clone();
+        let metadata = fs::metadata(&root);
+        let missing = metadata.as_ref().is_err();
+        if missing && !self.folder_missing {
+            tracing::warn!(path = %root.display(), "manifests are missing: nothing to run until they appear");
+        }
+        self.folder_missing = missing;
+        match metadata {
+            Ok(metadata) if metadata.is_file() => BTreeSet::from([root]),
+            Ok(metadata) if metadata.is_dir() => {
+                let entries = fs::read_dir(&root).into_iter().flatten().flatten().map(|entry| entry.path());
+                let mut found = BTreeSet::new();
+                for path in entries.filter(|path| is_manifest_name(path)) {
+                    match fs::metadata(&path) {
+                        Ok(metadata) if metadata.is_file() => _ = found.insert(path),
+                        Ok(_) if self.skipped.insert(path.clone()) => {
+                            tracing::warn!(path = %path.display(), "not a regular file: skipped");
+                        }
+                        _ => {}
+                    }
+                }
+                found
+            }
+            _ => BTreeSet::new(),
+        }
+    }
+
+    fn look_at(&mut self, path: &Path, vouched: bool, now: Instant, scan: &mut Scan) {
+        let state = self.files.entry(path.to_owned()).or_default();
+        state.missing_since = None;
+        let Ok(metadata) = fs::metadata(path) else { return };
+        let stamp = stamp_of(&metadata);
+        if state.stamp == Some(stamp) {
+            return;
+        }
+        let age = metadata.modified().ok().and_then(|m| SystemTime::now().duration_since(m).ok()).unwrap_or_default();
+        if !vouched && age < self.config.settle {
+            // Somebody may still be writing: no event has said otherwise.
+            sooner(&mut scan.look_again, now + self.config.settle);
+            return;
+        }
+        let content = if metadata.len() > MAX_FILE {
+            Err(vec![format!("{}: larger than 10 MB", path.display())])
+        } else {
+            fs::read(path).map_err(|e| vec![format!("{}: {e}", path.display())])
+        };
+        let digest = content.as_ref().ok().map(|bytes| <[u8; 32]>::from(Sha256::digest(bytes)));
+        state.stamp = Some(stamp);
+        if digest.is_some() && digest == state.digest {
+            return;
+        }
+        state.digest = digest;
+        let read = content.and_then(|bytes| read_pods(path, &bytes, &state.pods, &self.config));
+        scan.changed = true;
+        match read {
+            Ok(pods) => {
+                state.problems.clear();
+                state.pods = pods;
+                if let Err(error) = self.store.save(path, &state.pods) {
+                    tracing::warn!(%error, "accepted pods are not on record");
+                }
+            }
+            Err(problems) => {
+                for problem in &problems {
+                    tracing::error!(running = state.pods.len(), "{problem}");
+                }
+                state.problems = problems;
+            }
+        }
+    }
+
+    fn settle_missing(&mut self, present: &BTreeSet<PathBuf>, now: Instant, scan: &mut Scan) {
+        let settle = self.config.settle;
+        let mut gone = Vec::new();
+        for (path, state) in self.files.iter_mut().filter(|(path, _)| !present.contains(*path)) {
+            let deadline = *state.missing_since.get_or_insert(now) + settle;
+            if now < deadline {
+                state.stamp = None;
+                sooner(&mut scan.look_again, deadline);
+            } else {
+                gone.push(path.clone());
+            }
+        }
+        for path in gone {
+            tracing::info!(path = %path.display(), "manifest removed");
+            self.files.remove(&path);
+            if let Err(error) = self.store.remove(&path) {
+                tracing::warn!(%error, "record of a removed manifest stays");
+            }
+            scan.changed = true;
+        }
+    }
+
+    /// One file per pod name: the one that has it keeps it, else the first by path.
+    fn assign_owners(&mut self) {
+        let mut owners: BTreeMap<FullName, PathBuf> = BTreeMap::new();
+        for (path, state) in &self.files {
+            for pod in &state.pods {
+                let name = pod.full_name();
+                if self.owners.get(&name) == Some(path) || !owners.contains_key(&name) {
+                    owners.insert(name, path.clone());
+                }
+            }
+        }
+        self.owners = owners;
+    }
+
+    /// The pods of all files, each name once.
+    pub fn update(&self) -> SourceUpdate {
+        let mut update = SourceUpdate { source: SourceName::File, pods: Vec::new(), problems: Vec::new() };
+        for (path, state) in &self.files {
+            update.problems.extend(state.problems.iter().cloned());
+            for pod in &state.pods {
+                let name = pod.full_name();
+                match self.owners.get(&name) {
+                    Some(owner) if owner == path => update.pods.push(pod.pod.clone()),
+                    Some(owner) => update.problems.push(format!(
+                        "{}: pod {name} is already defined by {}",
+                        path.display(),
+                        owner.display()
+                    )),
+                    None => {}
+                }
+            }
+        }
+        update
+    }
+}
+
+/// `*.yaml`, `*.yml`, `*.json`, no dot files.
+pub fn is_manifest_name(path: &Path) -> bool {
+    let hidden = path.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
+    !hidden && path.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json")
+}
+
+/// Pods of a file's content, or its problems as `file:line: message`.
+pub fn read_pods(
+    path: &Path,
+    bytes: &[u8],
+    accepted: &[StaticPod],
+    config: &FileSourceConfig,
+) -> Result<Vec<StaticPod>, Vec<String>> {
+    let locate = |p: Problem| match p.line {
+        0 => format!("{}: {}", path.display(), p.message),
+        line => format!("{}:{line}: {}", path.display(), p.message),
+    };
+    let text = str::from_utf8(bytes).map_err(|e| vec![format!("{}: not UTF-8: {e}", path.display())])?;
+    let parsed = parse_manifest(text).map_err(|problems| problems.into_iter().map(locate).collect::<Vec<_>>())?;
+    for warning in parsed.warnings {
+        tracing::warn!("{}", locate(warning));
+    }
+    let origin = Origin {
+        path,
+        node_name: &config.node_name,
+        seen: config.clock.now(),
+        allowed_unsafe_sysctls: &config.allowed_unsafe_sysctls,
+    };
+    let mut pods: Vec<StaticPod> = Vec::new();
+    let mut problems = Vec::new();
+    for pod in parsed.pods {
+        let line = pod.lines.start();
+        match complete(pod, &origin, accepted) {
+            Ok(pod) if pods.iter().any(|other| other.full_name() == pod.full_name()) => {
+                let message = format!("pod {} is defined twice in this file", pod.full_name());
+                problems.push(locate(Problem { line, message }));
+            }
+            Ok(pod) => pods.push(pod),
+            Err(found) => problems.extend(found.into_iter().map(locate)),
+        }
+    }
+    if problems.is_empty() { Ok(pods) } else { Err(problems) }
+}
+
+fn stamp_of(metadata: &fs::Metadata) -> Stamp {
+    Stamp {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        size: metadata.size(),
+        modified: (metadata.mtime(), metadata.mtime_nsec()),
+        changed: (metadata.ctime(), metadata.ctime_nsec()),
+    }
+}
+
+fn sooner(at: &mut Option<Instant>, candidate: Instant) {
+    *at = Some(at.map_or(candidate, |at| at.min(candidate)));
+}
+
+/// Runs the source until `shutdown`; each change of the set is sent whole.
+pub async fn run(config: FileSourceConfig, updates: mpsc::Sender<SourceUpdate>, shutdown: CancellationToken) {
+    let mut watch = Watch::new(&config.path);
+    let mut scanner = Scanner::new(config.clone());
+    let mut vouched = BTreeSet::new();
+    let (mut published, mut dirty) = (false, true);
+    loop {
+        let names = std::mem::take(&mut vouched);
+        let look = tokio::task::spawn_blocking(move || {
+            let scan = scanner.scan(Instant::now(), &names);
+            (scanner, scan)
+        });
+        let Ok((back, scan)) = look.await else {
+            tracing::error!("the file source died");
+            return;
+        };
+        scanner = back;
+        dirty |= scan.changed;
+        if dirty && (published || scanner.is_ready()) {
+            (published, dirty) = (true, false);
+            if updates.send(scanner.update()).await.is_err() {
+                return;
+            }
+        }
+        let pause = if scanner.folder_missing { config.rescan.min(Duration::from_secs(1)) } else { config.rescan };
+        let until = (Instant::now() + pause).min(scan.look_again.unwrap_or(Instant::now() + pause));
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep_until(until) => {}
+            names = watch.changed() => vouched.extend(names),
+        }
+        watch.ensure(&config.path);
+    }
+}
+
+/// An inotify descriptor on the folder, where that works.
+struct Watch {
+    fd: Option<AsyncFd<OwnedFd>>,
+    only: Option<OsString>,
+    watching: bool,
+}
+
+impl Watch {
+    fn new(path: &Path) -> Watch {
+        let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+        // `register` is unsafe for types that may lie about their descriptor; an OwnedFd cannot.
+        #[expect(deprecated)]
+        let fd = inotify::init(flags).map_err(io::Error::from).and_then(AsyncFd::new);
+        if let Err(error) = &fd {
+            tracing::warn!(%error, "no inotify: manifests are only read again now and then");
+        }
+        let mut watch = Watch { fd: fd.ok(), only: None, watching: false };
+        watch.ensure(path);
+        watch
+    }
+
+    /// Watches the folder if it exists and is not being watched.
+    fn ensure(&mut self, path: &Path) {
+        let Some(fd) = self.fd.as_ref().filter(|_| !self.watching) else { return };
+        let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+        let is_file = folder != path;
+        let events = inotify::WatchFlags::CLOSE_WRITE
+            | inotify::WatchFlags::MOVED_TO
+            | inotify::WatchFlags::MOVED_FROM
+            | inotify::WatchFlags::DELETE
+            | inotify::WatchFlags::CREATE
+            | inotify::WatchFlags::DELETE_SELF
+            | inotify::WatchFlags::MOVE_SELF
+            | inotify::WatchFlags::ONLYDIR;
+        match inotify::add_watch(fd.get_ref(), folder, events) {
+            Ok(_) => {
+                self.watching = path.exists();
+                self.only = is_file.then(|| path.file_name().unwrap_or_default().to_owned());
+            }
+            Err(error) => tracing::debug!(path = %folder.display(), %error, "cannot watch yet"),
+        }
+    }
+
+    /// Waits for a change; gives the names of files that are complete.
+    async fn changed(&mut self) -> Vec<OsString> {
+        let Some(fd) = &self.fd else { return std::future::pending().await };
+        loop {
+            let Ok(mut ready) = fd.readable().await else { return std::future::pending().await };
+            let mut buffer = [std::mem::MaybeUninit::uninit(); 8192];
+            let mut reader = inotify::Reader::new(fd.get_ref(), &mut buffer);
+            let mut names = Vec::new();
+            let mut relevant = false;
+            loop {
+                let event = match reader.next() {
+                    Ok(event) => event,
+                    Err(_) => break,
+                };
+                let events = event.events();
+                if events.intersects(inotify::ReadFlags::DELETE_SELF | inotify::ReadFlags::MOVE_SELF | inotify::ReadFlags::IGNORED) {
+                    self.watching = false;
+                    relevant = true;
+                }
+                relevant |= events.contains(inotify::ReadFlags::QUEUE_OVERFLOW);
+                let Some(name) = event.file_name() else { continue };
+                let name = OsString::from(name.to_string_lossy().into_owned());
+                let ours = match &self.only {
+                    Some(only) => *only == name,
+                    None => is_manifest_name(Path::new(&name)),
+                };
+                relevant |= ours;
+                if ours && events.intersects(inotify::ReadFlags::CLOSE_WRITE | inotify::ReadFlags::MOVED_TO) {
+                    names.push(name);
+                }
+            }
+            ready.clear_ready();
+            if relevant {
+                return names;
+            }
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! Where pods come from: text → v1::Pod → defaults → validation → static identity.
+
+pub mod accepted;
+pub mod defaults;
+pub mod fields;
+pub mod file;
+pub mod parse;
+pub mod static_pod;
+pub mod validate;
+pub mod yaml;
+
+use k8s_openapi::api::core::v1::Pod;
+
+/// Which source a set of pods comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SourceName {
+    /// Manifest files.
+    File,
+}
+
+/// All pods that a source stands for now.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SourceUpdate {
+    /// The source.
+    pub source: SourceName,
+    /// Its pods, complete: one that is not here any more is to end.
+    pub pods: Vec<Pod>,
+    /// What its files say that cannot be carried out, as `file:line: message`.
+    pub problems: Vec<String>,
+}

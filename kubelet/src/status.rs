@@ -1,0 +1,383 @@
+//! Pure: the v1 status of a pod, from its spec, what the runtime has and what the worker remembers.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{
+    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
+    ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus, VolumeMountStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::memory::PodMemory;
+use crate::observed::{self, PodObserved, State, timestamp};
+use crate::plan::{Situation, init_restarts, restarts};
+use crate::pod;
+use crate::resources::qos_class;
+
+/// Most that one termination message may have, and all of a pod together.
+const MAX_MESSAGE: usize = 4096;
+const MAX_MESSAGES: usize = 12 * 1024;
+
+/// Whether initialization is over: no init containers, the last one succeeded, or a regular one was made already.
+pub fn is_initialized(pod: &Pod, observed: &PodObserved) -> bool {
+    let inits = pod::init_containers(pod);
+    let Some(last) = inits.last() else { return true };
+    let Some(sandbox) = observed.sandbox() else { return false };
+    let here = |name: &str| observed.newest(name).filter(|c| c.sandbox_id == sandbox.id);
+    let done = here(&last.name).is_some_and(|c| c.state == State::Exited && c.exit_code == 0);
+    done || pod::spec(pod).containers.iter().any(|c| here(&c.name).is_some())
+}
+
+/// Whether the pod has ended for good.
+pub fn is_terminal(pod: &Pod, observed: &PodObserved, memory: &PodMemory) -> bool {
+    let before = memory.status.as_ref().and_then(|s| s.phase.as_deref());
+    is_terminal_phase(before) || is_terminal_phase(Some(phase(pod, observed)))
+}
+
+/// Whether a phase never changes again.
+pub fn is_terminal_phase(phase: Option<&str>) -> bool {
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// The phase as the records have it.
+fn phase(pod: &Pod, observed: &PodObserved) -> &'static str {
+    let initialized = is_initialized(pod, observed);
+    if !initialized {
+        for container in pod::init_containers(pod) {
+            match observed.newest(&container.name) {
+                Some(c) if c.state == State::Exited && c.exit_code == 0 => {}
+                Some(c) if c.state == State::Exited && !init_restarts(pod, c.exit_code) => return "Failed",
+                _ => return "Pending",
+            }
+        }
+        // All succeeded, but not in this sandbox: they run again.
+        return "Pending";
+    }
+    let (mut running, mut waiting, mut stopped, mut succeeded, mut restarting) = (0, 0, 0, 0, 0);
+    for container in &pod::spec(pod).containers {
+        let ended_before = observed.containers.iter().any(|c| c.name == container.name && c.state == State::Exited);
+        match observed.newest(&container.name) {
+            Some(c) if c.state == State::Running => running += 1,
+            Some(c) if c.state == State::Exited => {
+                stopped += 1;
+                succeeded += u32::from(c.exit_code == 0);
+                restarting += u32::from(restarts(pod, container, c.exit_code));
+            }
+            _ if ended_before => {
+                stopped += 1;
+                restarting += 1;
+            }
+            _ => waiting += 1,
+        }
+    }
+    match () {
+        () if waiting > 0 => "Pending",
+        () if running > 0 || restarting > 0 => "Running",
+        () if stopped > 0 && stopped == succeeded => "Succeeded",
+        () if stopped > 0 => "Failed",
+        () => "Pending",
+    }
+}
+
+/// The whole status.
+pub fn status(situation: &Situation<'_>) -> PodStatus {
+    let Situation { pod, observed, memory, node, now } = *situation;
+    let before = memory.status.as_ref();
+    let terminal_before = before.and_then(|s| s.phase.clone()).filter(|p| is_terminal_phase(Some(p)));
+    let spec = pod::spec(pod);
+    let initialized = is_initialized(pod, observed);
+    let init_statuses: Vec<_> =
+        pod::init_containers(pod).iter().map(|c| container_status(situation, c, Kind::Init { initialized })).collect();
+    let mut statuses: Vec<_> =
+        spec.containers.iter().map(|c| container_status(situation, c, Kind::Regular)).collect();
+    statuses.sort_by(|a, b| a.name.cmp(&b.name));
+    let total = init_statuses.len() + statuses.len();
+    let (init_statuses, statuses) = (cut_messages(init_statuses, total), cut_messages(statuses, total));
+
+    let deadline = memory.deadline_exceeded;
+    let phase = match terminal_before {
+        Some(phase) => phase,
+        None if deadline => "Failed".to_owned(),
+        None => phase(pod, observed).to_owned(),
+    };
+    let (reason, message) = match before.filter(|b| b.phase.as_deref() == Some(&phase)) {
+        Some(same) if same.reason.is_some() => (same.reason.clone(), same.message.clone()),
+        _ if deadline => (
+            Some("DeadlineExceeded".to_owned()),
+            Some("Pod was active on the node longer than the specified deadline".to_owned()),
+        ),
+        _ => (None, None),
+    };
+    let conditions = conditions(situation, &phase, initialized, &init_statuses, &statuses);
+    let host_ips = node.host_ips.clone();
+    let pod_ips = match () {
+        () if is_terminal_phase(Some(&phase)) => Vec::new(),
+        () if pod::is_host_network(pod) => host_ips.clone(),
+        () => memory.ips.clone(),
+    };
+    let _ = now;
+    PodStatus {
+        phase: Some(phase),
+        reason,
+        message,
+        conditions: Some(conditions),
+        host_ip: host_ips.first().cloned(),
+        host_ips: list(host_ips.into_iter().map(|ip| HostIP { ip }).collect()),
+        pod_ip: pod_ips.first().cloned(),
+        pod_ips: list(pod_ips.into_iter().map(|ip| PodIP { ip }).collect()),
+        start_time: Some(Time(memory.start_time)),
+        qos_class: Some(qos_class(pod).as_str().to_owned()),
+        observed_generation: pod.metadata.generation,
+        init_container_statuses: list(init_statuses),
+        container_statuses: list(statuses),
+        ..PodStatus::default()
+    }
+}
+
+fn list<T>(items: Vec<T>) -> Option<Vec<T>> {
+    (!items.is_empty()).then_some(items)
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Init { initialized: bool },
+    Regular,
+}
+
+fn container_status(situation: &Situation<'_>, container: &Container, kind: Kind) -> ContainerStatus {
+    let Situation { pod, observed, memory, node, .. } = *situation;
+    let mut records = observed.containers.iter().filter(|c| c.name == container.name);
+    let (newest, older) = (records.next(), records.find(|c| c.state == State::Exited));
+    let before = previous(memory, &container.name);
+    let cached = memory.reasons.get(&container.name);
+    let again = |exit_code| {
+        memory.terminating.is_none()
+            && match kind {
+                Kind::Init { initialized } => !initialized && init_restarts(pod, exit_code),
+                Kind::Regular => restarts(pod, container, exit_code),
+            }
+    };
+    let waiting = |reason: Option<(&str, &str)>| ContainerState {
+        waiting: Some(ContainerStateWaiting {
+            reason: reason.map(|(r, _)| r.to_owned()).filter(|r| !r.is_empty()),
+            message: reason.map(|(_, m)| m.to_owned()).filter(|m| !m.is_empty()),
+        }),
+        ..ContainerState::default()
+    };
+    let cached_pair = cached.map(|c| (c.reason.as_str(), c.message.as_str()));
+    let mut last_state = older.map(|c| terminated(c, &node.runtime_name));
+    let state = match newest {
+        None => match kind {
+            Kind::Init { initialized: true } => lost_init(),
+            _ if pod::init_containers(pod).is_empty() => waiting(cached_pair.or(Some(("ContainerCreating", "")))),
+            _ => waiting(cached_pair.or(Some(("PodInitializing", "")))),
+        },
+        Some(c) => match c.state {
+            State::Created | State::Unknown => waiting(cached_pair),
+            State::Running => ContainerState {
+                running: Some(ContainerStateRunning { started_at: Some(Time(timestamp(c.started_at))) }),
+                ..ContainerState::default()
+            },
+            State::Exited if cached.is_some() && again(c.exit_code) => {
+                last_state = Some(terminated(c, &node.runtime_name));
+                waiting(cached_pair)
+            }
+            State::Exited => terminated(c, &node.runtime_name),
+        },
+    };
+    if last_state.is_none() {
+        last_state = remembered(before, newest, &node.runtime_name);
+    }
+    let runs = newest.filter(|c| c.state == State::Running);
+    let probes = runs.and_then(|c| memory.probes.get(&c.id).copied());
+    let started = runs.is_some() && probes.is_none_or(|p| p.started);
+    let ready = match kind {
+        Kind::Init { initialized } => {
+            initialized || newest.is_some_and(|c| c.state == State::Exited && c.exit_code == 0)
+        }
+        Kind::Regular => started && probes.is_none_or(|p| p.ready),
+    };
+    let restart_count = newest.map(|c| c.attempt).or_else(|| before.and_then(|b| u32::try_from(b.restart_count).ok()));
+    ContainerStatus {
+        name: container.name.clone(),
+        image: newest.map(|c| c.image.clone()).filter(|i| !i.is_empty()).or(container.image.clone()).unwrap_or_default(),
+        image_id: newest.map(|c| c.image_ref.clone()).unwrap_or_default(),
+        container_id: newest.map(|c| format!("{}://{}", node.runtime_name, c.id)),
+        restart_count: i32::try_from(restart_count.unwrap_or(0)).unwrap_or(i32::MAX),
+        started: Some(started),
+        ready,
+        state: Some(state),
+        last_state,
+        resources: runs.and(container.resources.clone()),
+        allocated_resources: runs.and(container.resources.as_ref().and_then(|r| r.requests.clone())),
+        user: runs.and_then(|c| c.user.clone()).map(|u| ContainerUser {
+            linux: Some(LinuxContainerUser { uid: u.uid, gid: u.gid, supplemental_groups: list(u.groups) }),
+        }),
+        volume_mounts: list(mount_statuses(container)),
+        ..ContainerStatus::default()
+    }
+}
+
+fn previous<'a>(memory: &'a PodMemory, name: &str) -> Option<&'a ContainerStatus> {
+    let status = memory.status.as_ref()?;
+    let all = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
+    all.into_iter().find(|s| s.name == name)
+}
+
+/// The former status's end, when its record is gone.
+fn remembered(
+    before: Option<&ContainerStatus>,
+    newest: Option<&observed::Container>,
+    runtime_name: &str,
+) -> Option<ContainerState> {
+    let before = before?;
+    let same = newest.is_some_and(|c| before.container_id == Some(format!("{runtime_name}://{}", c.id)));
+    let ended = before.state.as_ref().filter(|s| s.terminated.is_some());
+    if same { before.last_state.clone() } else { ended.cloned().or_else(|| before.last_state.clone()) }
+}
+
+fn terminated(container: &observed::Container, runtime_name: &str) -> ContainerState {
+    let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    ContainerState {
+        terminated: Some(ContainerStateTerminated {
+            exit_code: container.exit_code,
+            reason: text(&container.reason),
+            message: text(&container.message),
+            started_at: Some(Time(timestamp(container.started_at))),
+            finished_at: Some(Time(timestamp(container.finished_at))),
+            container_id: Some(format!("{runtime_name}://{}", container.id)),
+            signal: None,
+        }),
+        ..ContainerState::default()
+    }
+}
+
+/// An init container that is done and whose record the runtime has lost.
+fn lost_init() -> ContainerState {
+    let message = "Unable to get init container status from container runtime and pod has been initialized, \
+                   treat it as exited normally";
+    ContainerState {
+        terminated: Some(ContainerStateTerminated {
+            exit_code: 0,
+            reason: Some("Completed".to_owned()),
+            message: Some(message.to_owned()),
+            ..ContainerStateTerminated::default()
+        }),
+        ..ContainerState::default()
+    }
+}
+
+fn mount_statuses(container: &Container) -> Vec<VolumeMountStatus> {
+    let mounts = container.volume_mounts.iter().flatten();
+    mounts
+        .map(|mount| VolumeMountStatus {
+            name: mount.name.clone(),
+            mount_path: mount.mount_path.clone(),
+            read_only: mount.read_only,
+            recursive_read_only: (mount.read_only == Some(true)).then(|| match mount.recursive_read_only.as_deref() {
+                Some("Enabled") => "Enabled".to_owned(),
+                _ => "Disabled".to_owned(),
+            }),
+            ..VolumeMountStatus::default()
+        })
+        .collect()
+}
+
+fn cut_messages(mut statuses: Vec<ContainerStatus>, total: usize) -> Vec<ContainerStatus> {
+    let most = MAX_MESSAGE.min(MAX_MESSAGES / total.max(1));
+    for status in &mut statuses {
+        for state in [&mut status.state, &mut status.last_state] {
+            let message = state.as_mut().and_then(|s| s.terminated.as_mut()).and_then(|t| t.message.as_mut());
+            if let Some(message) = message.filter(|m| m.len() > most) {
+                let start = message.len() - most;
+                let start = (start..message.len()).find(|i| message.is_char_boundary(*i)).unwrap_or(start);
+                *message = message.split_off(start);
+            }
+        }
+    }
+    statuses
+}
+
+fn conditions(
+    situation: &Situation<'_>,
+    phase: &str,
+    initialized: bool,
+    init_statuses: &[ContainerStatus],
+    statuses: &[ContainerStatus],
+) -> Vec<PodCondition> {
+    let Situation { pod, observed, memory, now, .. } = *situation;
+    let sandbox_ready = observed.sandbox().is_some_and(|s| {
+        s.ready && (pod::is_host_network(pod) || !s.has_network || !s.ips.is_empty())
+    });
+    let init_verdict = match (phase, initialized) {
+        ("Succeeded", _) => Verdict::yes_because("PodCompleted"),
+        (_, true) => Verdict::yes(),
+        (_, false) => {
+            let waits = |s: &&ContainerStatus| !s.ready;
+            let names = init_statuses.iter().filter(waits).map(|s| s.name.as_str());
+            Verdict::no("ContainersNotInitialized", "containers with incomplete status", names)
+        }
+    };
+    let ready_verdict = match phase {
+        "Succeeded" => Verdict { status: false, reason: Some("PodCompleted"), message: None },
+        "Failed" => Verdict { status: false, reason: Some("PodFailed"), message: None },
+        _ if statuses.iter().all(|s| s.ready) => Verdict::yes(),
+        _ => {
+            let names = statuses.iter().filter(|s| !s.ready).map(|s| s.name.as_str());
+            Verdict::no("ContainersNotReady", "containers with unready status", names)
+        }
+    };
+    let wanted = [
+        ("PodReadyToStartContainers", Verdict { status: sandbox_ready, reason: None, message: None }),
+        ("Initialized", init_verdict),
+        ("Ready", ready_verdict.clone()),
+        ("ContainersReady", ready_verdict),
+        ("PodScheduled", Verdict::yes()),
+    ];
+    let before: BTreeMap<&str, &PodCondition> = memory
+        .status
+        .iter()
+        .flat_map(|s| s.conditions.iter().flatten())
+        .map(|condition| (condition.type_.as_str(), condition))
+        .collect();
+    let build = |(type_, verdict): (&str, Verdict)| {
+        let status = if verdict.status { "True" } else { "False" };
+        let same = before.get(type_).filter(|c| c.status == status);
+        PodCondition {
+            type_: type_.to_owned(),
+            status: status.to_owned(),
+            reason: verdict.reason.map(str::to_owned),
+            message: verdict.message,
+            last_transition_time: same.and_then(|c| c.last_transition_time.clone()).or(Some(Time(whole_second(now.wall)))),
+            observed_generation: pod.metadata.generation,
+            ..PodCondition::default()
+        }
+    };
+    wanted.into_iter().map(build).collect()
+}
+
+fn whole_second(at: k8s_openapi::jiff::Timestamp) -> k8s_openapi::jiff::Timestamp {
+    k8s_openapi::jiff::Timestamp::from_second(at.as_second()).unwrap_or(at)
+}
+
+#[derive(Clone)]
+struct Verdict {
+    status: bool,
+    reason: Option<&'static str>,
+    message: Option<String>,
+}
+
+impl Verdict {
+    fn yes() -> Verdict {
+        Verdict { status: true, reason: None, message: None }
+    }
+
+    fn yes_because(reason: &'static str) -> Verdict {
+        Verdict { status: true, reason: Some(reason), message: None }
+    }
+
+    fn no<'a>(reason: &'static str, what: &str, names: impl Iterator<Item = &'a str>) -> Verdict {
+        let message = format!("{what}: [{}]", names.collect::<Vec<_>>().join(" "));
+        Verdict { status: false, reason: Some(reason), message: Some(message) }
+    }
+}
