@@ -3,14 +3,17 @@
 //! Owns everything below `<root>/images`: what is pulled or imported, how it is verified and unpacked, and when it
 //! is deleted. Knows no pod, no CRI and no mount: it hands out folder names ([`Rootfs`]) that others mount.
 
+mod archive;
 mod auth;
 mod config;
 mod digest;
 mod error;
 mod image;
+mod manifest;
 mod reference;
+mod pull;
+mod registry;
 mod store;
-#[allow(dead_code, unused_imports)]
 mod unpack;
 
 pub use auth::{AuthFields, Credentials};

@@ -11,9 +11,10 @@ mod resolve;
 pub(crate) mod stream;
 pub(crate) mod tar;
 
-pub(crate) use apply::{Applied, Applier, RootMeta};
+pub(crate) use apply::{Applied, RootMeta};
 pub(crate) use complete::complete;
 pub(crate) use merged::Merged;
+pub(crate) use resolve::clean;
 
 #[cfg(test)]
 pub(crate) mod testtar;

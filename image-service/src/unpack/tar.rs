@@ -59,6 +59,19 @@ pub(crate) struct TarReader<R> {
     position: u64,
 }
 
+impl<R: Read + io::Seek> TarReader<io::BufReader<R>> {
+    /// Passes over the current entry's data without reading it.
+    pub(crate) fn seek_over_data(&mut self) -> io::Result<()> {
+        let rest = self.left + self.padding;
+        let step = i64::try_from(rest).map_err(|_| invalid("an entry is too large"))?;
+        self.inner.seek_relative(step)?;
+        self.position += rest;
+        self.left = 0;
+        self.padding = 0;
+        Ok(())
+    }
+}
+
 impl<R: Read> TarReader<R> {
     pub(crate) fn new(inner: R) -> Self {
         TarReader { inner, left: 0, padding: 0, position: 0 }
