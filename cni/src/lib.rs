@@ -7,13 +7,25 @@
 //!
 //! Nothing here knows a container, an image or the CRI's messages.
 
+mod cache;
+mod chain;
 mod cidr;
+mod conf;
+mod default_network;
 mod error;
+mod exec;
+mod host;
+mod invocation;
+mod kernel;
+mod names;
 mod conntrack;
 mod netlink;
 mod network;
 mod nft;
+mod plugins;
 mod pod;
+mod reaper;
+mod records;
 mod result;
 mod sysctl;
 
