@@ -82,6 +82,8 @@ impl NamespaceKind {
     }
 }
 
+/// `NS_GET_USERNS` of linux/nsfs.h: `_IO(0xb7, 0x1)`.
+const NS_GET_USERNS: u32 = 0xb701;
 /// `NS_GET_NSTYPE` of linux/nsfs.h: `_IO(0xb7, 0x3)`.
 const NS_GET_NSTYPE: u32 = 0xb703;
 
@@ -172,6 +174,14 @@ pub fn with_netns<T: Send>(netns: BorrowedFd<'_>, run: impl FnOnce() -> T + Send
 pub fn ns_id(fd: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
     let stat = rustix::fs::fstat(fd)?;
     Ok((stat.st_dev, stat.st_ino))
+}
+
+/// The user namespace that a namespace belongs to.
+pub fn owner(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: this request takes no argument and returns a new descriptor.
+    let owner = crate::syscall::check_fd(unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_USERNS as _) }.into())?;
+    rustix::io::fcntl_setfd(&owner, rustix::io::FdFlags::CLOEXEC)?;
+    Ok(owner)
 }
 
 /// A range of ids in a user namespace and where they are outside.

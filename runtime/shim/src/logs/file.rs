@@ -42,18 +42,20 @@ pub struct LogFile {
     length: u64,
     batch: Vec<u8>,
     dropped: u64,
+    /// The second in the name of the last rotated file.
+    last_rotation: i64,
 }
 
 impl LogFile {
     /// Opens the file for appending, making it and its folders when missing.
     pub fn open(spec: LogSpec) -> io::Result<Self> {
         let (file, length) = open_append(&spec.path)?;
-        Ok(Self { spec, file: Some(file), length, batch: Vec::new(), dropped: 0 })
+        Ok(Self { spec, file: Some(file), length, batch: Vec::new(), dropped: 0, last_rotation: 0 })
     }
 
     /// A log that could not be opened: everything is dropped until [`LogFile::reopen`] succeeds.
     pub fn closed(spec: LogSpec) -> Self {
-        Self { spec, file: None, length: 0, batch: Vec::new(), dropped: 0 }
+        Self { spec, file: None, length: 0, batch: Vec::new(), dropped: 0, last_rotation: 0 }
     }
 
     /// Adds one entry. It is in the file after the next [`LogFile::flush`].
@@ -125,8 +127,8 @@ impl LogFile {
     /// Moves the file aside under the kubelet's naming, starts a new one and removes the oldest beyond the number to keep. When
     /// moving fails, the file goes on growing: better too long than lost.
     fn rotate(&mut self) {
-        let mut seconds = clock::now_ns() / 1_000_000_000;
-        // Names sort by age, so a second rotation within a second takes the next free second.
+        // Names sort by age, so a second rotation within a second takes the next one.
+        let mut seconds = (clock::now_ns() / 1_000_000_000).max(self.last_rotation + 1);
         let target = loop {
             let target = suffixed(&self.spec.path, &clock::rotation_suffix(seconds));
             if std::fs::symlink_metadata(&target).is_err() {
@@ -137,6 +139,7 @@ impl LogFile {
         if std::fs::rename(&self.spec.path, &target).is_err() {
             return;
         }
+        self.last_rotation = seconds;
         self.file = None;
         if let Ok((file, length)) = open_append(&self.spec.path) {
             (self.file, self.length) = (Some(file), length);
