@@ -4,12 +4,14 @@
 //! what a user sees.
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used, reason = "test code")]
 
+pub mod containerd;
 pub mod cri;
 pub mod crictl;
 pub mod fetch;
 pub mod image;
 pub mod memory;
 pub mod node;
+pub mod registry;
 pub mod tools;
 
 use std::process::{Command, Output};

@@ -18,6 +18,8 @@ pub enum Half {
     Node,
     /// `berth cri`
     Cri,
+    /// `berth kubelet`; `flags` say over which CRI socket
+    Kubelet,
 }
 
 /// A berth with folders of its own. End it with [`Berth::finish`], which also looks for leaks; a failed test just drops it, and
@@ -67,8 +69,9 @@ impl Berth {
         let log = File::options().create(true).append(true).open(self.path("agent.log")).unwrap();
         let mut command = self.command();
         match self.half {
-            Half::Node => {
-                command.args(["node", "--manifests", &self.path("manifests"), "--kubelet-root", &self.path("kubelet")]);
+            Half::Node | Half::Kubelet => {
+                let verb = if self.half == Half::Node { "node" } else { "kubelet" };
+                command.args([verb, "--manifests", &self.path("manifests"), "--kubelet-root", &self.path("kubelet")]);
                 command.args(["--pod-logs-dir", &self.path("logs"), "--container-logs-dir", &self.path("links")]);
                 command.args(["--node-name", "e2e", "--node-ip", NODE_IP]);
             }
@@ -76,7 +79,10 @@ impl Berth {
                 command.arg("cri");
             }
         }
-        command.args(["--registry-config-dir", &self.path("certs.d")]).args(&self.flags);
+        if self.half != Half::Kubelet {
+            command.args(["--registry-config-dir", &self.path("certs.d")]);
+        }
+        command.args(&self.flags);
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         self.child = Some(command.spawn().unwrap());
         let ready = wait_until(SOON, || self.answers());
@@ -86,12 +92,12 @@ impl Berth {
     /// Whether the agent answers: its CRI, and its kubelet where it has one.
     #[must_use]
     pub fn answers(&self) -> bool {
-        let asked = match self.half {
-            Half::Node => self.command().args(["pods", "-o", "json"]).output(),
-            Half::Cri => self.command().args(["ps", "-o", "json"]).output(),
+        let (socket, verb) = match self.half {
+            Half::Node | Half::Kubelet => (self.dir.path().join("state/kubelet.sock"), "pods"),
+            Half::Cri => (self.socket(), "ps"),
         };
-        let kubelet = self.half == Half::Cri || self.dir.path().join("state/kubelet.sock").exists();
-        self.socket().exists() && kubelet && asked.is_ok_and(|out| out.status.success())
+        // Without the socket `berth pods` asks the CRI server.
+        socket.exists() && self.command().args([verb, "-o", "json"]).output().is_ok_and(|out| out.status.success())
     }
 
     fn command(&self) -> Command {

@@ -1,75 +1,20 @@
 //! containerd with `berth oci` as its OCI runtime; with E2E_OCI_RUNTIME=/path/to/runc the peer, which proves the test.
 #![allow(clippy::unwrap_used)]
 
-use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::process::{Child, Command};
-
-use berth_e2e::{SOON, image, output, text, tools, try_output};
-use berth_testkit::{Sandbox, TempState, wait_until};
+use berth_e2e::containerd::Containerd;
+use berth_e2e::{SOON, image, text, tools, try_output};
+use berth_testkit::{Sandbox, wait_until};
 
 const WEB: &str = env!("CARGO_BIN_EXE_demo-web");
-
-struct Containerd {
-    dir: TempState,
-    bin: PathBuf,
-    child: Child,
-}
-
-impl Containerd {
-    fn start() -> Self {
-        let dir = TempState::new();
-        let bin = tools::dir("containerd").expect("containerd is not in the tools' cache: run e2e/tools.sh");
-        let at = |name: &str| dir.path().join(name).display().to_string();
-        let config = format!(
-            "version = 3\nroot = '{}'\nstate = '{}'\ndisabled_plugins = ['io.containerd.grpc.v1.cri', 'io.containerd.cri.v1.runtime', \
-             'io.containerd.cri.v1.images']\n[grpc]\naddress = '{}'\n",
-            at("root"),
-            at("state"),
-            at("containerd.sock")
-        );
-        let config = dir.file("config.toml", config);
-        // BinaryName is one program: this one.
-        let program = std::env::var("E2E_OCI_RUNTIME").unwrap_or_else(|_| format!("{} oci", tools::berth().display()));
-        let runtime = dir.file("runtime", format!("#!/bin/sh\nexec {program} \"$@\"\n"));
-        fs::set_permissions(&runtime, PermissionsExt::from_mode(0o755)).unwrap();
-        let log = File::create(dir.path().join("log")).unwrap();
-        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
-        let mut command = Command::new(bin.join("containerd"));
-        command.arg("--config").arg(config).env("PATH", path).stdout(log.try_clone().unwrap()).stderr(log);
-        let child = command.spawn().unwrap();
-        let containerd = Self { dir, bin, child };
-        let ready = wait_until(SOON, || try_output(&mut containerd.ctr(&["version"])).status.success());
-        assert!(ready, "{}", fs::read_to_string(containerd.dir.path().join("log")).unwrap());
-        containerd
-    }
-
-    fn ctr(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(self.bin.join("ctr"));
-        command.arg("--address").arg(self.dir.path().join("containerd.sock")).args(arguments);
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> String {
-        output(&mut self.ctr(arguments))
-    }
-}
-
-impl Drop for Containerd {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 #[test]
 fn ctr_runs_execs_kills_and_deletes_a_container_by_berth_oci() {
     Sandbox::new().test(|| {
-        let containerd = Containerd::start();
+        let berth_oci = || format!("{} oci", tools::berth().display());
+        let containerd = Containerd::start(&std::env::var("E2E_OCI_RUNTIME").unwrap_or_else(|_| berth_oci()));
         let archive = image::archive(&containerd.dir, WEB.as_ref());
         containerd.run(&["images", "import", "--all-platforms", &archive.to_string_lossy()]);
-        let runtime = containerd.dir.path().join("runtime").display().to_string();
+        let runtime = containerd.runtime();
         let run = |id: &str, flags: &[&str], command: &[&str]| {
             let mut all = vec!["run", "--runc-binary", runtime.as_str()];
             all.extend(flags);

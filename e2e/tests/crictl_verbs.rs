@@ -1,12 +1,10 @@
 //! The verbs of crictl, one after another, on `berth cri`.
 #![allow(clippy::unwrap_used)]
 
-use std::fs;
-use std::process::{Command, Stdio};
-
 use berth_e2e::cri::{PidShape, container, file, sandbox};
 use berth_e2e::node::{Berth, Half};
-use berth_e2e::{SOON, image, text, tools};
+use berth_e2e::registry::Registry;
+use berth_e2e::{SOON, image, text};
 use berth_testkit::{Sandbox, wait_until};
 
 const WEB: &str = env!("CARGO_BIN_EXE_demo-web");
@@ -97,27 +95,21 @@ fn an_entrypoint_that_cannot_start_is_told_with_its_path() {
 #[test]
 fn images_are_pulled_listed_inspected_and_removed() {
     Sandbox::new().test(|| {
-        let images = tools::dir("images").expect("the images are not in the tools' cache: run e2e/tools.sh");
         let berth = Berth::start(Half::Cri, WEB);
         let crictl = berth.crictl();
-        let config = format!(
-            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}/registry}}}}\nhttp: {{addr: 127.0.0.1:5000}}\n",
-            images.display()
-        );
-        let config = berth.dir.file("registry.yml", config);
-        let log = fs::File::create(berth.dir.path().join("registry.log")).unwrap();
-        let mut registry = Command::new("docker-registry").arg("serve").arg(config).stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        assert!(wait_until(SOON, || std::net::TcpStream::connect("127.0.0.1:5000").is_ok()));
-        berth.dir.file(
-            "certs.d/registry.k8s.io/hosts.toml",
-            "server = \"http://127.0.0.1:5000\"\n[host.\"http://127.0.0.1:5000\"]\n  capabilities = [\"pull\", \"resolve\"]\n",
-        );
+        let _registry = Registry::start(&berth.dir, &berth.dir.path().join("certs.d"));
 
         let name = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
         assert!(crictl.run(&["pull", name]).contains("sha256:"));
         crictl.run(&["pull", name]);
         let listed = crictl.json(&["images"]);
-        let tags = |tag: &str| listed["images"].as_array().unwrap().iter().any(|i| i["repoTags"].as_array().is_some_and(|t| t.iter().any(|x| x == tag)));
+        let tags = |tag: &str| {
+            listed["images"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|i| i["repoTags"].as_array().is_some_and(|t| t.iter().any(|x| x == tag)))
+        };
         assert!(tags(name), "{listed}");
         let seen = crictl.json(&["inspecti", name]);
         assert!(seen["status"]["id"].as_str().is_some_and(|id| id.starts_with("sha256:")), "{seen}");
@@ -127,8 +119,6 @@ fn images_are_pulled_listed_inspected_and_removed() {
         assert!(!missing.status.success());
         crictl.run(&["rmi", name]);
         assert!(!crictl.run(&["images"]).contains("e2e-test-images/busybox"));
-        registry.kill().unwrap();
-        registry.wait().unwrap();
         berth.finish();
     });
 }
