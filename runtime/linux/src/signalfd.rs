@@ -75,16 +75,24 @@ impl SignalFd {
 
 /// Gives a forked child the signal state that a program expects: every handler the default one, nothing blocked.
 pub fn reset_signals() {
+    reset_signal_handlers();
     let none = signal_set(&[]);
-    for signal in 1..=64 {
-        // SAFETY: a zeroed sigaction is SIG_DFL without flags. Numbers that cannot be changed are refused without harm.
-        unsafe {
-            let action: libc::sigaction = std::mem::zeroed();
-            libc::sigaction(signal, &action, ptr::null_mut());
-        }
-    }
     // SAFETY: the set is initialised and outlives the call.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &none, ptr::null_mut()) };
+}
+
+/// Makes every handler the default one. Exec does that too, but keeps ignored signals ignored (Rust ignores SIGPIPE). It asks the kernel itself,
+/// because the C library refuses to touch the two signals it keeps for itself, which a starter may have left ignored.
+pub(crate) fn reset_signal_handlers() {
+    // The kernel's sigaction is at most handler, flags, restorer and a mask of 8 bytes; all zeroes is SIG_DFL whatever their order.
+    let default = [0u64; 4];
+    let mask_size: libc::size_t = 8;
+    for signal in 1..=64 as libc::c_long {
+        let old = ptr::null_mut::<u64>();
+        // SAFETY: the structure is as large as the kernel's and outlives the call, and the old action is not asked for. SIG_DFL runs no code of
+        // ours. KILL and STOP are refused without harm.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), old, mask_size) };
+    }
 }
 
 /// Ignores a signal (SIGPIPE, SIGHUP) in this process.

@@ -49,10 +49,7 @@ pub fn set(fd: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> io::Result<()> {
 /// Reads an attribute of the file behind a descriptor; `None` when there is none or the filesystem has none at all.
 pub fn get(fd: BorrowedFd<'_>, name: &CStr) -> io::Result<Option<Vec<u8>>> {
     let path = proc_path(fd);
-    let query = || {
-        let mut nothing = [0u8; 0];
-        rustix::fs::getxattr(path.as_str(), name, &mut nothing[..])
-    };
+    let query = || rustix::fs::getxattr_query(path.as_str(), name);
     match read_sized(query, |buffer| rustix::fs::getxattr(path.as_str(), name, buffer)) {
         Ok(value) => Ok(Some(value)),
         Err(errno) if absent(errno) => Ok(None),
@@ -63,10 +60,7 @@ pub fn get(fd: BorrowedFd<'_>, name: &CStr) -> io::Result<Option<Vec<u8>>> {
 /// The names of all attributes of the file behind a descriptor.
 pub fn list(fd: BorrowedFd<'_>) -> io::Result<Vec<CString>> {
     let path = proc_path(fd);
-    let query = || {
-        let mut nothing = [0u8; 0];
-        rustix::fs::listxattr(path.as_str(), &mut nothing[..])
-    };
+    let query = || rustix::fs::listxattr_query(path.as_str());
     match read_sized(query, |buffer| rustix::fs::listxattr(path.as_str(), buffer)) {
         Ok(names) => Ok(names
             .split(|byte| *byte == 0)

@@ -10,6 +10,7 @@ use rustix::process::Pid;
 
 use super::c_pointers;
 use crate::pidfd::PidFd;
+use crate::signalfd::reset_signal_handlers;
 use crate::syscall::check;
 use crate::{Error, Result};
 
@@ -179,18 +180,6 @@ fn child_steps(plan: &mut ChildPlan) -> io::Result<std::convert::Infallible> {
         }
     }
     Err(io::Error::last_os_error())
-}
-
-/// Exec makes handlers default but keeps ignored signals ignored (Rust ignores SIGPIPE).
-fn reset_signal_handlers() {
-    for signal in 1..=64 {
-        // SAFETY: a zeroed sigaction is SIG_DFL without flags; without CLONE_SIGHAND the table is this process's own copy. Numbers that
-        // cannot be changed (KILL, STOP, the C library's own) are refused without harm.
-        unsafe {
-            let action: libc::sigaction = std::mem::zeroed();
-            libc::sigaction(signal, &action, ptr::null_mut());
-        }
-    }
 }
 
 /// Gives each descriptor its number and leaves every other one close-on-exec.
