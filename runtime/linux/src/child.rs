@@ -1,28 +1,9 @@
-//! What a forked child does to itself before it becomes another program: signals as a program expects them, and no descriptor
-//! of its parent's. For single-threaded processes that end by exec or [`crate::process::exit_now`].
+//! What a forked child does to its descriptors before it becomes another program: none of its parent's reaches that. For single-threaded processes that end by exec or [`crate::process::exit_now`].
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::ptr;
 
 use crate::syscall::check;
-
-/// Makes every signal's handling the default and unblocks all: exec keeps ignored and blocked signals as they are.
-pub fn reset_signals() {
-    for signal in 1..=64 {
-        // SAFETY: a zeroed sigaction is SIG_DFL without flags. Numbers that cannot be changed are refused without harm.
-        unsafe {
-            let action: libc::sigaction = std::mem::zeroed();
-            libc::sigaction(signal, &action, ptr::null_mut());
-        }
-    }
-    // SAFETY: an empty set, for this process's one thread.
-    unsafe {
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
-    }
-}
 
 /// Closes every descriptor from `first` on but those in `keep`.
 ///

@@ -12,9 +12,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use berth_linux::beneath::Root;
-use berth_linux::child::{close_from, pass_range, reset_signals};
+use berth_linux::child::{close_from, pass_range};
 use berth_linux::ns::{self, NamespaceKind};
 use berth_linux::process::{CloneFlags, dup_onto, exit_now};
+use berth_linux::signalfd::reset_signals;
 use berth_linux::{creds, prctl, seccomp, session, tty};
 use rustix::fs::{Mode, OFlags};
 
@@ -189,7 +190,10 @@ impl Init {
         let finish = |host_proc: HostProc| {
             let (process, container) = match work {
                 Work::Container(mut container) => (std::mem::take(&mut container.plan.process), Some(container)),
-                Work::Exec { process, .. } => (*process, None),
+                Work::Exec { process, init_pidfd, .. } => {
+                    drop(init_pidfd);
+                    (*process, None)
+                }
             };
             let init = Self { process, gate, started, late_filter: None, container };
             init.finish(host_proc, &channel, stdio, master, filter, preserve_fds, new_keyring, warnings)
@@ -240,6 +244,7 @@ impl Init {
         let console: Vec<BorrowedFd<'_>> = master.iter().map(AsFd::as_fd).collect();
         channel.report(&Report::Ready(warnings), &console).during("report to the launcher")?;
         // The launcher's end closes, and so do this process's copies of both: what remains open is close-on-exec.
+        drop(master);
         let mut keep = vec![self.started.as_fd()];
         keep.extend(self.gate.as_ref().map(AsFd::as_fd));
         close_from(first, &keep).during("close inherited descriptors")?;

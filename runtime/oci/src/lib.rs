@@ -3,6 +3,8 @@
 //! It knows containers and bundles; it knows no pod, no image and no CRI.
 
 mod channel;
+pub mod cli;
+mod devices;
 mod error;
 mod hooks;
 mod init;
@@ -11,6 +13,7 @@ pub mod plan;
 pub mod seccomp;
 pub mod spec;
 
+pub use devices::default_device_rules;
 pub use error::{Error, chain};
 pub use hooks::{HookState, run_hooks};
 pub use launch::{ExecLaunch, Gate, Init, Launch, Parentage, RootSource, StartError, Stdio, exec, launch, read_started};

@@ -1,0 +1,132 @@
+//! `berth oci`: runc's command line over this crate, so that whatever drives runc can drive berth.
+//!
+//! Containers are folders below `--root`: `state.json`, the spec, and the fifo at which a created one waits. Nothing here stays
+//! running but `run` and `exec` without `--detach`.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line talks")]
+
+mod args;
+mod create;
+mod example;
+mod exec;
+mod features;
+mod foreground;
+mod lifecycle;
+mod log;
+mod protect;
+mod state;
+mod update;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use args::{Flags, parse};
+use log::Log;
+
+/// What a command comes to: an exit code, or the user's error.
+type Outcome = Result<i32, String>;
+
+/// The options in front of the command.
+struct Global {
+    root: PathBuf,
+    log: Log,
+}
+
+const USAGE: &str = "usage: berth oci [--root DIR] [--log FILE] [--log-format text|json] [--debug] COMMAND
+
+  create [--bundle DIR] [--console-socket SOCKET] [--pid-file FILE] [--preserve-fds N] [--no-new-keyring] ID
+  start ID                          run [-d] [create's options] [--keep] ID
+  state ID                          list [-f table|json] [-q]
+  kill [--all] ID [SIGNAL]          delete [--force] ID
+  exec [-d] [-t] [-p FILE] [--cwd DIR] [--env NAME=VALUE] [--user UID[:GID]] [--console-socket SOCKET] [--pid-file FILE] ID COMMAND ...
+  ps [-f table|json] ID             pause ID, resume ID
+  update [-r FILE|-] [--memory N] ... ID
+  features                          spec [--bundle DIR]
+";
+
+/// Runs a command of runc's and returns its exit code. `args` are what stands behind `berth oci`. To be called before the
+/// process has a second thread.
+#[must_use]
+pub fn main(args: Vec<OsString>) -> i32 {
+    let mut words = Vec::new();
+    for arg in args {
+        match arg.into_string() {
+            Ok(word) => words.push(word),
+            Err(arg) => {
+                eprintln!("berth oci: {} is not text", arg.to_string_lossy());
+                return 1;
+            }
+        }
+    }
+    let flags = match parse(&words, args::GLOBAL, true) {
+        Ok(flags) => flags,
+        Err(error) => {
+            eprintln!("berth oci: {error}\n{USAGE}");
+            return 1;
+        }
+    };
+    let log = Log::new(flags.get("log"), flags.get("log-format"), flags.is("debug"));
+    let outcome = log.and_then(|log| {
+        let root = PathBuf::from(flags.get("root").unwrap_or("/run/berth/oci"));
+        let global = Global { root, log };
+        dispatch(&global, &flags).map_err(|error| {
+            global.log.error(&error);
+            error
+        })
+    });
+    outcome.unwrap_or_else(|error| {
+        eprintln!("berth oci: {error}");
+        1
+    })
+}
+
+fn dispatch(global: &Global, flags: &Flags) -> Outcome {
+    if flags.is("help") {
+        print!("{USAGE}");
+        return Ok(0);
+    }
+    if flags.is("version") {
+        println!("berth oci version {}\nspec: {}", env!("CARGO_PKG_VERSION"), crate::spec::VERSION);
+        return Ok(0);
+    }
+    if flags.is("systemd-cgroup") {
+        return Err("--systemd-cgroup: the systemd cgroup driver is not supported, use cgroupfs paths".into());
+    }
+    if flags.get("rootless").is_some_and(|value| value == "true") {
+        return Err("--rootless: running without root is not supported".into());
+    }
+    let [command, rest @ ..] = flags.rest.as_slice() else {
+        print!("{USAGE}");
+        return Err("no command".into());
+    };
+    match command.as_str() {
+        "create" => create::create(global, &parse(rest, args::CREATE, false)?),
+        "run" => create::run(global, &parse(rest, args::CREATE, false)?),
+        "start" => lifecycle::start(global, &parse(rest, args::NONE, false)?),
+        "state" => lifecycle::state(global, &parse(rest, args::NONE, false)?),
+        "kill" => lifecycle::kill(global, &parse(rest, args::KILL, false)?),
+        "delete" => lifecycle::delete(global, &parse(rest, args::DELETE, false)?),
+        "exec" => exec::exec(global, &parse(rest, args::EXEC, true)?),
+        "ps" => lifecycle::ps(global, &parse(rest, args::PS, true)?),
+        "pause" => lifecycle::pause(global, &parse(rest, args::NONE, false)?),
+        "resume" => lifecycle::resume(global, &parse(rest, args::NONE, false)?),
+        "update" => update::update(global, &parse(rest, args::UPDATE, false)?),
+        "list" => lifecycle::list(global, &parse(rest, args::LIST, false)?),
+        "features" => features::features(),
+        "spec" => example::write(&parse(rest, args::SPEC, false)?),
+        "help" => {
+            print!("{USAGE}");
+            Ok(0)
+        }
+        "checkpoint" | "restore" | "events" => Err(format!("{command}: not supported")),
+        other => Err(format!("unknown command {other:?}")),
+    }
+}
+
+/// The only positional argument.
+fn id(flags: &Flags) -> Result<&str, String> {
+    match flags.rest.as_slice() {
+        [id] => state::check_id(id),
+        [] => Err("container id cannot be empty".into()),
+        _ => Err("too many arguments".into()),
+    }
+}
