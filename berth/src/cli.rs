@@ -74,7 +74,7 @@ pub enum Verb {
 }
 
 /// The CRI server's flags.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct Cri {
     /// The socket to serve the CRI on (default unix://STATE/berth.sock)
     #[arg(long, value_name = "unix://PATH")]

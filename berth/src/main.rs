@@ -1,6 +1,7 @@
 //! `berth`: parse, wire, wait, drain. One file per verb; this file is the table of contents. The verbs that fork
 //! (`oci`) run before any thread exists.
 
+mod admin;
 mod agent;
 mod cli;
 mod client;
@@ -75,7 +76,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<ExitCode> {
+fn run(mut cli: Cli) -> Result<ExitCode> {
+    // The instance's id is a hash of the absolute path.
+    cli.global.root = std::path::absolute(&cli.global.root).context("--root")?;
+    cli.global.state = std::path::absolute(&cli.global.state).context("--state")?;
     let global = &cli.global;
     match &cli.verb {
         Verb::Node(args) => verbs::node::run(global, args),

@@ -52,6 +52,22 @@ pub fn hold(state: &Path) -> Result<Held> {
     Ok(Held { _lock: lock })
 }
 
+/// Keeps a second agent, or an import, from writing below the same root.
+pub fn hold_root(root: &Path) -> Result<Held> {
+    DirBuilder::new().recursive(true).mode(0o711).create(root).with_context(|| format!("making {}", root.display()))?;
+    let path = root.join("lock");
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("opening {}", path.display()))?;
+    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        bail!("another berth works below {}", root.display());
+    }
+    Ok(Held { _lock: lock })
+}
+
 fn lock_path(state: &Path) -> PathBuf {
     state.join("agent.pid")
 }

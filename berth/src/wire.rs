@@ -97,7 +97,7 @@ pub fn kubelet(global: &cli::Global, flags: &cli::KubeletFlags, file: &config::F
     config.socket = Some(global.state.join("kubelet.sock"));
     config.healthz_port = flags.healthz_port.or(file.kubelet.healthz_port).filter(|port| *port != 0);
     if global.state != Path::new(DEFAULT_STATE) {
-        config.cgroup_root = Some(format!("/berth-{}", InstanceId::of(&global.state)));
+        config.cgroup_root = Some(format!("/berth-{}", InstanceId::of_state_dir(&global.state)));
     }
     apply_file(&mut config, &file.kubelet)?;
     Ok(config)
@@ -132,7 +132,7 @@ fn apply_file(config: &mut berth_kubelet::Config, file: &config::KubeletConfigur
 /// The image store of this instance, for verbs that work without an agent.
 pub async fn image_store(global: &cli::Global) -> Result<Arc<ImageStore>> {
     let file = config::load(global.config.as_deref())?;
-    let registry = berth_image::RegistryConfig { config_dirs: registry_dirs(&[], &file) };
-    let store = berth_image::StoreConfig { root: global.root.join("images"), registry };
+    let mut store = berth_image::StoreConfig::new(global.root.join("images"));
+    store.registry.config_dirs = registry_dirs(&[], &file);
     ImageStore::open(store).await.with_context(|| format!("opening the images below {}", global.root.display()))
 }

@@ -1,25 +1,42 @@
 //! The CRI server: sandboxes, containers, streaming and records. Owns the lifecycles of pods on this node; knows no API
-//! server and no kubelet. Protobuf stops in `edge` and `convert`.
+//! server and no kubelet. Protobuf stops in `edge`, `convert` and the two places that make replies (`stats`, `events`).
 
+mod board;
+mod cgroups;
+mod clock;
 mod config;
+mod container;
+mod convert;
 mod edge;
 mod error;
+mod events;
+mod exec;
+mod id;
+mod leaks;
+mod paths;
+mod reaper;
+mod records;
+mod recover;
+mod sandbox;
+mod server;
+mod shim;
+mod spec;
+mod stats;
+mod streaming;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use berth_cri_api::MAX_MESSAGE_BYTES;
 use berth_cri_api::v1::image_service_server::ImageServiceServer;
 use berth_cri_api::v1::runtime_service_server::RuntimeServiceServer;
+use sandbox::owner;
+use sandbox::state::Op;
 
 pub use config::Config;
 pub use edge::{ImageEdge, RuntimeEdge};
 pub use error::Error;
-
-/// What the parts of the server share.
-pub(crate) struct Server {
-    #[allow(dead_code)]
-    config: Config,
-}
+pub(crate) use server::{Server, blocking};
 
 /// A running CRI server. Dropping it without [`CriServer::shutdown`] loses nothing either: pods live in their shims.
 pub struct CriServer {
@@ -29,7 +46,11 @@ pub struct CriServer {
 impl CriServer {
     /// Recovers from the records and the living shims, starts the streaming server, and is ready to serve.
     pub async fn start(config: Config) -> Result<Self, Error> {
-        Ok(Self { server: Arc::new(Server { config }) })
+        let server = Arc::new(Server::open(config).await?);
+        recover::recover(&server).await?;
+        server.images.start_reaper();
+        streaming::listen(&server).await?;
+        Ok(Self { server })
     }
 
     /// The two services, for any number of listeners (`tonic::transport::Server::builder().add_service(..)`).
@@ -43,16 +64,59 @@ impl CriServer {
         (runtime, image)
     }
 
-    /// Takes no new work, lets the operations under way end or undo themselves, writes the records out. Pods stay.
-    pub async fn shutdown(&self) {}
-
-    /// Stops and removes every pod (`berth stop --all`).
-    pub async fn stop_all(&self) -> Result<(), Error> {
-        Ok(())
+    /// Takes no new sandboxes and streams, and writes the records out. Pods stay.
+    pub async fn shutdown(&self) {
+        self.server.close();
+        let server = self.server.clone();
+        let _ = blocking(move || {
+            server.durable.flush();
+            Ok(())
+        })
+        .await;
     }
 
-    /// Everything of this instance on the machine that no record owns: one line each.
-    pub async fn leaks(&self) -> Vec<String> {
-        Vec::new()
+    /// Stops and removes every pod (`berth stop --all`): each container gets `grace` to end.
+    pub async fn stop_all(&self, grace: Duration) -> Result<(), Error> {
+        let running = self.server.board.containers();
+        let stops = running.iter().map(|view| {
+            owner::submit(&self.server, &view.sandbox, |reply| Op::StopContainer { id: view.id.clone(), timeout: grace, reply })
+        });
+        futures::future::join_all(stops).await;
+        let ids = self.server.owners.ids();
+        let removals = ids.iter().map(|id| owner::submit(&self.server, id, Op::Remove));
+        let errors: Vec<Arc<Error>> = futures::future::join_all(removals).await.into_iter().filter_map(Result::err).collect();
+        if !errors.is_empty() {
+            return Err(Error::Many(errors));
+        }
+        self.server.network.settle(Duration::from_secs(5)).await;
+        self.server.network.remove_all().await.map_err(|e| Error::Network {
+            action: "remove the",
+            id: "all".into(),
+            source: Box::new(e),
+        })?;
+        let top = self.server.cgroups.top().to_owned();
+        self.server.cgroups.remove(&top, "this instance").await?;
+        let server = self.server.clone();
+        blocking(move || {
+            server.reaper.settle();
+            Ok(())
+        })
+        .await
+    }
+
+    /// Loads an OCI layout, an OCI archive or a `docker save` archive: each image's id with its tags.
+    pub async fn import(&self, path: &std::path::Path) -> Result<Vec<(String, Vec<String>)>, Error> {
+        let images = self.server.images.import(path, None).await.map_err(|e| Error::Image {
+            action: "import",
+            image: path.display().to_string(),
+            source: Box::new(e),
+        })?;
+        Ok(images.into_iter().map(|image| (image.id.to_string(), image.repo_tags)).collect())
+    }
+
+    /// Everything of this instance on the machine that no record owns: one line each. `settle`: waits for pending deletions
+    /// first, at most 5 s.
+    pub async fn leaks(&self, settle: bool) -> Vec<String> {
+        leaks::leaks(&self.server, settle).await
     }
 }

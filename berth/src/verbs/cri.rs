@@ -1,20 +1,23 @@
 //! `berth cri`: the CRI server alone, for a stock kubelet, crictl or anything else that speaks CRI.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use berth_cri_server::CriServer;
 
-use crate::{agent, cli, config, listen, state_dir, wire};
+use crate::{admin, agent, cli, config, listen, state_dir, wire};
 
 /// Serves until SIGTERM; the pods stay.
 pub fn run(global: &cli::Global, args: &cli::Cri) -> Result<ExitCode> {
     agent::log_to_stderr(&global.log_level)?;
     let file = config::load(global.config.as_deref())?;
     let _held = state_dir::hold(&global.state)?;
+    let _root = state_dir::hold_root(&global.root)?;
     crate::runtime(agent::WORKERS)?.block_on(async {
         let stop = agent::stop_on_signals()?;
-        let server = CriServer::start(wire::cri(global, args, &file)).await.context("starting the CRI server")?;
+        let server = Arc::new(CriServer::start(wire::cri(global, args, &file)).await.context("starting the CRI server")?);
+        admin::spawn(&server, &global.state, stop.clone())?;
         let path = wire::listen(global, args, &file);
         let listener = listen::bind(&path)?;
         tracing::info!(socket = %path.display(), "serving the CRI");

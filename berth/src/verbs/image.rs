@@ -1,12 +1,12 @@
-//! `berth image …`: what the image service holds. `import` writes to the store itself, so that it works before the
-//! agent's first start too; a running agent sees what was imported.
+//! `berth image …`: what the image service holds. `import` is asked of the agent where one runs; else it writes to the
+//! store itself, so that it works before the agent's first start too.
 
 use std::path::Path;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use berth_cri_api::v1::{AuthConfig, ImageSpec, ImageStatusRequest, ListImagesRequest, PullImageRequest, RemoveImageRequest};
 
-use crate::{cli, client, table, wire};
+use crate::{admin, cli, client, state_dir, table, wire};
 
 /// `registry:5000/app:v1` → (`registry:5000/app`, `v1`).
 fn split_tag(name: &str) -> (&str, &str) {
@@ -80,11 +80,21 @@ pub async fn rm(socket: &Path, images: &[String]) -> Result<()> {
 
 /// Loads archives into the store and prints what they held.
 pub async fn import(global: &cli::Global, args: &cli::ImageImport) -> Result<()> {
+    let paths = args.paths.iter().map(|p| p.canonicalize().with_context(|| format!("opening {}", p.display())));
+    let paths = paths.collect::<Result<Vec<_>>>()?;
+    if state_dir::holder(&global.state).is_some() {
+        for path in paths {
+            for line in admin::ask(&global.state, &admin::Request::Import { path }).await? {
+                crate::out(&line);
+            }
+        }
+        return Ok(());
+    }
+    let _root = state_dir::hold_root(&global.root)?;
     let store = wire::image_store(global).await?;
-    for path in &args.paths {
-        for image in store.import(path).await.map_err(|e| anyhow!(e).context(format!("importing {}", path.display())))? {
-            let names = if image.repo_tags.is_empty() { "<none>".to_owned() } else { image.repo_tags.join(" ") };
-            crate::out(&format!("{names} {}", image.id));
+    for path in &paths {
+        for image in store.import(path, None).await.with_context(|| format!("importing {}", path.display()))? {
+            crate::out(&admin::image_line(&image.id.to_string(), &image.repo_tags));
         }
     }
     Ok(())

@@ -2,21 +2,24 @@
 //! contract alone, over memory.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use berth_cri_server::CriServer;
 use berth_kubelet::Kubelet;
 
-use crate::{agent, cli, config, listen, state_dir, wire};
+use crate::{admin, agent, cli, config, listen, state_dir, wire};
 
 /// Runs until SIGTERM; the pods stay.
 pub fn run(global: &cli::Global, args: &cli::Node) -> Result<ExitCode> {
     agent::log_to_stderr(&global.log_level)?;
     let file = config::load(global.config.as_deref())?;
     let _held = state_dir::hold(&global.state)?;
+    let _root = state_dir::hold_root(&global.root)?;
     crate::runtime(agent::WORKERS)?.block_on(async {
         let stop = agent::stop_on_signals()?;
-        let server = CriServer::start(wire::cri(global, &args.cri, &file)).await.context("starting the CRI server")?;
+        let server = Arc::new(CriServer::start(wire::cri(global, &args.cri, &file)).await.context("starting the CRI server")?);
+        admin::spawn(&server, &global.state, stop.clone())?;
         let path = wire::listen(global, &args.cri, &file);
         let listener = listen::bind(&path)?;
         // The kubelet's own calls have to end before the server that answers them.

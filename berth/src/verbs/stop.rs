@@ -44,7 +44,8 @@ pub fn run(global: &cli::Global, args: &cli::Stop) -> Result<ExitCode> {
     end_agent(global)?;
     let file = config::load(global.config.as_deref())?;
     let held = state_dir::hold(&global.state)?;
-    let flags = cli::Cri { listen: None, registry_config_dir: vec![], cni_conf_dir: None, cni_bin_dir: vec![], pod_cidr: None };
+    let _root = state_dir::hold_root(&global.root)?;
+    let flags = cli::Cri::default();
     crate::runtime(agent::WORKERS)?.block_on(async {
         let server = CriServer::start(wire::cri(global, &flags, &file)).await.context("reading the records")?;
         let ended = server.stop_all(Duration::from_secs(args.timeout.into())).await.context("ending the pods");
