@@ -8,7 +8,7 @@ mod program;
 mod rootfs;
 
 use std::fmt::Display;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use berth_linux::beneath::Root;
@@ -57,8 +57,8 @@ pub(crate) struct Container {
     pub(crate) bundle: PathBuf,
     pub(crate) spec: Spec,
     pub(crate) plan: Plan,
-    /// The detached root filesystem.
-    pub(crate) root: OwnedFd,
+    /// The detached root filesystem; none once it is the root.
+    pub(crate) root: Option<OwnedFd>,
     /// Detached trees by the number of the step that attaches them.
     pub(crate) trees: Vec<(usize, OwnedFd)>,
     /// Namespaces to enter, the user namespace first.
@@ -134,6 +134,16 @@ pub(crate) fn run(child: Child) -> ! {
     exit_now(failure)
 }
 
+/// What the last part of the preparation uses up.
+struct Last {
+    stdio: Stdio,
+    master: Option<OwnedFd>,
+    filter: Option<Filter>,
+    preserve_fds: u32,
+    new_keyring: bool,
+    warnings: Vec<String>,
+}
+
 /// A process that is set up and waits.
 struct Init {
     process: ProcessPlan,
@@ -187,36 +197,27 @@ impl Init {
             }
         };
         let Child { work, channel, stdio, gate, started, filter, preserve_fds, new_keyring } = child;
-        let finish = |host_proc: HostProc| {
-            let (process, container) = match work {
-                Work::Container(mut container) => (std::mem::take(&mut container.plan.process), Some(container)),
-                Work::Exec { process, init_pidfd, .. } => {
-                    drop(init_pidfd);
-                    (*process, None)
-                }
-            };
-            let init = Self { process, gate, started, late_filter: None, container };
-            init.finish(host_proc, &channel, stdio, master, filter, preserve_fds, new_keyring, warnings)
+        let last = Last { stdio, master, filter, preserve_fds, new_keyring, warnings };
+        let (process, container) = match work {
+            Work::Container(mut container) => {
+                // What the container's setup has opened is closed here by its owners.
+                container.trees.clear();
+                container.join.clear();
+                container.root = None;
+                (std::mem::take(&mut container.plan.process), Some(container))
+            }
+            Work::Exec { process, .. } => (*process, None),
         };
-        match result.and_then(finish) {
-            Ok(init) => Ok(init),
+        let mut init = Self { process, gate, started, late_filter: None, container };
+        match result.and_then(|host_proc| init.finish(host_proc, &channel, last)) {
+            Ok(()) => Ok(init),
             Err(failure) => Err((channel, failure)),
         }
     }
 
     /// The last part of the preparation, the same for both kinds: from here on only this process changes.
-    #[allow(clippy::too_many_arguments)]
-    fn finish(
-        mut self,
-        host_proc: HostProc,
-        channel: &Channel,
-        stdio: Stdio,
-        master: Option<OwnedFd>,
-        filter: Option<Filter>,
-        preserve_fds: u32,
-        new_keyring: bool,
-        mut warnings: Vec<String>,
-    ) -> Done<Self> {
+    fn finish(&mut self, host_proc: HostProc, channel: &Channel, last: Last) -> Done {
+        let Last { stdio, master, filter, preserve_fds, new_keyring, mut warnings } = last;
         identity::set_label(&self.process, &host_proc)?;
         if new_keyring && !session::join_session_keyring(c"_ses.berth").during("join session keyring")? {
             warnings.push("no session keyring of its own: the kernel has none or does not allow it".into());
@@ -242,13 +243,7 @@ impl Init {
         }
         identity::give_up(&self.process)?;
         let console: Vec<BorrowedFd<'_>> = master.iter().map(AsFd::as_fd).collect();
-        channel.report(&Report::Ready(warnings), &console).during("report to the launcher")?;
-        // The launcher's end closes, and so do this process's copies of both: what remains open is close-on-exec.
-        drop(master);
-        let mut keep = vec![self.started.as_fd()];
-        keep.extend(self.gate.as_ref().map(AsFd::as_fd));
-        close_from(first, &keep).during("close inherited descriptors")?;
-        Ok(self)
+        channel.report(&Report::Ready(warnings), &console).during("report to the launcher")
     }
 
     fn place_stdio(&self, stdio: Stdio, terminal: bool) -> Done {
@@ -269,19 +264,19 @@ impl Init {
             let fd = fd.during("duplicate standard stream")?;
             dup_onto(fd.as_fd(), target as i32).during("place standard stream")?;
         }
-        // What the originals were is closed with everything else; a drop could close a number that is in use again.
-        std::mem::forget(stdio);
+        if let Stdio::Fds(fds) = stdio {
+            // An original with one of the three numbers has just been replaced: its drop would close the new one.
+            fds.into_iter().filter(|fd| fd.as_raw_fd() < 3).for_each(std::mem::forget);
+        }
         Ok(())
     }
 
     /// Moves the descriptors that are needed until the end above those that are passed on.
     fn lift_fds(&mut self, first: i32) -> Done {
         let lift = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, first).during("duplicate descriptor");
-        let started = lift(self.started.as_fd())?;
-        std::mem::forget(std::mem::replace(&mut self.started, started));
-        if let Some(gate) = self.gate.take() {
+        self.started = lift(self.started.as_fd())?;
+        if let Some(gate) = &self.gate {
             self.gate = Some(lift(gate.as_fd())?);
-            std::mem::forget(gate);
         }
         Ok(())
     }

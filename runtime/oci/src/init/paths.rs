@@ -66,7 +66,7 @@ fn open_null() -> Done<OwnedFd> {
 
 fn empty_folder() -> berth_linux::Result<OwnedFd> {
     let context = mount::fs_context("tmpfs")?;
-    context.set_string("size", "0")?.set_string("nr_blocks", "1")?.set_string("mode", "755")?.create()?;
+    context.set_string("nr_blocks", "1")?.set_string("mode", "755")?.create()?;
     context.mount(MountAttrs::RDONLY | MountAttrs::NOSUID | MountAttrs::NODEV | MountAttrs::NOEXEC)
 }
 

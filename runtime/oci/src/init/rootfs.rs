@@ -109,10 +109,11 @@ pub(super) fn build(
     // Nothing that is mounted from here on may reach the machine's own mount namespace.
     let old_root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).during("open /")?;
     set_propagation(old_root.as_fd(), true, Propagation::Slave).during("detach mounts from the machine's")?;
-    mount::move_mount(container.root.as_fd(), CWD, Path::new("/"), MoveMountFlags::empty()).during("attach root filesystem")?;
+    let Some(tree) = &container.root else { return Err(Failure::new("no root filesystem")) };
+    mount::move_mount(tree.as_fd(), CWD, Path::new("/"), MoveMountFlags::empty()).during("attach root filesystem")?;
     let default = container.plan.propagation.unwrap_or(Propagation::Slave);
-    set_propagation(container.root.as_fd(), true, default).during("set propagation of the root filesystem")?;
-    let root = Root::in_root(container.root.try_clone().during("duplicate descriptor")?);
+    set_propagation(tree.as_fd(), true, default).during("set propagation of the root filesystem")?;
+    let root = Root::in_root(tree.try_clone().during("duplicate descriptor")?);
     let mut covers = Covers::default();
     let mut trees = std::mem::take(&mut container.trees);
     for (number, step) in container.plan.steps.iter().enumerate() {
@@ -144,8 +145,9 @@ pub(super) fn build(
 }
 
 /// Makes the new root the only one.
-pub(super) fn change_root(container: &Container) -> Done {
-    let root = container.root.as_fd();
+pub(super) fn change_root(container: &mut Container) -> Done {
+    let Some(root) = container.root.take() else { return Err(Failure::new("no root filesystem")) };
+    let root = root.as_fd();
     mount::pivot_root(root).during("change root")?;
     if let Some(propagation) = container.plan.propagation {
         let new = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).during("open new root")?;

@@ -62,7 +62,7 @@ pub fn launch(mut launch: Launch) -> Result<Init, Error> {
         spec: launch.spec,
         unshare: namespaces(&plan, joins_user).1,
         plan,
-        root: prepared.root,
+        root: Some(prepared.root),
         trees: prepared.trees,
         join,
         layout,
