@@ -57,8 +57,7 @@ pub fn container_config(
             capacity: context.capacity,
         },
     )?;
-    let security =
-        container_security(pod, container, context.image_user, context.seccomp_root, &context.capacity.thermal_paths)?;
+    let security = container_security(pod, container, context.image_user, context.seccomp_root, &context.capacity.thermal_paths)?;
     let image = container.image.clone().unwrap_or_default();
     let mut labels: std::collections::HashMap<_, _> = identity_labels(pod).into();
     labels.insert(keys::CONTAINER_NAME.to_owned(), container.name.clone());
@@ -89,11 +88,7 @@ pub fn container_config(
     })
 }
 
-fn annotations(
-    pod: &Pod,
-    container: &Container,
-    context: &ContainerContext<'_>,
-) -> std::collections::HashMap<String, String> {
+fn annotations(pod: &Pod, container: &Container, context: &ContainerContext<'_>) -> std::collections::HashMap<String, String> {
     let text = |field: &Option<String>| field.clone().unwrap_or_default();
     let mut annotations: std::collections::HashMap<String, String> = [
         (keys::CONTAINER_HASH, container_hash(container)),
@@ -123,9 +118,8 @@ pub fn volume_mounts<'a>(
 ) -> Result<Vec<cri::Mount>, String> {
     let mut mounts = Vec::new();
     for mount in container.volume_mounts.iter().flatten() {
-        let host_path = source(&mount.name).ok_or_else(|| {
-            format!("cannot find volume {:?} to mount into container {:?}", mount.name, container.name)
-        })?;
+        let host_path = source(&mount.name)
+            .ok_or_else(|| format!("cannot find volume {:?} to mount into container {:?}", mount.name, container.name))?;
         let container_path = match mount.mount_path.starts_with('/') {
             true => mount.mount_path.clone(),
             false => format!("/{}", mount.mount_path),

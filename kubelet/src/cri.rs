@@ -57,11 +57,7 @@ pub struct Runtime {
 }
 
 /// Runs a call within its limit.
-async fn limited<T>(
-    call: &'static str,
-    limit: Duration,
-    future: impl Future<Output = Result<Response<T>, Status>>,
-) -> Result<T> {
+async fn limited<T>(call: &'static str, limit: Duration, future: impl Future<Output = Result<Response<T>, Status>>) -> Result<T> {
     let answer = match tokio::time::timeout(limit, future).await {
         Ok(answer) => answer,
         Err(_) => Err(Status::deadline_exceeded(format!("no answer within {}s", limit.as_secs()))),
@@ -240,11 +236,8 @@ impl Runtime {
 
     /// Changes a running container's limits.
     pub async fn update_container_resources(&self, id: &str, linux: cri::LinuxContainerResources) -> Result<()> {
-        let request = cri::UpdateContainerResourcesRequest {
-            container_id: id.to_owned(),
-            linux: Some(linux),
-            ..Default::default()
-        };
+        let request =
+            cri::UpdateContainerResourcesRequest { container_id: id.to_owned(), linux: Some(linux), ..Default::default() };
         let mut client = self.runtime.clone();
         let call = client.update_container_resources(request);
         limited("UpdateContainerResources", self.timing.cri_call, call).await?;
@@ -269,11 +262,7 @@ impl Runtime {
 
     /// Pulls an image without a time limit; its reference. Dropping the future gives up.
     pub async fn pull_image(&self, image: &str, sandbox_config: cri::PodSandboxConfig) -> Result<String> {
-        let request = cri::PullImageRequest {
-            image: Some(image_spec(image)),
-            auth: None,
-            sandbox_config: Some(sandbox_config),
-        };
+        let request = cri::PullImageRequest { image: Some(image_spec(image)), auth: None, sandbox_config: Some(sandbox_config) };
         let mut client = self.images.clone();
         match client.pull_image(request).await {
             Ok(answer) => Ok(answer.into_inner().image_ref),

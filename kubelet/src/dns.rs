@@ -138,7 +138,9 @@ mod tests {
     use crate::source::{defaults::apply_defaults, parse::parse_manifest};
 
     fn pod(spec: &str) -> Pod {
-        let text = format!("{{apiVersion: v1, kind: Pod, metadata: {{name: a, namespace: shop}}, spec: {{containers: [{{name: c, image: i}}], {spec}}}}}");
+        let text = format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: a, namespace: shop}}, spec: {{containers: [{{name: c, image: i}}], {spec}}}}}"
+        );
         let mut pod = parse_manifest(&text).unwrap().pods.remove(0).pod;
         apply_defaults(&mut pod);
         pod
@@ -153,11 +155,8 @@ mod tests {
     fn each_policy_gives_its_servers() {
         let host = Some("# x\nnameserver 9.9.9.9 # y\nsearch old\nsearch corp. .\noptions timeout:1\n".to_owned());
         let lone = NodeDns { host: host.clone(), ..NodeDns::default() };
-        let cluster = NodeDns {
-            host,
-            cluster_servers: vec!["10.96.0.10".parse().unwrap()],
-            cluster_domain: "cluster.local".into(),
-        };
+        let cluster =
+            NodeDns { host, cluster_servers: vec!["10.96.0.10".parse().unwrap()], cluster_domain: "cluster.local".into() };
         let in_cluster = "10.96.0.10|shop.svc.cluster.local svc.cluster.local cluster.local corp|ndots:5";
         let of_host = "9.9.9.9|corp|timeout:1";
         let own = "dnsPolicy: None, dnsConfig: {nameservers: [1.1.1.1], searches: [x], options: [{name: ndots, value: '2'}, {name: debug}]}";
@@ -180,7 +179,8 @@ mod tests {
     #[test]
     fn too_much_is_cut_and_said() {
         let host = (0..5).map(|i| format!("nameserver 1.1.1.{i}\n")).collect::<String>()
-            + "search " + &(0..40).map(|i| format!("d{i}")).collect::<Vec<_>>().join(" ");
+            + "search "
+            + &(0..40).map(|i| format!("d{i}")).collect::<Vec<_>>().join(" ");
         let node = NodeDns { host: Some(host), ..NodeDns::default() };
         let (config, warnings) = dns_config(&pod("dnsPolicy: Default"), &node);
         assert_eq!((config.servers.len(), config.searches.len(), warnings.len()), (3, 32, 2));

@@ -98,11 +98,7 @@ fn pod_field(path: &str, context: &EnvContext<'_>) -> Result<String, String> {
 }
 
 /// `ceil(quantity / divisor)`; a missing limit is the node's capacity, a missing request is zero.
-fn resource_field(
-    selector: &ResourceFieldSelector,
-    container: &Container,
-    context: &EnvContext<'_>,
-) -> Result<String, String> {
+fn resource_field(selector: &ResourceFieldSelector, container: &Container, context: &EnvContext<'_>) -> Result<String, String> {
     let spec = context.pod.spec.as_ref();
     let all = || spec.into_iter().flat_map(|s| s.init_containers.iter().flatten().chain(&s.containers));
     let target = match selector.container_name.as_deref().filter(|n| !n.is_empty()) {
@@ -219,7 +215,8 @@ spec:
         };
         let env = container_env(&pod.spec.as_ref().unwrap().containers[0], &context).unwrap();
         let text: Vec<_> = env.iter().map(|(n, v)| format!("{n}={v}")).collect();
-        let expected = ["A=abc", "B=ab", "NAME=web", "LABEL=shop", "IPS=10.0.0.1,fd00::1", "NODE=n1", "CPU=2", "MEM=64", "DISK=0"];
+        let expected =
+            ["A=abc", "B=ab", "NAME=web", "LABEL=shop", "IPS=10.0.0.1,fd00::1", "NODE=n1", "CPU=2", "MEM=64", "DISK=0"];
         assert_eq!(text, expected);
     }
 }

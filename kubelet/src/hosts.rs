@@ -111,7 +111,9 @@ mod tests {
     use crate::source::{defaults::apply_defaults, parse::parse_manifest};
 
     fn pod(spec: &str) -> Pod {
-        let text = format!("{{apiVersion: v1, kind: Pod, metadata: {{name: web-n1, namespace: shop}}, spec: {{containers: [{{name: c, image: i}}], {spec}}}}}");
+        let text = format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: web-n1, namespace: shop}}, spec: {{containers: [{{name: c, image: i}}], {spec}}}}}"
+        );
         let mut pod = parse_manifest(&text).unwrap().pods.remove(0).pod;
         apply_defaults(&mut pod);
         pod

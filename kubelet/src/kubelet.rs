@@ -1,8 +1,32 @@
-//! The kubelet's main loop: sources in, workers out.
+//! The kubelet's main loop: sources in, workers out, container events between. Owns which pods have a worker; what a pod
+//! needs is its worker's business.
 
+use std::collections::BTreeMap;
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Config, Result};
+use crate::cgroup::{Driver, PodCgroups};
+use crate::cri::{self as calls, Runtime};
+use crate::events::{self, RuntimeEvent};
+use crate::execute::Executor;
+use crate::memory::Termination;
+use crate::node::{Capacity, NodeView};
+use crate::observed::{Listing, list_all};
+use crate::pod::{self, FullName, PodUid};
+use crate::resources::{QosClass, pod_cpu_request, qos_class};
+use crate::server::{self, Health};
+use crate::source::file::{self, FileSourceConfig};
+use crate::source::{SourceName, SourceUpdate};
+use crate::table::PodTable;
+use crate::worker::{Message, Worker};
+use crate::{Config, Error, Result, housekeeping, orphan};
 
 /// A node agent that is ready to run.
 #[derive(Debug)]
@@ -13,13 +37,388 @@ pub struct Kubelet {
 impl Kubelet {
     /// Checks the configuration; touches nothing yet.
     pub fn new(config: Config) -> Result<Kubelet> {
+        let wrong = |field, problem: &str| Err(Error::Config { field, problem: problem.to_owned() });
+        if !crate::source::validate::is_dns_subdomain(&config.node_name) {
+            return wrong("node_name", "is not a DNS subdomain");
+        }
+        for (field, path) in [("kubelet_root", &config.kubelet_root), ("pod_logs_dir", &config.pod_logs_dir)] {
+            if !path.is_absolute() {
+                return wrong(field, "is not an absolute path");
+            }
+        }
         Ok(Kubelet { config })
     }
 
     /// Runs until `shutdown` is cancelled. The pods keep running.
     pub async fn run(self, shutdown: CancellationToken) -> Result<()> {
-        tracing::info!(node = %self.config.node_name, "kubelet starts");
-        shutdown.cancelled().await;
+        let config = Arc::new(self.config);
+        crate::volume::create_private_dir(&config.kubelet_root)
+            .map_err(|source| Error::CreateDir { path: config.kubelet_root.clone(), source })?;
+        let health = Health::new(config.timing.stuck);
+        let table = PodTable::default();
+        let runtime = Runtime::new(config.cri.clone(), config.timing);
+        let stop = shutdown.child_token();
+        let _stop_all = stop.clone().drop_guard();
+        let server = server::start(&config, table.clone(), runtime.clone(), health.clone(), stop.clone()).await?;
+        let Some(executor) = connect(&config, runtime, &shutdown).await else {
+            server.stopped().await;
+            return Ok(());
+        };
+        let mut main = Main::new(executor, table, health, stop);
+        main.run().await;
+        main.stop().await;
+        server.stopped().await;
         Ok(())
     }
+}
+
+/// Waits for the runtime and asks it what it is; `None` when the kubelet is stopped before it answers.
+async fn connect(config: &Arc<Config>, runtime: Runtime, shutdown: &CancellationToken) -> Option<Executor> {
+    let mut pause = Duration::from_millis(100);
+    let version = loop {
+        let error = match runtime.version().await {
+            Ok(version) => break version,
+            Err(error) => error,
+        };
+        if pause >= Duration::from_secs(1) {
+            tracing::warn!(%error, "waiting for the runtime");
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return None,
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_secs(5)),
+        }
+    };
+    let driver = match runtime.cgroup_driver().await {
+        Ok(Some(berth_cri_api::v1::CgroupDriver::Systemd)) => Driver::Systemd,
+        Ok(_) => Driver::Cgroupfs,
+        Err(error) => {
+            tracing::warn!(%error, "the runtime does not tell its cgroup driver: cgroupfs");
+            Driver::Cgroupfs
+        }
+    };
+    let node = NodeView {
+        name: config.node_name.clone(),
+        host_ips: config.node_ips.iter().map(ToString::to_string).collect(),
+        runtime_name: version.runtime_name.clone(),
+        capacity: Capacity::read(&config.kubelet_root),
+    };
+    tracing::info!(node = node.name, runtime = version.runtime_name, version = version.runtime_version, "kubelet runs");
+    let cgroups = config.cgroup_root.as_deref().map(|root| PodCgroups::new(root, driver));
+    Some(Executor { config: config.clone(), runtime, node: Arc::new(node), cgroups })
+}
+
+/// A worker seen from outside.
+struct Handle {
+    pod: Arc<Pod>,
+    name: FullName,
+    inbox: mpsc::UnboundedSender<Message>,
+    ending: bool,
+    /// What the last listing had of the pod.
+    listed: Vec<(String, i32)>,
+}
+
+enum Action {
+    Source(SourceUpdate),
+    Event(RuntimeEvent),
+    Ended(PodUid, bool),
+    Relist,
+    Listed(Result<Listing>),
+    CollectGarbage,
+    Stop,
+}
+
+struct Main {
+    executor: Executor,
+    table: PodTable,
+    health: Health,
+    stop: CancellationToken,
+    workers: BTreeMap<PodUid, Handle>,
+    tasks: JoinSet<(PodUid, bool)>,
+    /// Pods whose name, or UID, a worker that is ending still has.
+    queued: BTreeMap<PodUid, Arc<Pod>>,
+    sources: BTreeMap<SourceName, Vec<Arc<Pod>>>,
+    configured: Vec<SourceName>,
+    updates: mpsc::Receiver<SourceUpdate>,
+    events: mpsc::Receiver<RuntimeEvent>,
+    has_events: bool,
+    listing: Option<tokio::task::JoinHandle<Result<Listing>>>,
+    relist_at: Instant,
+    garbage_at: Instant,
+}
+
+impl Main {
+    fn new(executor: Executor, table: PodTable, health: Health, stop: CancellationToken) -> Main {
+        let (sender, updates) = mpsc::channel(16);
+        let mut configured = Vec::new();
+        if let Some(path) = &executor.config.manifests {
+            configured.push(SourceName::File);
+            let source = FileSourceConfig {
+                path: path.clone(),
+                node_name: executor.config.node_name.clone(),
+                kubelet_root: executor.config.kubelet_root.clone(),
+                settle: executor.config.timing.removal_settle,
+                rescan: executor.config.timing.rescan,
+                allowed_unsafe_sysctls: executor.config.allowed_unsafe_sysctls.clone(),
+                clock: executor.config.clock.clone(),
+            };
+            tokio::spawn(file::run(source, sender, stop.clone()));
+        }
+        let (event_sender, events) = mpsc::channel(1000);
+        tokio::spawn(events::run(executor.runtime.clone(), event_sender, stop.clone()));
+        let now = Instant::now();
+        Main {
+            garbage_at: now + executor.config.timing.garbage,
+            executor,
+            table,
+            health,
+            stop,
+            workers: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            queued: BTreeMap::new(),
+            sources: BTreeMap::new(),
+            configured,
+            updates,
+            events,
+            has_events: false,
+            listing: None,
+            relist_at: now,
+        }
+    }
+
+    async fn run(&mut self) {
+        loop {
+            let action = self.next_action().await;
+            self.health.turned();
+            if let Action::Stop = action {
+                return;
+            }
+            self.apply(action).await;
+        }
+    }
+
+    async fn next_action(&mut self) -> Action {
+        let idle = self.listing.is_none();
+        let listing = async {
+            match &mut self.listing {
+                Some(task) => task.await,
+                None => pending().await,
+            }
+        };
+        let heartbeat = Instant::now() + self.executor.config.timing.stuck / 3;
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Action::Stop,
+            Some(update) = self.updates.recv() => Action::Source(update),
+            Some(Ok((uid, gone))) = self.tasks.join_next() => Action::Ended(uid, gone),
+            Some(event) = self.events.recv() => Action::Event(event),
+            listed = listing => Action::Listed(match listed {
+                Ok(listed) => listed,
+                Err(_) => return Action::Stop,
+            }),
+            () = tokio::time::sleep_until(self.relist_at), if idle => Action::Relist,
+            () = tokio::time::sleep_until(self.garbage_at) => Action::CollectGarbage,
+            () = tokio::time::sleep_until(heartbeat) => Action::Relist,
+        }
+    }
+
+    async fn apply(&mut self, action: Action) {
+        match action {
+            Action::Source(update) => self.set_source(update),
+            Action::Event(event) => self.take_event(event),
+            Action::Ended(uid, gone) => self.worker_ended(&uid, gone),
+            Action::Relist => self.begin_listing(),
+            Action::Listed(listed) => {
+                self.listing = None;
+                self.take_listing(listed).await;
+            }
+            Action::CollectGarbage => {
+                self.garbage_at = Instant::now() + self.executor.config.timing.garbage;
+                self.collect_garbage();
+            }
+            Action::Stop => {}
+        }
+    }
+
+    fn all_sources_ready(&self) -> bool {
+        self.configured.iter().all(|source| self.sources.contains_key(source))
+    }
+
+    fn set_source(&mut self, update: SourceUpdate) {
+        self.health.set_problems(update.problems);
+        let pods = update.pods.into_iter().map(Arc::new).collect();
+        let first = self.sources.insert(update.source, pods).is_none();
+        self.reconcile();
+        if first {
+            self.relist_at = Instant::now();
+        }
+    }
+
+    /// Workers for all wanted pods, ends for all others: removals before additions.
+    fn reconcile(&mut self) {
+        let mut wanted: BTreeMap<PodUid, Arc<Pod>> = BTreeMap::new();
+        for pod in self.sources.values().flatten() {
+            if let Some(uid) = PodUid::of(pod) {
+                wanted.entry(uid).or_insert_with(|| pod.clone());
+            }
+        }
+        if self.all_sources_ready() {
+            for (uid, handle) in &mut self.workers {
+                if !wanted.contains_key(uid) && !handle.ending {
+                    tracing::info!(pod = %pod::format_pod(&handle.pod), "pod ends");
+                    end(handle);
+                }
+            }
+        }
+        self.queued.retain(|uid, _| wanted.contains_key(uid));
+        for (uid, pod) in wanted {
+            match self.workers.get_mut(&uid) {
+                Some(handle) if !handle.ending => {
+                    if handle.pod != pod {
+                        handle.pod = pod.clone();
+                        let _ = handle.inbox.send(Message::Update(pod));
+                    }
+                }
+                _ => _ = self.queued.insert(uid, pod),
+            }
+        }
+        self.start_queued();
+        self.update_qos();
+    }
+
+    /// Starts the queued pods whose name and UID are free.
+    fn start_queued(&mut self) {
+        for (uid, pod) in std::mem::take(&mut self.queued) {
+            let name = FullName::of(&pod);
+            let taken = self.workers.contains_key(&uid) || self.workers.values().any(|h| h.name == name);
+            if taken {
+                self.queued.insert(uid, pod);
+            } else {
+                self.spawn(uid, pod);
+            }
+        }
+    }
+
+    fn spawn(&mut self, uid: PodUid, pod: Arc<Pod>) {
+        let (inbox, messages) = mpsc::unbounded_channel();
+        let worker =
+            Worker::new(uid.clone(), pod.clone(), self.executor.clone(), self.table.clone(), messages, self.stop.clone());
+        let name = FullName::of(&pod);
+        tracing::info!(pod = %pod::format_pod(&pod), "pod is taken up");
+        self.workers.insert(uid.clone(), Handle { pod, name, inbox, ending: false, listed: Vec::new() });
+        self.tasks.spawn(async move {
+            let gone = worker.run().await;
+            (uid, gone)
+        });
+    }
+
+    fn worker_ended(&mut self, uid: &PodUid, gone: bool) {
+        let Some(handle) = self.workers.remove(uid) else { return };
+        if gone {
+            tracing::info!(pod = %pod::format_pod(&handle.pod), "pod is gone");
+        }
+        self.start_queued();
+        self.update_qos();
+    }
+
+    fn take_event(&mut self, event: RuntimeEvent) {
+        match event {
+            RuntimeEvent::Changed(uid) => {
+                let handle = PodUid::new(&uid).and_then(|uid| self.workers.get(&uid));
+                if let Some(handle) = handle {
+                    let _ = handle.inbox.send(Message::Look);
+                }
+            }
+            RuntimeEvent::Connected => {
+                self.has_events = true;
+                // What happened before is only seen by looking.
+                self.relist_at = Instant::now();
+            }
+            RuntimeEvent::Disconnected => {
+                self.has_events = false;
+                self.relist_at = self.relist_at.min(Instant::now() + self.relist_period());
+            }
+        }
+    }
+
+    fn relist_period(&self) -> Duration {
+        let timing = &self.executor.config.timing;
+        if self.has_events { timing.relist } else { timing.relist_without_events }
+    }
+
+    fn begin_listing(&mut self) {
+        self.relist_at = Instant::now() + self.relist_period();
+        if self.listing.is_none() {
+            let runtime = self.executor.runtime.clone();
+            self.listing = Some(tokio::spawn(async move { list_all(&runtime).await }));
+        }
+    }
+
+    /// Wakes the workers of pods that changed, ends pods that nobody wants.
+    async fn take_listing(&mut self, listed: Result<Listing>) {
+        let listing = match listed {
+            Ok(listing) => listing,
+            Err(error) => {
+                tracing::warn!(error = %calls::message(&error), "the runtime cannot be listed");
+                self.health.runtime_failed();
+                return;
+            }
+        };
+        self.health.runtime_answered();
+        for (uid, handle) in &mut self.workers {
+            let now = listing.get(uid.as_str()).cloned().unwrap_or_default();
+            if now != handle.listed {
+                handle.listed = now;
+                let _ = handle.inbox.send(Message::Look);
+            }
+        }
+        if !self.all_sources_ready() {
+            return;
+        }
+        for uid in listing.keys() {
+            let Some(uid) = PodUid::new(uid) else { continue };
+            if self.workers.contains_key(&uid) || self.queued.contains_key(&uid) {
+                continue;
+            }
+            if let Some(pod) = orphan::describe(&self.executor.runtime, &uid).await {
+                tracing::warn!(pod = %pod::format_pod(&pod), "nobody wants this pod: it ends");
+                self.spawn(uid.clone(), Arc::new(pod));
+                if let Some(handle) = self.workers.get_mut(&uid) {
+                    end(handle);
+                }
+            }
+        }
+    }
+
+    fn update_qos(&self) {
+        let Some(cgroups) = self.executor.cgroups.clone() else { return };
+        let burstable = self.workers.values().filter(|h| qos_class(&h.pod) == QosClass::Burstable);
+        let millis = burstable.map(|h| pod_cpu_request(&h.pod)).sum();
+        let none = self.workers.is_empty();
+        tokio::task::spawn_blocking(move || {
+            let updated = if none { cgroups.remove_empty() } else { cgroups.update_qos(millis) };
+            if let Err(error) = updated {
+                tracing::warn!(%error, "the QoS cgroups keep their weights");
+            }
+        });
+    }
+
+    fn collect_garbage(&self) {
+        if !self.all_sources_ready() {
+            return;
+        }
+        let known: Vec<PodUid> = self.workers.keys().chain(self.queued.keys()).cloned().collect();
+        let config = self.executor.config.clone();
+        tokio::task::spawn_blocking(move || housekeeping::collect(&config, &known));
+    }
+
+    async fn stop(&mut self) {
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+/// Tells a worker that its pod is to end and to be forgotten.
+fn end(handle: &mut Handle) {
+    handle.ending = true;
+    let grace = pod::grace_seconds(&handle.pod);
+    let _ = handle.inbox.send(Message::Terminate(Termination { grace, forget: true }));
 }

@@ -28,6 +28,17 @@ impl Reason {
     }
 }
 
+/// A pull that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PullFailure {
+    /// When it failed.
+    pub failed_at: Instant,
+    /// When the image was last found absent.
+    pub checked_at: Instant,
+    /// How it failed.
+    pub reason: Reason,
+}
+
 /// The pod is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Termination {
@@ -48,8 +59,10 @@ pub struct PodMemory {
     pub crash: Backoff,
     /// Delays of pulls, by image.
     pub pulls: Backoff,
-    /// When each failed pull failed, and how, by image.
-    pub pull_failures: BTreeMap<String, (Instant, Reason)>,
+    /// Failed pulls, by image.
+    pub pull_failures: BTreeMap<String, PullFailure>,
+    /// Containers that are not tried again before a time, by name.
+    pub holds: BTreeMap<String, Instant>,
     /// When each exit was first seen, by container ID.
     pub exits: BTreeMap<String, Instant>,
     /// Last errors, by container name.
@@ -103,6 +116,7 @@ impl PodMemory {
             crash: Backoff::new(config.crash_backoff),
             pulls: Backoff::new(config.pull_backoff),
             pull_failures: BTreeMap::new(),
+            holds: BTreeMap::new(),
             exits: BTreeMap::new(),
             reasons: BTreeMap::new(),
             attempts,
@@ -133,7 +147,8 @@ impl PodMemory {
         self.probes.retain(|id, _| runs(id));
         self.unhealthy.retain(|id, _| runs(id));
         self.resized.retain(|id, _| runs(id));
-        if let Some(first) = observed.containers.iter().map(|c| c.created_at).chain(observed.sandboxes.iter().map(|s| s.created_at)).min()
+        if let Some(first) =
+            observed.containers.iter().map(|c| c.created_at).chain(observed.sandboxes.iter().map(|s| s.created_at)).min()
             && first > 0
         {
             // A pod that ran before this process started is as old as its oldest record.

@@ -103,11 +103,7 @@ pub struct Limits {
 
 impl From<&cri::LinuxContainerResources> for Limits {
     fn from(linux: &cri::LinuxContainerResources) -> Limits {
-        Limits {
-            cpu_shares: linux.cpu_shares,
-            cpu_quota: linux.cpu_quota.max(0),
-            memory: linux.memory_limit_in_bytes,
-        }
+        Limits { cpu_shares: linux.cpu_shares, cpu_quota: linux.cpu_quota.max(0), memory: linux.memory_limit_in_bytes }
     }
 }
 

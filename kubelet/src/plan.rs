@@ -14,6 +14,9 @@ use crate::resources::container_resources;
 use crate::source::static_pod::digest;
 use crate::status;
 
+/// How often the presence of an image is checked while its pulls back off.
+const PRESENCE_CHECK: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// One step of a plan. Steps run in order; neighbouring stops of containers run together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PodOp {
@@ -50,6 +53,8 @@ pub enum PodOp {
         after: Option<String>,
         /// An init container: its failure ends the pass.
         init: bool,
+        /// Its image may be pulled now; otherwise it must be there.
+        pull: bool,
     },
     /// Changes limits of a running container.
     Resize {
@@ -360,47 +365,53 @@ fn plan_first_start(
         }
         None => situation.memory.attempts.get(&name).map_or(0, |highest| highest + 1),
     };
-    plan_pull(situation, container, plan, PodOp::StartContainer { name, attempt, after: None, init });
+    plan_start(situation, container, plan, PodOp::StartContainer { name, attempt, after: None, init, pull: true });
 }
 
 /// Starts a container again unless it has to wait.
-fn plan_restart(
-    situation: &Situation<'_>,
-    container: &Container,
-    dead: &observed::Container,
-    init: bool,
-    plan: &mut Plan,
-) {
+fn plan_restart(situation: &Situation<'_>, container: &Container, dead: &observed::Container, init: bool, plan: &mut Plan) {
     let Situation { pod, memory, now, .. } = *situation;
     let name = container.name.clone();
     let ended = memory.exits.get(&dead.id).copied().unwrap_or(now.mono);
     if let Some(waiting) = memory.crash.check(&name, ended, now.mono) {
-        let message = format!(
-            "back-off {} restarting failed container={name} pod={}",
-            format_delay(waiting.delay),
-            pod::format_pod(pod)
-        );
+        let message =
+            format!("back-off {} restarting failed container={name} pod={}", format_delay(waiting.delay), pod::format_pod(pod));
         plan.waiting.push((name, Reason::new("CrashLoopBackOff", message)));
         plan.wake = sooner(plan.wake, Some(waiting.until));
         return;
     }
     let attempt = memory.attempts.get(&name).copied().unwrap_or(dead.attempt).max(dead.attempt) + 1;
     let after = Some(dead.id.clone());
-    plan_pull(situation, container, plan, PodOp::StartContainer { name, attempt, after, init });
+    plan_start(situation, container, plan, PodOp::StartContainer { name, attempt, after, init, pull: true });
 }
 
-/// Adds a start unless its image waits for another try.
-fn plan_pull(situation: &Situation<'_>, container: &Container, plan: &mut Plan, start: PodOp) {
+/// Adds a start unless the container waits for another try.
+fn plan_start(situation: &Situation<'_>, container: &Container, plan: &mut Plan, mut start: PodOp) {
     let Situation { memory, now, .. } = *situation;
+    let name = container.name.clone();
+    if let Some(hold) = memory.holds.get(&name).filter(|hold| **hold > now.mono) {
+        let reason = memory.reasons.get(&name).cloned();
+        plan.waiting.extend(reason.map(|reason| (name, reason)));
+        plan.wake = sooner(plan.wake, Some(*hold));
+        return;
+    }
     let image = container.image.as_deref().unwrap_or_default();
     let failure = memory.pull_failures.get(image);
-    if let Some((failed_at, error)) = failure
-        && let Some(waiting) = memory.pulls.check(image, *failed_at, now.mono)
-    {
-        let message = format!("Back-off pulling image {image:?}: {}: {}", error.reason, error.message);
-        plan.waiting.push((container.name.clone(), Reason::new("ImagePullBackOff", message)));
-        plan.wake = sooner(plan.wake, Some(waiting.until));
-        return;
+    let waiting = failure.and_then(|f| memory.pulls.check(image, f.failed_at, now.mono));
+    if let (Some(failure), Some(waiting)) = (failure, waiting) {
+        let message = format!("Back-off pulling image {image:?}: {}: {}", failure.reason.reason, failure.reason.message);
+        plan.waiting.push((name, Reason::new("ImagePullBackOff", message)));
+        let check_at = failure.checked_at + PRESENCE_CHECK;
+        let may_appear = container.image_pull_policy.as_deref() != Some("Always");
+        if !may_appear || now.mono < check_at {
+            let until = if may_appear { waiting.until.min(check_at) } else { waiting.until };
+            plan.wake = sooner(plan.wake, Some(until));
+            return;
+        }
+        // Somebody may have imported it meanwhile.
+        if let PodOp::StartContainer { pull, .. } = &mut start {
+            *pull = false;
+        }
     }
     plan.ops.push(start);
 }

@@ -86,10 +86,14 @@ fn parse(text: &str) -> Option<Amount> {
     }
     let (multiplier, exponent) = suffix_scale(suffix)?;
     // value = digits * multiplier * 10^(exponent - fraction length), in nano
-    let digits: i128 = format!("{whole}{fraction}").trim_start_matches('0').parse().or_else(|e| match number {
-        _ if format!("{whole}{fraction}").bytes().all(|b| b == b'0') => Ok(0),
-        _ => Err(e),
-    }).ok()?;
+    let digits: i128 = format!("{whole}{fraction}")
+        .trim_start_matches('0')
+        .parse()
+        .or_else(|e| match number {
+            _ if format!("{whole}{fraction}").bytes().all(|b| b == b'0') => Ok(0),
+            _ => Err(e),
+        })
+        .ok()?;
     let power = i32::try_from(fraction.len()).ok().map(|len| exponent + 9 - len)?;
     let scaled = digits.checked_mul(multiplier)?;
     let value = match u32::try_from(power) {

@@ -111,9 +111,7 @@ fn pod_amount(pod: &Pod, name: &str, of: fn(&Container, &str) -> Option<Amount>)
 pub fn pod_limits(pod: &Pod, capacity: &Capacity) -> PodLimits {
     let qos = qos_class(pod);
     let all_limited = |name: &str| containers(pod).all(|c| limit(c, name).is_some_and(|l| !l.is_zero()));
-    let limited = |name: &str| {
-        (qos != QosClass::BestEffort && all_limited(name)).then(|| pod_amount(pod, name, limit))
-    };
+    let limited = |name: &str| (qos != QosClass::BestEffort && all_limited(name)).then(|| pod_amount(pod, name, limit));
     let huge_pages = capacity.huge_pages.iter().map(|bytes| {
         let total = pod_amount(pod, &huge_page_resource(*bytes), limit).units();
         (huge_page_name(*bytes), u64::try_from(total).unwrap_or(0))
@@ -287,7 +285,9 @@ mod tests {
     #[test]
     fn pod_limits_need_every_container_to_be_limited() {
         let two = |second: &str| {
-            pod(&format!("{{containers: [{{name: a, image: i, resources: {{limits: {{cpu: 1, memory: 1Gi}}}}}}, {{name: b, image: i, resources: {second}}}]}}"))
+            pod(&format!(
+                "{{containers: [{{name: a, image: i, resources: {{limits: {{cpu: 1, memory: 1Gi}}}}}}, {{name: b, image: i, resources: {second}}}]}}"
+            ))
         };
         let limits = pod_limits(&two("{limits: {cpu: 500m}}"), &capacity());
         assert_eq!((limits.cpu_shares, limits.cpu_quota, limits.memory), (1536, Some(150_000), None));

@@ -148,12 +148,8 @@ spec:
         apply_defaults(&mut pod);
         let dns = NodeDns { host: Some("nameserver 9.9.9.9\n".into()), ..NodeDns::default() };
         let capacity = Capacity::default();
-        let context = SandboxContext {
-            cgroup_parent: "/kubepods/podu1",
-            logs: Path::new("/var/log/pods"),
-            dns: &dns,
-            capacity: &capacity,
-        };
+        let context =
+            SandboxContext { cgroup_parent: "/kubepods/podu1", logs: Path::new("/var/log/pods"), dns: &dns, capacity: &capacity };
         let config = sandbox_config(&pod, 3, &context).unwrap();
         let metadata = config.metadata.unwrap();
         assert_eq!((metadata.name.as_str(), metadata.namespace.as_str(), metadata.attempt), ("web-n1", "shop", 3));

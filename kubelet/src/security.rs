@@ -43,10 +43,7 @@ fn int(value: i64) -> cri::Int64Value {
 }
 
 fn contexts<'a>(pod: &'a Pod, container: &'a Container) -> (PodSecurityContext, SecurityContext) {
-    (
-        pod::spec(pod).security_context.clone().unwrap_or_default(),
-        container.security_context.clone().unwrap_or_default(),
-    )
+    (pod::spec(pod).security_context.clone().unwrap_or_default(), container.security_context.clone().unwrap_or_default())
 }
 
 /// Which namespaces a pod shares with the host, and how its containers share theirs.
@@ -258,7 +255,10 @@ mod tests {
         let seccomp = found.seccomp.unwrap();
         assert_eq!(seccomp.localhost_ref, "/k/seccomp/p.json");
         let capabilities = found.capabilities.unwrap();
-        assert_eq!((capabilities.add_capabilities, capabilities.drop_capabilities), (vec!["NET_ADMIN".to_owned()], vec!["ALL".to_owned()]));
+        assert_eq!(
+            (capabilities.add_capabilities, capabilities.drop_capabilities),
+            (vec!["NET_ADMIN".to_owned()], vec!["ALL".to_owned()])
+        );
         assert_eq!(found.masked_paths.len(), MASKED.len() + 1);
         assert_eq!(found.readonly_paths.len(), 5);
     }
@@ -274,7 +274,8 @@ mod tests {
 
     #[test]
     fn privileged_containers_see_everything() {
-        let found = security("{containers: [{name: c, image: i, securityContext: {privileged: true}}]}", &ImageUser::default()).unwrap();
+        let found =
+            security("{containers: [{name: c, image: i, securityContext: {privileged: true}}]}", &ImageUser::default()).unwrap();
         assert!(found.privileged && found.masked_paths.is_empty() && found.readonly_paths.is_empty());
     }
 

@@ -88,8 +88,7 @@ pub fn status(situation: &Situation<'_>) -> PodStatus {
     let initialized = is_initialized(pod, observed);
     let init_statuses: Vec<_> =
         pod::init_containers(pod).iter().map(|c| container_status(situation, c, Kind::Init { initialized })).collect();
-    let mut statuses: Vec<_> =
-        spec.containers.iter().map(|c| container_status(situation, c, Kind::Regular)).collect();
+    let mut statuses: Vec<_> = spec.containers.iter().map(|c| container_status(situation, c, Kind::Regular)).collect();
     statuses.sort_by(|a, b| a.name.cmp(&b.name));
     let total = init_statuses.len() + statuses.len();
     let (init_statuses, statuses) = (cut_messages(init_statuses, total), cut_messages(statuses, total));
@@ -192,9 +191,7 @@ fn container_status(situation: &Situation<'_>, container: &Container, kind: Kind
     let probes = runs.and_then(|c| memory.probes.get(&c.id).copied());
     let started = runs.is_some() && probes.is_none_or(|p| p.started);
     let ready = match kind {
-        Kind::Init { initialized } => {
-            initialized || newest.is_some_and(|c| c.state == State::Exited && c.exit_code == 0)
-        }
+        Kind::Init { initialized } => initialized || newest.is_some_and(|c| c.state == State::Exited && c.exit_code == 0),
         Kind::Regular => started && probes.is_none_or(|p| p.ready),
     };
     let restart_count = newest.map(|c| c.attempt).or_else(|| before.and_then(|b| u32::try_from(b.restart_count).ok()));
@@ -306,9 +303,8 @@ fn conditions(
     statuses: &[ContainerStatus],
 ) -> Vec<PodCondition> {
     let Situation { pod, observed, memory, now, .. } = *situation;
-    let sandbox_ready = observed.sandbox().is_some_and(|s| {
-        s.ready && (pod::is_host_network(pod) || !s.has_network || !s.ips.is_empty())
-    });
+    let sandbox_ready =
+        observed.sandbox().is_some_and(|s| s.ready && (pod::is_host_network(pod) || !s.has_network || !s.ips.is_empty()));
     let init_verdict = match (phase, initialized) {
         ("Succeeded", _) => Verdict::yes_because("PodCompleted"),
         (_, true) => Verdict::yes(),

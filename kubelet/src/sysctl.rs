@@ -38,7 +38,9 @@ fn swap(name: &str) -> String {
 pub fn check(name: &str, host_network: bool, host_ipc: bool, allowed_unsafe: &[String]) -> Result<(), String> {
     let name = normalize(name);
     let network = name.starts_with("net.");
-    let ipc = name.starts_with("kernel.shm") || name.starts_with("kernel.msg") || name == "kernel.sem"
+    let ipc = name.starts_with("kernel.shm")
+        || name.starts_with("kernel.msg")
+        || name == "kernel.sem"
         || name.starts_with("fs.mqueue.");
     if network && host_network {
         return Err(format!("sysctl {name:?} is not allowed with hostNetwork"));

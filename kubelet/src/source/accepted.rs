@@ -45,8 +45,7 @@ impl AcceptedStore {
 
     /// Records what `path` stands for now.
     pub fn save(&self, path: &Path, pods: &[StaticPod]) -> Result<(), Error> {
-        fs::create_dir_all(&self.folder)
-            .map_err(|source| Error::CreateDir { path: self.folder.clone(), source })?;
+        fs::create_dir_all(&self.folder).map_err(|source| Error::CreateDir { path: self.folder.clone(), source })?;
         let record = AcceptedFile { version: VERSION, path: path.to_owned(), pods: pods.to_vec() };
         let file = self.file_of(path);
         let text = serde_json::to_vec(&record).unwrap_or_default();

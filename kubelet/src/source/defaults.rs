@@ -129,7 +129,9 @@ mod tests {
 
     #[test]
     fn a_bare_pod_gets_the_defaults_of_the_api_server() {
-        let pod = defaulted("{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {containers: [{name: c, image: i}], volumes: [{name: v}, {name: h, hostPath: {path: /x}}]}}");
+        let pod = defaulted(
+            "{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {containers: [{name: c, image: i}], volumes: [{name: v}, {name: h, hostPath: {path: /x}}]}}",
+        );
         let spec = pod.spec.unwrap();
         assert_eq!(pod.metadata.namespace.as_deref(), Some("default"));
         assert_eq!(spec.restart_policy.as_deref(), Some("Always"));
@@ -148,7 +150,9 @@ mod tests {
 
     #[test]
     fn limits_become_requests_and_host_network_ports_are_host_ports() {
-        let pod = defaulted("{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {hostNetwork: true, containers: [{name: c, image: 'i:1', ports: [{containerPort: 80}], resources: {limits: {cpu: 1, memory: 1Gi}, requests: {cpu: 100m}}}]}}");
+        let pod = defaulted(
+            "{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {hostNetwork: true, containers: [{name: c, image: 'i:1', ports: [{containerPort: 80}], resources: {limits: {cpu: 1, memory: 1Gi}, requests: {cpu: 100m}}}]}}",
+        );
         let c = &pod.spec.unwrap().containers[0];
         assert_eq!(c.image_pull_policy.as_deref(), Some("IfNotPresent"));
         let port = &c.ports.as_ref().unwrap()[0];

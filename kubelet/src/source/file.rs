@@ -245,11 +245,9 @@ impl Scanner {
                 let name = pod.full_name();
                 match self.owners.get(&name) {
                     Some(owner) if owner == path => update.pods.push(pod.pod.clone()),
-                    Some(owner) => update.problems.push(format!(
-                        "{}: pod {name} is already defined by {}",
-                        path.display(),
-                        owner.display()
-                    )),
+                    Some(owner) => {
+                        update.problems.push(format!("{}: pod {name} is already defined by {}", path.display(), owner.display()))
+                    }
                     None => {}
                 }
             }
@@ -409,7 +407,9 @@ impl Watch {
                     Err(_) => break,
                 };
                 let events = event.events();
-                if events.intersects(inotify::ReadFlags::DELETE_SELF | inotify::ReadFlags::MOVE_SELF | inotify::ReadFlags::IGNORED) {
+                if events
+                    .intersects(inotify::ReadFlags::DELETE_SELF | inotify::ReadFlags::MOVE_SELF | inotify::ReadFlags::IGNORED)
+                {
                     self.watching = false;
                     relevant = true;
                 }

@@ -135,10 +135,8 @@ fn check_fields(
                 match known.get(key) {
                     _ if is_nothing(value) => {}
                     Some(known) => check_fields(value, known, below, lines, warnings, errors),
-                    None => warnings.push(Problem {
-                        line: lines.of(&below),
-                        message: format!("unknown field {below}: it has no effect"),
-                    }),
+                    None => warnings
+                        .push(Problem { line: lines.of(&below), message: format!("unknown field {below}: it has no effect") }),
                 }
             }
         }
@@ -236,7 +234,8 @@ mod tests {
     #[test]
     fn pods_lists_and_several_documents_are_read() {
         let list = "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Pod\n  metadata: {name: a}\n  spec: {containers: [{name: c, image: i}]}\n";
-        let pod_list = list.replace("kind: List", "kind: PodList").replace("- apiVersion: v1\n  kind: Pod\n  metadata", "- metadata");
+        let pod_list =
+            list.replace("kind: List", "kind: PodList").replace("- apiVersion: v1\n  kind: Pod\n  metadata", "- metadata");
         for (text, names) in [
             (POD.to_owned(), vec!["web"]),
             (format!("{POD}---\n{}", POD.replace("web", "two")), vec!["web", "two"]),
@@ -260,7 +259,8 @@ mod tests {
                 Problem { line: 10, message: "unknown field spec.hostNetwrk: it has no effect".into() },
             ]
         );
-        let text = format!("{POD}    envFrom:\n    - configMapRef: {{name: x}}\n  serviceAccountName: robot\n  imagePullSecrets: []\n");
+        let text =
+            format!("{POD}    envFrom:\n    - configMapRef: {{name: x}}\n  serviceAccountName: robot\n  imagePullSecrets: []\n");
         assert_eq!(
             errors(&text),
             [
@@ -299,7 +299,9 @@ mod tests {
 
     #[test]
     fn numbers_are_accepted_as_quantities() {
-        let text = format!("{POD}    resources:\n      limits:\n        cpu: 2\n        memory: 134217728\n  volumes:\n  - name: v\n    emptyDir:\n      sizeLimit: 1.5\n");
+        let text = format!(
+            "{POD}    resources:\n      limits:\n        cpu: 2\n        memory: 134217728\n  volumes:\n  - name: v\n    emptyDir:\n      sizeLimit: 1.5\n"
+        );
         let file = parse_manifest(&text).unwrap();
         let spec = file.pods[0].pod.spec.as_ref().unwrap();
         assert_eq!(spec.containers[0].resources.as_ref().unwrap().limits.as_ref().unwrap()["cpu"].0, "2");

@@ -51,10 +51,8 @@ pub fn complete(parsed: ParsedPod, origin: &Origin<'_>, accepted: &[StaticPod]) 
     apply_defaults(&mut pod);
     let invalid = validate_pod(&pod, origin.allowed_unsafe_sysctls);
     let own_uid = pod.metadata.uid.clone().filter(|uid| !uid.is_empty());
-    let mut problems: Vec<Problem> = invalid
-        .into_iter()
-        .map(|i| Problem { line: lines.of(&i.path), message: format!("{}: {}", i.path, i.message) })
-        .collect();
+    let mut problems: Vec<Problem> =
+        invalid.into_iter().map(|i| Problem { line: lines.of(&i.path), message: format!("{}: {}", i.path, i.message) }).collect();
     if own_uid.as_deref().is_some_and(|uid| pod::PodUid::new(uid).is_none()) {
         problems.push(Problem { line: lines.of("metadata.uid"), message: "metadata.uid: is not usable".to_owned() });
     }
@@ -80,11 +78,8 @@ pub fn complete(parsed: ParsedPod, origin: &Origin<'_>, accepted: &[StaticPod]) 
     annotations.insert(pod::CONFIG_SOURCE.to_owned(), "file".to_owned());
     if let Some(spec) = &mut pod.spec {
         spec.node_name = Some(origin.node_name.to_owned());
-        let everything = Toleration {
-            operator: Some("Exists".to_owned()),
-            effect: Some("NoExecute".to_owned()),
-            ..Toleration::default()
-        };
+        let everything =
+            Toleration { operator: Some("Exists".to_owned()), effect: Some("NoExecute".to_owned()), ..Toleration::default() };
         let tolerations = spec.tolerations.get_or_insert_default();
         if !tolerations.contains(&everything) {
             tolerations.push(everything);
@@ -157,12 +152,7 @@ mod tests {
     fn make(text: &str, path: &str, node: &str, accepted: &[StaticPod]) -> StaticPod {
         let text = text.replace(", ephemeral-storage: 1Gi", "");
         let parsed = parse_manifest(&text).unwrap().pods.remove(0);
-        let origin = Origin {
-            path: Path::new(path),
-            node_name: node,
-            seen: Timestamp::UNIX_EPOCH,
-            allowed_unsafe_sysctls: &[],
-        };
+        let origin = Origin { path: Path::new(path), node_name: node, seen: Timestamp::UNIX_EPOCH, allowed_unsafe_sysctls: &[] };
         complete(parsed, &origin, accepted).unwrap()
     }
 
@@ -210,8 +200,7 @@ mod tests {
         let parsed = parse_manifest(&POD.replace("name: c", "name: C")).map(|mut f| f.pods.remove(0));
         let text = POD.replace("name: c", "name: C").replace(", ephemeral-storage: 1Gi", "");
         let parsed = parsed.unwrap_or_else(|_| parse_manifest(&text).unwrap().pods.remove(0));
-        let origin =
-            Origin { path: Path::new("/x"), node_name: "n", seen: Timestamp::UNIX_EPOCH, allowed_unsafe_sysctls: &[] };
+        let origin = Origin { path: Path::new("/x"), node_name: "n", seen: Timestamp::UNIX_EPOCH, allowed_unsafe_sysctls: &[] };
         let problems = complete(parsed, &origin, &[]).unwrap_err();
         assert_eq!(problems[0], Problem { line: 7, message: "spec.containers[0].name: \"C\" is not a DNS label".into() });
     }

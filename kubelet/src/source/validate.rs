@@ -156,11 +156,7 @@ fn validate_dns(spec: &PodSpec, problems: &mut Problems) {
 fn validate_pod_security(spec: &PodSpec, allowed_unsafe_sysctls: &[String], problems: &mut Problems) {
     let Some(context) = &spec.security_context else { return };
     let base = "spec.securityContext";
-    for (field, id) in [
-        ("runAsUser", context.run_as_user),
-        ("runAsGroup", context.run_as_group),
-        ("fsGroup", context.fs_group),
-    ] {
+    for (field, id) in [("runAsUser", context.run_as_user), ("runAsGroup", context.run_as_group), ("fsGroup", context.fs_group)] {
         validate_id(&format!("{base}.{field}"), id, problems);
     }
     for (i, group) in context.supplemental_groups.iter().flatten().enumerate() {
@@ -240,8 +236,7 @@ fn validate_volume(path: &str, volume: &Volume, problems: &mut Problems) {
         if host_path.path.split('/').any(|part| part == "..") {
             problems.add(format!("{path}.path"), "must not contain '..'");
         }
-        let types =
-            ["", "DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice"];
+        let types = ["", "DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice"];
         problems.one_of(&format!("{path}.type"), host_path.type_.as_deref(), &types);
     }
 }
@@ -255,13 +250,7 @@ fn validate_amount(path: &str, text: &str, problems: &mut Problems) -> Amount {
     Amount::default()
 }
 
-fn validate_container(
-    path: &str,
-    container: &Container,
-    spec: &PodSpec,
-    volumes: &BTreeSet<&str>,
-    problems: &mut Problems,
-) {
+fn validate_container(path: &str, container: &Container, spec: &PodSpec, volumes: &BTreeSet<&str>, problems: &mut Problems) {
     if !is_dns_label(&container.name) {
         problems.add(format!("{path}.name"), format!("{:?} is not a DNS label", container.name));
     }
@@ -494,18 +483,39 @@ mod tests {
             ("{hostname: A.b, containers: [{name: c, image: i}]}".to_owned(), "spec.hostname"),
             (container("volumeMounts: [{name: absent, mountPath: /x}]"), "spec.containers[0].volumeMounts[0].name"),
             (container("env: [{name: 'A=B', value: x}]"), "spec.containers[0].env[0].name"),
-            (container("env: [{name: A, valueFrom: {fieldRef: {fieldPath: spec.containers}}}]"), "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath"),
+            (
+                container("env: [{name: A, valueFrom: {fieldRef: {fieldPath: spec.containers}}}]"),
+                "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath",
+            ),
             (container("ports: [{containerPort: 70000}]"), "spec.containers[0].ports[0].containerPort"),
-            (container("ports: [{containerPort: 1, hostPort: 5}, {containerPort: 2, hostPort: 5}]"), "spec.containers[0].ports[1].hostPort"),
+            (
+                container("ports: [{containerPort: 1, hostPort: 5}, {containerPort: 2, hostPort: 5}]"),
+                "spec.containers[0].ports[1].hostPort",
+            ),
             (container("resources: {limits: {cpu: 1}, requests: {cpu: 2}}"), "spec.containers[0].resources.requests.cpu"),
             (container("resources: {limits: {cpu: one}}"), "spec.containers[0].resources.limits.cpu"),
             (container("resources: {limits: {nvidia.com/gpu: 1}}"), "spec.containers[0].resources.limits.nvidia.com/gpu"),
             (container("securityContext: {runAsUser: -1}"), "spec.containers[0].securityContext.runAsUser"),
-            (container("securityContext: {privileged: true, allowPrivilegeEscalation: false}"), "spec.containers[0].securityContext.allowPrivilegeEscalation"),
-            (container("securityContext: {seccompProfile: {type: Localhost}}"), "spec.containers[0].securityContext.seccompProfile.localhostProfile"),
-            ("{volumes: [{name: v, hostPath: {path: ../x}}], containers: [{name: c, image: i}]}".to_owned(), "spec.volumes[0].hostPath.path"),
-            ("{volumes: [{name: v, emptyDir: {medium: HugePages}}], containers: [{name: c, image: i}]}".to_owned(), "spec.volumes[0].emptyDir.medium"),
-            ("{securityContext: {sysctls: [{name: vm.swappiness, value: '1'}]}, containers: [{name: c, image: i}]}".to_owned(), "spec.securityContext.sysctls[0].name"),
+            (
+                container("securityContext: {privileged: true, allowPrivilegeEscalation: false}"),
+                "spec.containers[0].securityContext.allowPrivilegeEscalation",
+            ),
+            (
+                container("securityContext: {seccompProfile: {type: Localhost}}"),
+                "spec.containers[0].securityContext.seccompProfile.localhostProfile",
+            ),
+            (
+                "{volumes: [{name: v, hostPath: {path: ../x}}], containers: [{name: c, image: i}]}".to_owned(),
+                "spec.volumes[0].hostPath.path",
+            ),
+            (
+                "{volumes: [{name: v, emptyDir: {medium: HugePages}}], containers: [{name: c, image: i}]}".to_owned(),
+                "spec.volumes[0].emptyDir.medium",
+            ),
+            (
+                "{securityContext: {sysctls: [{name: vm.swappiness, value: '1'}]}, containers: [{name: c, image: i}]}".to_owned(),
+                "spec.securityContext.sysctls[0].name",
+            ),
         ];
         for (spec, field) in cases {
             let found = problems(&spec);

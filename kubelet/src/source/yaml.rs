@@ -131,9 +131,9 @@ impl Node {
         let value = match self.value {
             Content::Null => Value::Null,
             Content::Scalar(value) => value,
-            Content::List(items) => Value::Array(
-                items.into_iter().enumerate().map(|(i, n)| n.into_json(format!("{path}[{i}]"), lines)).collect(),
-            ),
+            Content::List(items) => {
+                Value::Array(items.into_iter().enumerate().map(|(i, n)| n.into_json(format!("{path}[{i}]"), lines)).collect())
+            }
             Content::Map(entries) => {
                 let mut map = Map::new();
                 for (key, key_line, node) in entries {
@@ -295,8 +295,9 @@ fn resolve_plain(text: &str) -> Result<Content, String> {
         "" | "~" | "null" | "Null" | "NULL" => return Ok(Content::Null),
         "y" | "Y" | "yes" | "Yes" | "YES" | "true" | "True" | "TRUE" | "on" | "On" | "ON" => Value::Bool(true),
         "n" | "N" | "no" | "No" | "NO" | "false" | "False" | "FALSE" | "off" | "Off" | "OFF" => Value::Bool(false),
-        ".inf" | ".Inf" | ".INF" | "+.inf" | "+.Inf" | "+.INF" | "-.inf" | "-.Inf" | "-.INF" | ".nan" | ".NaN"
-        | ".NAN" => return Err(format!("{text} is not a number that JSON knows")),
+        ".inf" | ".Inf" | ".INF" | "+.inf" | "+.Inf" | "+.INF" | "-.inf" | "-.Inf" | "-.INF" | ".nan" | ".NaN" | ".NAN" => {
+            return Err(format!("{text} is not a number that JSON knows"));
+        }
         _ if text.starts_with('_') => Value::String(text.to_owned()),
         _ => match parse_int(text).or_else(|| parse_float(text)) {
             Some(number) => Value::Number(number),

@@ -29,8 +29,7 @@ pub fn create_private_dir(path: &Path) -> io::Result<()> {
 /// Volumes that some container mounts.
 fn used(pod: &Pod) -> Vec<&Volume> {
     let containers = pod::init_containers(pod).iter().chain(&pod::spec(pod).containers);
-    let names: BTreeSet<&str> =
-        containers.flat_map(|c| c.volume_mounts.iter().flatten()).map(|m| m.name.as_str()).collect();
+    let names: BTreeSet<&str> = containers.flat_map(|c| c.volume_mounts.iter().flatten()).map(|m| m.name.as_str()).collect();
     pod::spec(pod).volumes.iter().flatten().filter(|v| names.contains(v.name.as_str())).collect()
 }
 
@@ -84,7 +83,8 @@ mod tests {
     fn only_used_volumes_are_set_up_and_all_are_removed() {
         let root = tempfile::tempdir().unwrap();
         let host = root.path().join("host");
-        let text = format!("
+        let text = format!(
+            "
 apiVersion: v1
 kind: Pod
 metadata: {{name: a, uid: u1}}
@@ -92,7 +92,9 @@ spec:
   volumes: [{{name: scratch}}, {{name: unused}}, {{name: host, hostPath: {{path: {}, type: DirectoryOrCreate}}}}]
   containers:
   - {{name: c, image: i, volumeMounts: [{{name: scratch, mountPath: /s}}, {{name: host, mountPath: /h}}]}}
-", host.display());
+",
+            host.display()
+        );
         let mut pod = parse_manifest(&text).unwrap().pods.remove(0).pod;
         apply_defaults(&mut pod);
         let dir = pod_dir(root.path(), "u1");

@@ -1,0 +1,146 @@
+//! The cgroups above the containers': `kubepods`, one per QoS class, one per pod. Paths are pure; containers' cgroups
+//! are the runtime's.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use berth_cgroup::{Cgroup, CgroupPath, Cpu, HugepageLimit, Layout, Memory, Resources};
+
+use crate::resources::{CPU_PERIOD, PodLimits, QosClass, cpu_shares};
+
+/// Which form the runtime wants cgroup parents in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// Folders.
+    Cgroupfs,
+    /// Slices, which systemd makes when the runtime asks for them.
+    Systemd,
+}
+
+/// The pod cgroups of one node.
+#[derive(Clone, Debug)]
+pub struct PodCgroups {
+    root: String,
+    driver: Driver,
+    layout: Option<Layout>,
+    /// One change at a time: a parent is not removed while a child is being made.
+    changes: Arc<Mutex<()>>,
+}
+
+impl PodCgroups {
+    /// Below `root` (`/` for the whole machine).
+    pub fn new(root: &str, driver: Driver) -> PodCgroups {
+        let layout = match driver {
+            Driver::Cgroupfs => {
+                Layout::detect().inspect_err(|error| tracing::warn!(%error, "pods get no cgroups of their own")).ok()
+            }
+            Driver::Systemd => {
+                tracing::warn!("with the systemd driver the pods' own cgroups carry no limits yet");
+                None
+            }
+        };
+        PodCgroups { root: root.trim_end_matches('/').to_owned(), driver, layout, changes: Arc::default() }
+    }
+
+    /// The cgroup parent of a pod's sandbox.
+    pub fn pod_path(&self, qos: QosClass, uid: &str) -> String {
+        pod_path(&self.root, self.driver, qos, uid)
+    }
+
+    /// Makes the pod's cgroup and sets its limits. Idempotent.
+    pub fn ensure_pod(&self, qos: QosClass, uid: &str, limits: &PodLimits) -> Result<(), berth_cgroup::Error> {
+        let Some(layout) = &self.layout else { return Ok(()) };
+        let _one = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let cgroup = Cgroup::create(layout, &CgroupPath::parse(&self.pod_path(qos, uid))?)?;
+        let huge = limits.huge_pages.iter().filter(|(_, bytes)| *bytes > 0);
+        cgroup.apply(&Resources {
+            cpu: Some(Cpu {
+                shares: u64::try_from(limits.cpu_shares).ok(),
+                quota: Some(limits.cpu_quota.unwrap_or(-1)),
+                period: u64::try_from(CPU_PERIOD).ok(),
+                ..Default::default()
+            }),
+            memory: Some(Memory { limit: Some(limits.memory.unwrap_or(-1)), ..Default::default() }),
+            hugepage_limits: huge.map(|(size, bytes)| HugepageLimit { page_size: size.clone(), limit: *bytes }).collect(),
+            ..Default::default()
+        })
+    }
+
+    /// Ends what still runs in the pod's cgroup and removes it. One that is gone is removed.
+    pub fn remove_pod(&self, qos: QosClass, uid: &str) -> Result<(), berth_cgroup::Error> {
+        let Some(layout) = &self.layout else { return Ok(()) };
+        let _one = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let cgroup = Cgroup::at(layout, &CgroupPath::parse(&self.pod_path(qos, uid))?)?;
+        if cgroup.exists() {
+            cgroup.kill_all()?;
+            cgroup.delete()?;
+        }
+        Ok(())
+    }
+
+    /// Sets the shares of the QoS cgroups: together the burstable pods weigh what they request.
+    pub fn update_qos(&self, burstable_millis: i64) -> Result<(), berth_cgroup::Error> {
+        let Some(layout) = &self.layout else { return Ok(()) };
+        let _one = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, shares) in [("burstable", cpu_shares(burstable_millis)), ("besteffort", 2)] {
+            let cgroup = Cgroup::create(layout, &CgroupPath::parse(&format!("{}/kubepods/{name}", self.root))?)?;
+            let cpu = Cpu { shares: u64::try_from(shares).ok(), ..Default::default() };
+            cgroup.apply(&Resources { cpu: Some(cpu), ..Default::default() })?;
+        }
+        Ok(())
+    }
+
+    /// Removes the QoS cgroups and their parent when no pod is left in them.
+    pub fn remove_empty(&self) -> Result<(), berth_cgroup::Error> {
+        let Some(layout) = &self.layout else { return Ok(()) };
+        let _one = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        for name in ["/kubepods/burstable", "/kubepods/besteffort", "/kubepods"] {
+            let cgroup = Cgroup::at(layout, &CgroupPath::parse(&format!("{}{name}", self.root))?)?;
+            if cgroup.exists() && cgroup.children()?.is_empty() && cgroup.procs()?.is_empty() {
+                cgroup.delete()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `/kubepods/burstable/pod<uid>`, or the slice of that name.
+fn pod_path(root: &str, driver: Driver, qos: QosClass, uid: &str) -> String {
+    let class = match qos {
+        QosClass::Guaranteed => None,
+        QosClass::Burstable => Some("burstable"),
+        QosClass::BestEffort => Some("besteffort"),
+    };
+    match (driver, class) {
+        (Driver::Cgroupfs, None) => format!("{root}/kubepods/pod{uid}"),
+        (Driver::Cgroupfs, Some(class)) => format!("{root}/kubepods/{class}/pod{uid}"),
+        (Driver::Systemd, class) => {
+            let uid = uid.replace('-', "_");
+            match class {
+                None => format!("{root}/kubepods.slice/kubepods-pod{uid}.slice"),
+                Some(class) => {
+                    format!("{root}/kubepods.slice/kubepods-{class}.slice/kubepods-{class}-pod{uid}.slice")
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_the_upstreams_in_both_forms() {
+        let cases = [
+            (Driver::Cgroupfs, QosClass::Guaranteed, "/kubepods/poda-b"),
+            (Driver::Cgroupfs, QosClass::Burstable, "/kubepods/burstable/poda-b"),
+            (Driver::Cgroupfs, QosClass::BestEffort, "/kubepods/besteffort/poda-b"),
+            (Driver::Systemd, QosClass::Guaranteed, "/kubepods.slice/kubepods-poda_b.slice"),
+            (Driver::Systemd, QosClass::BestEffort, "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-poda_b.slice"),
+        ];
+        for (driver, qos, expected) in cases {
+            assert_eq!(pod_path("", driver, qos, "a-b"), expected);
+        }
+        assert_eq!(pod_path("/x", Driver::Cgroupfs, QosClass::Guaranteed, "u"), "/x/kubepods/podu");
+    }
+}

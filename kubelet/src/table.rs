@@ -1,0 +1,39 @@
+//! The pods that the kubelet knows, with their current status: written by the workers, read by the API.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+
+use crate::pod::PodUid;
+
+/// A shared table of pods.
+#[derive(Clone, Debug, Default)]
+pub struct PodTable(Arc<Mutex<BTreeMap<PodUid, Arc<Pod>>>>);
+
+impl PodTable {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<PodUid, Arc<Pod>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stores a pod with its status.
+    pub fn set(&self, uid: &PodUid, pod: &Pod, status: PodStatus) {
+        let pod = Pod { status: Some(status), ..pod.clone() };
+        self.lock().insert(uid.clone(), Arc::new(pod));
+    }
+
+    /// Forgets a pod.
+    pub fn remove(&self, uid: &PodUid) {
+        self.lock().remove(uid);
+    }
+
+    /// All pods, by namespace and name.
+    pub fn list(&self) -> Vec<Arc<Pod>> {
+        let mut pods: Vec<_> = self.lock().values().cloned().collect();
+        pods.sort_by(|a, b| {
+            let key = |p: &Pod| (p.metadata.namespace.clone(), p.metadata.name.clone(), p.metadata.uid.clone());
+            key(a).cmp(&key(b))
+        });
+        pods
+    }
+}
