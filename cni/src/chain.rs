@@ -158,8 +158,7 @@ impl Chain<'_> {
 
     /// GC of every plugin: what belongs to no valid attachment goes. All are called; the first error counts.
     pub(crate) async fn collect(&self, valid: &BTreeSet<Owner>) -> Result<()> {
-        let attachments: Vec<Value> =
-            valid.iter().map(|o| json!({"containerID": o.container_id, "ifname": o.ifname})).collect();
+        let attachments: Vec<Value> = valid.iter().map(|o| json!({"containerID": o.container_id, "ifname": o.ifname})).collect();
         let speaks_gc = self.conf.version.has_status_and_gc() && !self.conf.disable_gc;
         let mut outcome = Ok(());
         for (plugin, runner) in self.runners() {

@@ -58,7 +58,8 @@ impl NetworkConf {
             Some(Value::String(text)) if text.eq_ignore_ascii_case("false") => Ok(false),
             Some(other) => Err(Error::invalid(what, format!("{name} is {other}, not a boolean"))),
         };
-        let (disable_check, disable_gc, only_inlined) = (flag("disableCheck")?, flag("disableGC")?, flag("loadOnlyInlinedPlugins")?);
+        let (disable_check, disable_gc, only_inlined) =
+            (flag("disableCheck")?, flag("disableGC")?, flag("loadOnlyInlinedPlugins")?);
         let mut plugins = match list.get("plugins") {
             None | Some(Value::Null) => Vec::new(),
             Some(Value::Array(plugins)) => plugins.clone(),
@@ -234,7 +235,9 @@ mod tests {
 
     #[test]
     fn the_highest_common_version_is_chosen() {
-        let conf = parse(r#"{"cniVersion": "0.4.0", "cniVersions": ["0.4.0", "1.1.0", "9.0.0"], "name": "n", "plugins": [{"type": "a"}]}"#);
+        let conf = parse(
+            r#"{"cniVersion": "0.4.0", "cniVersions": ["0.4.0", "1.1.0", "9.0.0"], "name": "n", "plugins": [{"type": "a"}]}"#,
+        );
         assert_eq!(conf.unwrap().version, CniVersion::V1_1_0);
     }
 
@@ -264,7 +267,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("n")).unwrap();
         fs::write(dir.path().join("n/10-x.conf"), r#"{"type": "extra"}"#).unwrap();
-        let list = |only: &str| format!(r#"{{"cniVersion": "1.1.0", "name": "n", "loadOnlyInlinedPlugins": {only}, "plugins": [{{"type": "a"}}]}}"#);
+        let list = |only: &str| {
+            format!(r#"{{"cniVersion": "1.1.0", "name": "n", "loadOnlyInlinedPlugins": {only}, "plugins": [{{"type": "a"}}]}}"#)
+        };
         let parse = |text: String| NetworkConf::parse(text.as_bytes(), "test", Some(dir.path())).unwrap();
         assert_eq!(parse(list("false")).plugins.len(), 2);
         assert_eq!(parse(list("true")).plugins.len(), 1);

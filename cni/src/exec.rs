@@ -55,13 +55,17 @@ impl PluginBinaries {
     }
 
     /// Runs a plugin; its standard output, which is empty for verbs without a result.
-    pub(crate) async fn call(&self, plugin: &str, verb: Verb, invocation: Option<&Invocation>, config: &Value) -> Result<Vec<u8>> {
-        let path = self
-            .find(plugin)
-            .ok_or_else(|| Error::PluginNotFound { plugin: plugin.to_owned(), path: self.dirs.clone() })?;
+    pub(crate) async fn call(
+        &self,
+        plugin: &str,
+        verb: Verb,
+        invocation: Option<&Invocation>,
+        config: &Value,
+    ) -> Result<Vec<u8>> {
+        let path =
+            self.find(plugin).ok_or_else(|| Error::PluginNotFound { plugin: plugin.to_owned(), path: self.dirs.clone() })?;
         let input = serde_json::to_vec(config).map_err(Error::decode(format!("configuration of {plugin}")))?;
-        let failed =
-            |source| Error::PluginRun { plugin: plugin.to_owned(), verb: verb.name(), source: Arc::new(source) };
+        let failed = |source| Error::PluginRun { plugin: plugin.to_owned(), verb: verb.name(), source: Arc::new(source) };
         let child = self.spawn(&path, plugin, verb, invocation)?.map_err(failed)?;
         let group = child.id();
         let output = match tokio::time::timeout(self.timeout, exchange(child, &input)).await {

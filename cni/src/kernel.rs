@@ -199,7 +199,9 @@ impl Kernel {
 
     /// Puts the rules and every remembered host port back in place, whatever is missing.
     pub(crate) fn repair(&mut self) -> Result<()> {
-        nft::ensure_table(&mut self.netfilter, &self.table, &self.nat)?;
+        if !nft::is_intact(&mut self.netfilter, &self.table, &self.nat)? {
+            nft::ensure_table(&mut self.netfilter, &self.table, &self.nat)?;
+        }
         self.nat_in_place = true;
         let present = nft::dump_elements(&mut self.netfilter, &self.table)?;
         for (owner, ports) in &self.host_ports {

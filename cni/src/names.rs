@@ -21,11 +21,7 @@ impl Names {
         if instance.is_empty() || instance.len() > 6 || !instance.bytes().all(|b| b.is_ascii_alphanumeric()) {
             return Err(Error::InvalidName { what: "instance id", value: instance.to_owned() });
         }
-        Ok(Self {
-            bridge: format!("berth-{instance}"),
-            veth_prefix: format!("v{instance}"),
-            table: format!("berth-{instance}"),
-        })
+        Ok(Self { bridge: format!("berth-{instance}"), veth_prefix: format!("v{instance}"), table: format!("berth-{instance}") })
     }
 
     /// Plugin binaries run outside any instance.
@@ -83,7 +79,9 @@ mod tests {
         for (id, ok) in [("abc-1_2.3", true), ("", false), ("../x", false), (".x", false), ("a/b", false)] {
             assert_eq!(check_container_id(id).is_ok(), ok, "{id}");
         }
-        for (name, ok) in [("eth0", true), ("", false), ("..", false), ("a/b", false), ("a b", false), ("sixteen-chars-xx", false)] {
+        for (name, ok) in
+            [("eth0", true), ("", false), ("..", false), ("a/b", false), ("a b", false), ("sixteen-chars-xx", false)]
+        {
             assert_eq!(check_ifname(name).is_ok(), ok, "{name}");
         }
     }

@@ -1,7 +1,7 @@
 //! The network of one berth instance, as its CRI server uses it.
 
-mod config;
 mod attach;
+mod config;
 mod housekeeping;
 mod inner;
 

@@ -189,7 +189,10 @@ mod tests {
         let ips = |ips: &[&str]| attachment(ips).pod_ips().iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(ips(&["fd00::2/64", "10.0.0.2/24"]), ["10.0.0.2", "fd00::2"]);
         assert_eq!(ips(&["fd00::2/64"]), ["fd00::2"]);
-        assert_eq!(ips(&["fd00::2/64", "10.0.0.2/24", "fd00::3/64", "10.0.0.3/24"]), ["10.0.0.2", "fd00::2", "fd00::3", "10.0.0.3"]);
+        assert_eq!(
+            ips(&["fd00::2/64", "10.0.0.2/24", "fd00::3/64", "10.0.0.3/24"]),
+            ["10.0.0.2", "fd00::2", "fd00::3", "10.0.0.3"]
+        );
         assert!(ips(&[]).is_empty());
     }
 

@@ -69,10 +69,13 @@ fn keep_pending(inner: &Inner, valid: &BTreeSet<Owner>) -> Result<BTreeSet<Owner
 async fn orphan_links(inner: &Inner, live: &BTreeSet<String>) -> Result<Vec<String>> {
     let names = &inner.host.names;
     let mut owned: BTreeSet<String> = live.iter().map(|id| names.veth(id, "eth0")).collect();
-    owned.extend(inner.cached()?.iter().filter(|c| live.contains(&c.container_id)).map(|c| names.veth(&c.container_id, &c.if_name)));
+    owned.extend(
+        inner.cached()?.iter().filter(|c| live.contains(&c.container_id)).map(|c| names.veth(&c.container_id, &c.if_name)),
+    );
     owned.extend(inner.reaper.pending()?.into_iter().map(|pending| pending.link));
     let prefix = names.veth_prefix.clone();
-    let links = inner.host.worker.run(|kernel| link::dump_links(&mut kernel.route).map_err(Error::netlink("list", "links"))).await?;
+    let links =
+        inner.host.worker.run(|kernel| link::dump_links(&mut kernel.route).map_err(Error::netlink("list", "links"))).await?;
     let is_orphan = |link: &link::Link| link.kind == "veth" && link.name.starts_with(&prefix) && !owned.contains(&link.name);
     Ok(links.into_iter().filter(is_orphan).map(|link| link.name).collect())
 }
@@ -80,7 +83,11 @@ async fn orphan_links(inner: &Inner, live: &BTreeSet<String>) -> Result<Vec<Stri
 async fn drop_links(inner: &Inner, live: &BTreeSet<String>) -> Result<()> {
     for name in orphan_links(inner, live).await? {
         // The link's own name stands for the owner that nobody knows any more.
-        let pending = Pending { owner: Owner { container_id: name.clone(), ifname: "orphan".to_owned() }, link: name.clone(), leases: None };
+        let pending = Pending {
+            owner: Owner { container_id: name.clone(), ifname: "orphan".to_owned() },
+            link: name.clone(),
+            leases: None,
+        };
         inner.reaper.record(&pending)?;
         inner.host.worker.run(move |kernel| kernel.route.one(link::set_detached(&name)).or(Ok(()))).await?;
         inner.reaper.push(pending)?;

@@ -43,6 +43,7 @@ pub(super) struct Inner {
     pub operations: Mutex<HashMap<Owner, Operation>>,
     loaded: Mutex<(Option<Signature>, Loaded)>,
     pod_cidrs: Mutex<Vec<Cidr>>,
+    _watch: nft::Stop,
 }
 
 /// The networks in use: by which file, and how it is run.
@@ -65,7 +66,7 @@ impl Inner {
         let reaper = Reaper::spawn(config.state_dir.join("pending"), boot_id.clone())?;
         let kernel = Kernel::open(&names.table, config.state_dir.join("nat.json"))?;
         let own = HashSet::from([kernel.netfilter_port()?]);
-        let watch = nft::watch(&names.table, &own)?;
+        let (watch, stop) = nft::watch(&names.table, own)?;
         let worker = Worker::spawn(kernel)?;
         repair_on_loss(watch, worker.clone());
         let host = Host {
@@ -84,6 +85,7 @@ impl Inner {
             reaper,
             operations: Mutex::default(),
             loaded: Mutex::default(),
+            _watch: stop,
         };
         inner.remember_host_ports()?;
         inner.reload();
@@ -251,20 +253,17 @@ fn forget_other_boots(state_dir: &Path, boot_id: &str) -> Result<()> {
     fs::write(&mark, boot_id).map_err(Error::file("write", &mark))
 }
 
-/// Puts rules back that somebody else removed. The thread ends with the process: it blocks in the kernel until then.
+/// Puts rules back that somebody else removed, until the watch is stopped.
 fn repair_on_loss(watch: nft::Watch, worker: Worker) {
-    let run = move || {
-        watch.run(|| {
-            let repair = |kernel: &mut Kernel| {
-                if kernel.uses_nat()
-                    && let Err(error) = kernel.repair()
-                {
-                    tracing::warn!(error = error.chain_text(), "nf_tables rules are not repaired");
-                }
-            };
-            worker.submit(repair).is_ok()
-        });
+    let repair = |kernel: &mut Kernel| {
+        if kernel.uses_nat()
+            && let Err(error) = kernel.repair()
+        {
+            tracing::warn!(error = error.chain_text(), "nf_tables rules are not repaired");
+        }
     };
+    // A worker that has ended has nothing to repair.
+    let run = move || watch.run(|| drop(worker.submit(repair)));
     if let Err(error) = std::thread::Builder::new().name("berth-net-watch".to_owned()).spawn(run) {
         tracing::warn!(%error, "nf_tables rules are not watched");
     }

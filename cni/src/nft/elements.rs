@@ -46,8 +46,7 @@ impl Map {
     pub(super) fn definition(self, table: &str, id: u32) -> Attributes {
         let ip_type = if self.family == Family::V4 { TYPE_IP4 } else { TYPE_IP6 };
         let key = TYPE_PROTOCOL << TYPE_BITS | TYPE_PORT;
-        let (key, length) =
-            if self.by_address { (ip_type << (2 * TYPE_BITS) | key, self.family.length() + 8) } else { (key, 8) };
+        let (key, length) = if self.by_address { (ip_type << (2 * TYPE_BITS) | key, self.family.length() + 8) } else { (key, 8) };
         Attributes::new()
             .string(1, table)
             .string(2, self.name())

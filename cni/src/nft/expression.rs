@@ -162,11 +162,8 @@ impl Rule {
     /// Looks (destination,) protocol and destination port up in a map of host ports; ends the rule where there is no entry.
     pub(super) fn look_up_host_port(self, family: Family, by_address: bool, map: &str) -> Self {
         let words = if by_address { family.length() / 4 } else { 0 };
-        let rule = if by_address {
-            self.payload(NETWORK_HEADER, family.destination_offset(), family.length(), FIRST)
-        } else {
-            self
-        };
+        let rule =
+            if by_address { self.payload(NETWORK_HEADER, family.destination_offset(), family.length(), FIRST) } else { self };
         rule.meta(META_PROTOCOL, FIRST_WORD + words)
             .payload(TRANSPORT_HEADER, 2, 2, FIRST_WORD + words + 1)
             .push("lookup", Attributes::new().string(1, map).be32(2, FIRST).be32(3, FIRST))
@@ -182,11 +179,7 @@ impl Rule {
     /// Rewrites the destination to the address and port that were looked up.
     pub(super) fn dnat(self, family: Family) -> Self {
         let port = FIRST_WORD + family.length() / 4;
-        let data = Attributes::new()
-            .be32(1, DNAT)
-            .be32(2, u32::from(family.number()))
-            .be32(3, FIRST)
-            .be32(5, port);
+        let data = Attributes::new().be32(1, DNAT).be32(2, u32::from(family.number())).be32(3, FIRST).be32(5, port);
         self.push("nat", data)
     }
 
@@ -221,11 +214,13 @@ pub(super) fn ip_bytes(ip: IpAddr) -> Vec<u8> {
 
 fn mask_bytes(network: Cidr) -> Vec<u8> {
     let length = if network.is_ipv4() { 4 } else { 16 };
-    (0..length).map(|at| {
-        let bits = u32::from(network.prefix()).saturating_sub(at * 8).min(8);
-        // The shift is at most 8 in 16 bits; the low byte is the mask.
-        (0xff00u16 >> bits & 0xff) as u8
-    }).collect()
+    (0..length)
+        .map(|at| {
+            let bits = u32::from(network.prefix()).saturating_sub(at * 8).min(8);
+            // The shift is at most 8 in 16 bits; the low byte is the mask.
+            (0xff00u16 >> bits & 0xff) as u8
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ pub(super) const DEL_TABLE: u8 = 2;
 pub(super) const NEW_CHAIN: u8 = 3;
 pub(super) const DEL_CHAIN: u8 = 5;
 pub(super) const NEW_RULE: u8 = 6;
+pub(super) const GET_RULE: u8 = 7;
 pub(super) const DEL_RULE: u8 = 8;
 pub(super) const NEW_SET: u8 = 9;
 pub(super) const DEL_SET: u8 = 11;

@@ -7,5 +7,5 @@ mod table;
 mod watch;
 
 pub(crate) use elements::{Element, HostPort, add_host_ports, delete_elements, dump_elements};
-pub(crate) use table::{Nat, delete_table, ensure_table};
-pub(crate) use watch::{Watch, watch};
+pub(crate) use table::{Nat, delete_table, ensure_table, is_intact};
+pub(crate) use watch::{Stop, Watch, watch};

@@ -10,13 +10,17 @@
 //! Pods change only elements of the maps. The mark is needed because a pod that reaches a pod of its own subnet through the
 //! host, or a process on 127.0.0.1, must get its answers back through the host; other people's DNAT is left alone.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::elements::Map;
 use super::expression::{Family, Rule, Side};
 use super::message::{
-    DEL_CHAIN, DEL_RULE, DEL_SET, DEL_TABLE, NEW_CHAIN, NEW_RULE, NEW_SET, NEW_TABLE, append, commit, create, delete, is_absent,
+    DEL_CHAIN, DEL_RULE, DEL_SET, DEL_TABLE, GET_RULE, NEW_CHAIN, NEW_RULE, NEW_SET, NEW_TABLE, append, commit, create, delete,
+    get, is_absent, parse,
 };
+use crate::netlink::attributes::{as_string, find};
 use crate::netlink::{Attributes, Request, Socket};
 use crate::{Cidr, Error, Result};
 
@@ -84,6 +88,32 @@ pub(crate) fn ensure_table(socket: &mut Socket, table: &str, nat: &Nat) -> Resul
         }
         Err(failure) => Err(Error::netlink("create nf_tables table", table)(failure.error)),
     }
+}
+
+/// Whether every map is there and every chain has as many rules as it should.
+pub(crate) fn is_intact(socket: &mut Socket, table: &str, nat: &Nat) -> Result<bool> {
+    let mut missing: BTreeMap<String, usize> = BTreeMap::new();
+    for (chain, _) in rules(nat) {
+        *missing.entry(chain.to_owned()).or_default() += 1;
+    }
+    let found = match socket.dump(get(GET_RULE, &Attributes::new().string(1, table))) {
+        Ok(messages) => messages,
+        Err(error) if is_absent(&error) => return Ok(false),
+        Err(error) => return Err(Error::netlink("list rules of nf_tables table", table)(error)),
+    };
+    for message in &found {
+        let Some((NEW_RULE, body)) = parse(message) else { continue };
+        // Kernels that do not filter a dump by table show all of them.
+        if find(body, 1).map(as_string).as_deref() == Some(table) {
+            let chain = find(body, 2).map(as_string).unwrap_or_default();
+            match missing.get_mut(&chain) {
+                Some(count) if *count > 0 => *count -= 1,
+                _ => return Ok(false),
+            }
+        }
+    }
+    // Rules name the maps, so the kernel lets no map go before them.
+    Ok(missing.values().all(|count| *count == 0))
 }
 
 fn exist() -> i32 {

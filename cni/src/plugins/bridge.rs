@@ -120,9 +120,6 @@ pub(super) async fn collect(host: &Host, config: &Config, valid: &BTreeSet<Owner
         // know: leases of another boot go there, and those of this one when their pods are detached.
         Ipam::HostLocal(plugin) if host.is_agent() && !plugin.dir().starts_with(&host.lease_dir) => Ok(()),
         Ipam::HostLocal(plugin) => plugin.collect(valid, &host.boot_id),
-        Ipam::External(plugin) => {
-            host.binaries.call(&plugin, Verb::Gc, None, &Value::Object(config.clone())).await.map(drop)
-        }
+        Ipam::External(plugin) => host.binaries.call(&plugin, Verb::Gc, None, &Value::Object(config.clone())).await.map(drop),
     }
 }
-

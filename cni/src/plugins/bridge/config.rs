@@ -123,7 +123,10 @@ mod tests {
         assert!(bridge.is_gateway && bridge.masquerade && bridge.hairpin && !bridge.promiscuous);
         assert_eq!((bridge.mtu, bridge.name.as_str()), (Some(1400), "b0"));
         assert_eq!(parse(json!({})).unwrap().name, "cni0");
-        assert_eq!(parse(json!({"ipam": {"type": "dhcp", "daemonSocketPath": "/x"}})).unwrap().ipam, Ipam::External("dhcp".into()));
+        assert_eq!(
+            parse(json!({"ipam": {"type": "dhcp", "daemonSocketPath": "/x"}})).unwrap().ipam,
+            Ipam::External("dhcp".into())
+        );
     }
 
     #[test]

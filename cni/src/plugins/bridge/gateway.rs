@@ -92,7 +92,8 @@ fn ensure_addresses(kernel: &mut Kernel, bridge: &Bridge, link: &Link, gateways:
         }
     }
     for gateway in gateways.iter().filter(|gateway| !present.contains(gateway)) {
-        let is_rival = |found: &&Cidr| found.is_ipv4() == gateway.is_ipv4() && !is_link_local(found.addr()) && !gateways.contains(found);
+        let is_rival =
+            |found: &&Cidr| found.is_ipv4() == gateway.is_ipv4() && !is_link_local(found.addr()) && !gateways.contains(found);
         if let Some(found) = present.iter().find(is_rival) {
             if gateway.is_ipv4() || found.overlaps(gateway) {
                 replace(kernel, bridge, link, *found, *gateway)?;

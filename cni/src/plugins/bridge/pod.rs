@@ -37,7 +37,8 @@ pub(super) fn connect(
     let host_mac = random_mac()?;
     create(kernel, bridge, &mut ensured, veth, (host_mac, mac), invocation, netns, &result.ips)?;
     configure(invocation, netns, &result, bridge.detect_duplicates)?;
-    let interface = |name: &str, mac: String, sandbox: String| Interface { name: name.to_owned(), mac, sandbox, ..Interface::default() };
+    let interface =
+        |name: &str, mac: String, sandbox: String| Interface { name: name.to_owned(), mac, sandbox, ..Interface::default() };
     result.interfaces = vec![
         interface(&bridge.name, ensured.mac, String::new()),
         interface(veth, host_mac.to_string(), String::new()),
@@ -181,7 +182,8 @@ pub(super) fn check(
     netns: &OwnedFd,
 ) -> Result<()> {
     let fail = |subject: &str, reason: &str| Error::Check { subject: subject.to_owned(), reason: reason.to_owned() };
-    let look = |kernel: &mut Kernel, name: &str| link::link_by_name(&mut kernel.route, name).map_err(Error::netlink("look at", name));
+    let look =
+        |kernel: &mut Kernel, name: &str| link::link_by_name(&mut kernel.route, name).map_err(Error::netlink("look at", name));
     let master = look(kernel, &bridge.name)?.ok_or_else(|| fail(&bridge.name, "it is gone"))?;
     // Other implementations name the host's end otherwise: the result knows it.
     let named = previous.interfaces.iter().find(|i| i.sandbox.is_empty() && i.name != bridge.name).map(|i| i.name.clone());

@@ -185,7 +185,10 @@ mod tests {
         let both = parse(json!({"type": "host-local", "subnet": "10.0.0.0/24", "ranges": [[{"subnet": "fd00::/64"}]],
             "routes": [{"dst": "0.0.0.0/0"}], "dataDir": "/x"}));
         let both = both.unwrap();
-        assert_eq!(both.sets.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.1-10.0.0.254", "fd00::1-fd00::ffff:ffff:ffff:ffff"]);
+        assert_eq!(
+            both.sets.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["10.0.0.1-10.0.0.254", "fd00::1-fd00::ffff:ffff:ffff:ffff"]
+        );
         assert_eq!(both.dir, Path::new("/x/net"));
         assert_eq!(parse(json!({"type": "host-local", "subnet": "10.0.0.0/24"})).unwrap().dir, Path::new("/data/net"));
     }

@@ -131,18 +131,19 @@ impl RangeSet {
         let (at, after) = begin.map_or((0, None), |(at, ip)| (at, Some(ip)));
         let count = self.0.len();
         // The first range from after `last`, the others whole, and the first again up to `last`.
-        (0..=count).flat_map(move |step| {
-            let range = &self.0[(at + step) % count];
-            let (first, last) = match (step, after) {
-                (0, Some(ip)) => (next_ip(ip).filter(|ip| *ip <= range.last), Some(range.last)),
-                (0, None) => (Some(range.first), Some(range.last)),
-                (step, Some(ip)) if step == count => (Some(range.first), Some(ip)),
-                (step, None) if step == count => (None, None),
-                _ => (Some(range.first), Some(range.last)),
-            };
-            std::iter::successors(first, move |ip| next_ip(*ip).filter(|ip| Some(*ip) <= last)).map(move |ip| (ip, range))
-        })
-        .filter(|(ip, range)| *ip != range.gateway)
+        (0..=count)
+            .flat_map(move |step| {
+                let range = &self.0[(at + step) % count];
+                let (first, last) = match (step, after) {
+                    (0, Some(ip)) => (next_ip(ip).filter(|ip| *ip <= range.last), Some(range.last)),
+                    (0, None) => (Some(range.first), Some(range.last)),
+                    (step, Some(ip)) if step == count => (Some(range.first), Some(ip)),
+                    (step, None) if step == count => (None, None),
+                    _ => (Some(range.first), Some(range.last)),
+                };
+                std::iter::successors(first, move |ip| next_ip(*ip).filter(|ip| Some(*ip) <= last)).map(move |ip| (ip, range))
+            })
+            .filter(|(ip, range)| *ip != range.gateway)
     }
 }
 
@@ -171,7 +172,8 @@ mod tests {
         assert_eq!((v4.to_string().as_str(), v4.gateway.to_string().as_str()), ("10.1.2.1-10.1.2.14", "10.1.2.1"));
         let v6 = range(json!({"subnet": "fd00::/124"})).unwrap();
         assert_eq!((v6.to_string().as_str(), v6.gateway.to_string().as_str()), ("fd00::1-fd00::f", "fd00::1"));
-        let part = range(json!({"subnet": "10.1.2.0/24", "rangeStart": "10.1.2.10", "rangeEnd": "10.1.2.20", "gateway": "10.1.2.254"}));
+        let part =
+            range(json!({"subnet": "10.1.2.0/24", "rangeStart": "10.1.2.10", "rangeEnd": "10.1.2.20", "gateway": "10.1.2.254"}));
         assert_eq!(part.unwrap().to_string(), "10.1.2.10-10.1.2.20");
     }
 
@@ -197,13 +199,10 @@ mod tests {
 
     #[test]
     fn a_walk_visits_every_address_once_and_begins_after_the_last() {
-        let set = RangeSet(vec![
-            range(json!({"subnet": "10.0.0.0/29"})).unwrap(),
-            range(json!({"subnet": "10.0.1.0/30"})).unwrap(),
-        ]);
-        let walk = |last: Option<&str>| {
-            set.walk(last.map(|ip| ip.parse().unwrap())).map(|(ip, _)| ip.to_string()).collect::<Vec<_>>()
-        };
+        let set =
+            RangeSet(vec![range(json!({"subnet": "10.0.0.0/29"})).unwrap(), range(json!({"subnet": "10.0.1.0/30"})).unwrap()]);
+        let walk =
+            |last: Option<&str>| set.walk(last.map(|ip| ip.parse().unwrap())).map(|(ip, _)| ip.to_string()).collect::<Vec<_>>();
         let all = ["10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6", "10.0.1.2"];
         assert_eq!(walk(None), all);
         assert_eq!(walk(Some("10.9.9.9")), all, "an address of an older configuration is forgotten");

@@ -1,0 +1,376 @@
+//! The built-in network against a real kernel: addresses, reachability, host ports, deletion in batches, recovery.
+
+mod support;
+
+use std::path::Path;
+
+use berth_cni::{Leak, Network, Protocol};
+use berth_testkit::{in_namespaces, wait_until};
+use support::*;
+
+const DIR: &str = "/run/t/net";
+
+fn network() -> Network {
+    Network::load(config(Path::new(DIR))).unwrap_or_else(|e| panic!("{}", e.chain_text()))
+}
+
+#[test]
+fn pods_reach_each_other_and_the_host_by_both_families() {
+    in_namespaces(|| {
+        block_on(async {
+            let network = network();
+            assert!(network.status().await.ready, "{:?}", network.status().await);
+            assert!(!network.needs_netns_path());
+            let (a, at_a) = attach(&network, &pod("a")).await;
+            let (b, at_b) = attach(&network, &pod("b")).await;
+            assert_eq!(at_a.pod_ips()[0].to_string(), "10.88.0.2");
+            assert_eq!(at_b.pod_ips()[1].to_string(), "fd88::3");
+            assert_eq!(at_b.mac.as_deref(), Some("0a:58:0a:58:00:03"));
+            a.serve(80);
+            for to in ["10.88.0.2:80", "[fd88::2]:80"] {
+                assert_eq!(who(ask(to)), "a", "from the host to {to}");
+                assert_eq!(who(b.ask(to)), "a", "from a pod to {to}");
+            }
+            run("ip", &["netns", "exec", "b", "ping", "-c1", "-W2", "10.88.0.1"]);
+            let addresses = json("ip", &["-n", "a", "-j", "addr", "show", "eth0"]);
+            let info = addresses[0]["addr_info"].as_array().unwrap();
+            assert!(info.iter().any(|i| i["local"] == "10.88.0.2" && i["prefixlen"] == 16 && i["broadcast"] == "10.88.255.255"));
+            assert!(info.iter().any(|i| i["local"] == "fd88::2" && i["nodad"] == true), "{info:?}");
+            let lo = json("ip", &["-n", "a", "-j", "link", "show", "lo"]);
+            assert!(lo[0]["flags"].to_string().contains("UP"));
+            let routes = json("ip", &["-n", "a", "-j", "route"]);
+            assert!(routes.as_array().unwrap().iter().any(|r| r["dst"] == "default" && r["gateway"] == "10.88.0.1"));
+            let port = json("ip", &["-d", "-j", "link", "show", "master", BRIDGE]);
+            assert_eq!(port[0]["linkinfo"]["info_slave_data"]["hairpin"], true, "{port}");
+            network.check(&pod("a"), a.netns()).await.unwrap();
+        });
+    });
+}
+
+#[test]
+fn traffic_to_outside_is_masqueraded_and_pod_to_pod_is_not() {
+    in_namespaces(|| {
+        block_on(async {
+            let network = network();
+            let outside = outside();
+            outside.serve(81);
+            let (a, _) = attach(&network, &pod("a")).await;
+            let (b, _) = attach(&network, &pod("b")).await;
+            b.serve(80);
+            assert_eq!(a.ask("10.99.0.2:81").unwrap(), "outside 10.99.0.1");
+            assert_eq!(a.ask("10.88.0.3:80").unwrap(), "b 10.88.0.2");
+        });
+    });
+}
+
+/// A neighbour of the host: 10.99.0.2, which knows no route to the pods.
+fn outside() -> Namespace {
+    let outside = Namespace::new("outside");
+    run("ip", &["link", "add", "far", "type", "veth", "peer", "name", "eth0", "netns", "outside"]);
+    run("ip", &["addr", "add", "10.99.0.1/24", "dev", "far"]);
+    run("ip", &["link", "set", "far", "up"]);
+    run("ip", &["-n", "outside", "addr", "add", "10.99.0.2/24", "dev", "eth0"]);
+    run("ip", &["-n", "outside", "link", "set", "eth0", "up"]);
+    outside
+}
+
+#[test]
+fn a_host_port_is_reached_from_everywhere() {
+    in_namespaces(|| {
+        block_on(async {
+            let network = network();
+            let outside = outside();
+            let web = with_port(pod("a"), None, 8080, 80, Protocol::Tcp);
+            let (a, _) = attach(&network, &web).await;
+            let (b, _) = attach(&network, &with_port(pod("b"), Some("127.0.0.1"), 9090, 80, Protocol::Tcp)).await;
+            a.serve(80);
+            b.serve(80);
+            assert_eq!(who(ask("127.0.0.1:8080")), "a");
+            assert_eq!(who(ask("10.77.0.1:8080")), "a");
+            assert_eq!(outside.ask("10.99.0.1:8080").unwrap(), "a 10.99.0.2", "the client's address is kept");
+            assert_eq!(who(b.ask("10.77.0.1:8080")), "a", "from another pod");
+            assert_eq!(who(a.ask("10.77.0.1:8080")), "a", "from the pod itself");
+            assert_eq!(who(ask("127.0.0.1:9090")), "b");
+            assert!(ask("10.77.0.1:9090").is_err(), "a host address that was not asked for");
+            assert!(outside.ask("10.99.0.1:9090").is_err());
+            let elements = elements("hostports4");
+            assert!(elements[0].to_string().contains(r#""concat":["tcp",8080]"#), "{elements:?}");
+            assert!(elements[0].to_string().contains(r#""comment":"a""#), "{elements:?}");
+            network.detach(&web, Some(a.netns())).await.unwrap();
+            assert!(ask("127.0.0.1:8080").is_err());
+            assert!(support::elements("hostports4").is_empty());
+            assert_eq!(who(ask("127.0.0.1:9090")), "b");
+        });
+    });
+}
+
+#[test]
+fn a_pod_cannot_reach_the_host_s_loopback() {
+    in_namespaces(|| {
+        block_on(async {
+            let network = network();
+            let (a, _) = attach(&network, &with_port(pod("a"), None, 8080, 80, Protocol::Tcp)).await;
+            assert_eq!(std::fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{BRIDGE}/route_localnet")).unwrap().trim(), "1");
+            serve(std::net::TcpListener::bind("127.0.0.1:7777").unwrap(), "host".to_owned());
+            assert_eq!(who(ask("127.0.0.1:7777")), "host");
+            run("ip", &["-n", "a", "addr", "del", "127.0.0.1/8", "dev", "lo"]);
+            run("ip", &["-n", "a", "route", "flush", "table", "local", "127.0.0.0/8"]);
+            run("ip", &["-n", "a", "route", "add", "127.0.0.0/8", "via", "10.88.0.1", "dev", "eth0", "src", "10.88.0.2"]);
+            a.inside(|| std::fs::write("/proc/sys/net/ipv4/conf/eth0/route_localnet", "1").unwrap());
+            let answer = a.ask("127.0.0.1:7777");
+            assert!(answer.is_err(), "{answer:?}");
+        });
+    });
+}
+
+#[test]
+fn two_pods_cannot_have_one_host_port_and_the_loser_is_undone() {
+    in_namespaces(|| {
+        block_on(async {
+            let network = network();
+            let (_a, _) = attach(&network, &with_port(pod("a"), None, 8080, 80, Protocol::Tcp)).await;
+            let b = Namespace::new("b");
+            let wanted = with_port(with_port(pod("b"), None, 8081, 80, Protocol::Tcp), None, 8080, 80, Protocol::Tcp);
+            let error = network.attach(&wanted, b.netns()).await.unwrap_err();
+            assert_eq!(error.to_string(), "host port 8080/tcp on any address is in use by another pod");
+            assert!(network.settle(PATIENCE).await);
+            assert_eq!(network.leaks(&live(&["a"])).await.unwrap(), []);
+            assert_eq!(elements("hostports4").len(), 1);
+            assert_eq!(network.attachment("b"), None);
+            // The same sandbox tries again once the port is free.
+            network.detach(&pod("a"), None).await.unwrap();
+            network.attach(&wanted, b.netns()).await.unwrap();
+        });
+    });
+}
+
+#[test]
+fn the_next_datagram_of_a_udp_flow_reaches_the_new_pod() {
+    in_namespaces(|| {
+        block_on(async {
+            let network = network();
+            let outside = outside();
+            let client = outside.inside(|| std::net::UdpSocket::bind("10.99.0.2:5555").unwrap());
+            client.set_read_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
+            let ask = || {
+                let mut buffer = [0; 16];
+                for _ in 0..20 {
+                    client.send_to(b"?", "10.99.0.1:5300").unwrap();
+                    if let Ok((length, _)) = client.recv_from(&mut buffer) {
+                        return String::from_utf8_lossy(&buffer[..length]).into_owned();
+                    }
+                }
+                "nobody".to_owned()
+            };
+            // The flow exists before any pod: the host itself did not answer.
+            client.send_to(b"?", "10.99.0.1:5300").unwrap();
+            for id in ["a", "b"] {
+                let dns = with_port(pod(id), None, 5300, 53, Protocol::Udp);
+                let (namespace, _) = attach(&network, &dns).await;
+                namespace.serve_udp(53);
+                assert_eq!(ask(), id);
+                network.detach(&dns, Some(namespace.netns())).await.unwrap();
+                let listed = std::fs::read_to_string("/proc/net/nf_conntrack").unwrap_or_default();
+                assert!(!listed.contains("5300"), "{listed}");
+            }
+        });
+    });
+}
+
+#[test]
+fn detach_silences_the_pod_at_once_and_deletes_its_link_later() {
+    in_namespaces(|| {
+        block_on(async {
+            let network = network();
+            let (a, _) = attach(&network, &pod("a")).await;
+            let veth = links("vabc123")[0].clone();
+            network.detach(&pod("a"), Some(a.netns())).await.unwrap();
+            if let Some(link) = json("ip", &["-j", "link"]).as_array().unwrap().iter().find(|l| l["ifname"] == veth.as_str()) {
+                assert!(link["master"].is_null() && !link["flags"].to_string().contains("\"UP\""), "{link}");
+                let lease = Path::new(DIR).join("state/leases/berth/10.88.0.2");
+                assert!(lease.exists() || links("vabc123").is_empty(), "the address is leased as long as its link is there");
+            }
+            assert!(network.settle(PATIENCE).await);
+            assert!(links("vabc123").is_empty());
+            assert!(!Path::new(DIR).join("state/leases/berth/10.88.0.2").exists());
+            assert_eq!(network.leaks(&live(&[])).await.unwrap(), []);
+            network.detach(&pod("a"), None).await.unwrap();
+            network.detach(&pod("unknown"), None).await.unwrap();
+        });
+    });
+}
+
+#[test]
+fn fifty_pods_come_and_go_at_once() {
+    in_namespaces(|| {
+        block_on(async {
+            let network = network();
+            let ids: Vec<String> = (0..50).map(|n| format!("pod{n}")).collect();
+            let namespaces: Vec<Namespace> = ids.iter().map(|id| Namespace::new(id)).collect();
+            let begun = std::time::Instant::now();
+            let tasks: Vec<_> = ids
+                .iter()
+                .zip(&namespaces)
+                .zip(10_000..)
+                .map(|((id, namespace), port)| {
+                    let (network, netns) = (network.clone(), namespace.netns());
+                    let pod = with_port(pod(id), None, port, 80, Protocol::Tcp);
+                    tokio::spawn(async move { network.attach(&pod, netns).await.unwrap().pod_ips()[0] })
+                })
+                .collect();
+            let mut ips = std::collections::BTreeSet::new();
+            for task in tasks {
+                assert!(ips.insert(task.await.unwrap()));
+            }
+            let attached = begun.elapsed();
+            assert_eq!((links("vabc123").len(), elements("hostports4").len()), (50, 50));
+            for namespace in &namespaces {
+                namespace.serve(80);
+            }
+            assert_eq!(who(ask("127.0.0.1:10049")), "pod49");
+            let begun = std::time::Instant::now();
+            let tasks: Vec<_> = ids
+                .iter()
+                .map(|id| {
+                    let (network, pod) = (network.clone(), pod(id));
+                    tokio::spawn(async move { network.detach(&pod, None).await.unwrap() })
+                })
+                .collect();
+            for task in tasks {
+                task.await.unwrap();
+            }
+            let detached = begun.elapsed();
+            assert!(elements("hostports4").is_empty());
+            assert!(network.settle(PATIENCE).await);
+            let settled = begun.elapsed();
+            assert!(links("vabc123").is_empty());
+            assert_eq!(network.leaks(&live(&[])).await.unwrap(), []);
+            println!("50 attached in {attached:?}, detached in {detached:?}, gone in {settled:?}");
+        });
+    });
+}
+
+#[test]
+fn one_sandbox_attached_twice_at_once_is_attached_once() {
+    in_namespaces(|| {
+        block_on(async {
+            let network = network();
+            let namespace = Namespace::new("a");
+            let attach = || {
+                let (network, netns) = (network.clone(), namespace.netns());
+                tokio::spawn(async move { network.attach(&pod("a"), netns).await.unwrap() })
+            };
+            let (first, second) = (attach(), attach());
+            let first = first.await.unwrap();
+            assert_eq!(first, second.await.unwrap());
+            assert_eq!(attach().await.unwrap(), first, "a later call yields the record");
+            assert_eq!(network.attachment("a"), Some(first));
+            assert_eq!(links("vabc123").len(), 1);
+        });
+    });
+}
+
+#[test]
+fn a_small_range_is_exhausted_and_used_again() {
+    in_namespaces(|| {
+        block_on(async {
+            let mut config = config(Path::new(DIR));
+            config.pod_cidrs = vec!["10.88.0.0/28".parse().unwrap()];
+            let network = Network::load(config).unwrap();
+            for n in 0..13 {
+                attach(&network, &pod(&format!("p{n}"))).await;
+            }
+            let one_more = Namespace::new("more");
+            let error = network.attach(&pod("more"), one_more.netns()).await.unwrap_err();
+            assert_eq!(error.to_string(), "no IP addresses available in range set: 10.88.0.1-10.88.0.14");
+            for round in 0..3 {
+                network.detach(&pod("p4"), None).await.unwrap();
+                assert!(network.settle(PATIENCE).await);
+                let attachment = network.attach(&pod("more"), one_more.netns()).await.unwrap();
+                assert_eq!(attachment.pod_ips()[0].to_string(), "10.88.0.6", "round {round}");
+                network.detach(&pod("more"), None).await.unwrap();
+                assert!(network.settle(PATIENCE).await);
+                let again = Namespace::new(&format!("p4-{round}"));
+                network.attach(&pod("p4"), again.netns()).await.unwrap();
+            }
+        });
+    });
+}
+
+#[test]
+fn a_new_network_ends_the_deletions_of_a_killed_one() {
+    in_namespaces(|| {
+        block_on(async {
+            let network = network();
+            let (_a, _) = attach(&network, &pod("a")).await;
+            let (_b, _) = attach(&network, &with_port(pod("b"), None, 8080, 80, Protocol::Tcp)).await;
+            let veth = links("vabc123").into_iter().find(|name| json("ip", &["-j", "neigh"]).is_array() && !name.is_empty());
+            // As if killed after the record was written and before anything else: the record alone says what is to do.
+            let record = serde_json::json!({"owner": {"container_id": "a", "ifname": "eth0"}, "link": veth_of(&network, "a").await,
+                "leases": format!("{DIR}/state/leases/berth")});
+            assert!(veth.is_some());
+            std::fs::create_dir_all(format!("{DIR}/state/pending")).unwrap();
+            std::fs::write(format!("{DIR}/state/pending/a-eth0.json"), record.to_string()).unwrap();
+            drop(network);
+            let second = self::network();
+            assert!(second.settle(PATIENCE).await);
+            assert_eq!(links("vabc123").len(), 1, "only the other pod's is left");
+            assert!(!Path::new(DIR).join("state/leases/berth/10.88.0.2").exists());
+            assert!(Path::new(DIR).join("state/leases/berth/10.88.0.3").exists());
+            second.reconcile(&live(&["b"])).await.unwrap();
+            assert!(second.settle(PATIENCE).await);
+            assert_eq!(second.leaks(&live(&["b"])).await.unwrap(), []);
+            assert_eq!(elements("hostports4").len(), 1);
+            // Now nobody lives.
+            let leaks = second.leaks(&live(&[])).await.unwrap();
+            assert!(leaks.iter().any(|l| matches!(l, Leak::Link(_))) && leaks.iter().any(|l| matches!(l, Leak::HostPort(..))));
+            assert!(leaks.contains(&Leak::Address("10.88.0.3".into(), "b".into())) && leaks.contains(&Leak::Record("b".into())));
+            second.reconcile(&live(&[])).await.unwrap();
+            assert!(second.settle(PATIENCE).await);
+            assert_eq!(second.leaks(&live(&[])).await.unwrap(), []);
+            second.remove_all().await.unwrap();
+            assert!(links(BRIDGE).is_empty());
+            assert!(!run("nft", &["list", "tables"]).contains(TABLE));
+        });
+    });
+}
+
+/// The host's end of a pod's veth, from its result.
+async fn veth_of(network: &Network, id: &str) -> String {
+    let result: serde_json::Value = serde_json::from_str(&network.attachment(id).unwrap().result_json).unwrap();
+    result["interfaces"][1]["name"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_flushed_ruleset_comes_back() {
+    in_namespaces(|| {
+        block_on(async {
+            let network = network();
+            let (a, _) = attach(&network, &with_port(pod("a"), None, 8080, 80, Protocol::Tcp)).await;
+            a.serve(80);
+            for _ in 0..3 {
+                run("nft", &["flush", "ruleset"]);
+                assert!(wait_until(std::time::Duration::from_secs(2), || who(ask("127.0.0.1:8080")) == "a"));
+            }
+            run("nft", &["flush", "chain", "inet", TABLE, "hostports"]);
+            assert!(wait_until(std::time::Duration::from_secs(2), || who(ask("127.0.0.1:8080")) == "a"));
+            network.detach(&pod("a"), None).await.unwrap();
+            run("nft", &["flush", "ruleset"]);
+            network.detach(&pod("a"), None).await.unwrap();
+        });
+    });
+}
+
+#[test]
+fn a_deleted_bridge_is_made_again_for_the_next_pod() {
+    in_namespaces(|| {
+        block_on(async {
+            let network = network();
+            attach(&network, &pod("a")).await;
+            run("ip", &["link", "del", BRIDGE]);
+            let (b, _) = attach(&network, &pod("b")).await;
+            b.serve(80);
+            assert_eq!(who(ask("10.88.0.3:80")), "b");
+        });
+    });
+}
