@@ -239,25 +239,6 @@ pub fn cloexec_from(first: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Closes every descriptor from 3 on but those in `keep`.
-///
-/// Only for a forked child that ends by [`exit_now`]: whatever in it owned one of the others (copies of the parent's state) must
-/// neither be used nor dropped any more.
-pub fn close_other_fds(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd() as u32).filter(|fd| *fd > 2).collect();
-    kept.sort_unstable();
-    let mut first = 3;
-    for fd in kept.into_iter().map(Some).chain([None]) {
-        let last = fd.map_or(u32::MAX, |fd| fd - 1);
-        if first <= last {
-            // SAFETY: takes no pointers; that nobody uses the descriptors any more is this function's documented condition.
-            check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })?;
-        }
-        first = last.saturating_add(2);
-    }
-    Ok(())
-}
-
 /// Makes `target` (0, 1, 2, ...) another name of `fd`, kept over exec. What `target` was before is closed.
 ///
 /// Only for numbers that no owned descriptor of the process has: a forked child setting up its stdio.

@@ -51,9 +51,7 @@ pub fn open(layout: &Layout, text: &str) -> berth_cgroup::Result<Option<Cgroup>>
 /// Kills all processes and waits until they are gone.
 pub fn kill(layout: &Layout, text: &str) -> Result<(), Error> {
     match at(layout, text)? {
-        Some(cgroup) if !cgroup.kill_and_wait(PATIENCE)? => {
-            Err(Error::Helper(format!("processes in cgroup {text} do not end")))
-        }
+        Some(cgroup) if !cgroup.kill_and_wait(PATIENCE)? => Err(Error::Helper(format!("processes in cgroup {text} do not end"))),
         _ => Ok(()),
     }
 }

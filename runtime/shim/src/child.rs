@@ -5,8 +5,9 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use berth_linux::Pid;
+use berth_linux::child::close_from;
 use berth_linux::pidfd::PidFd;
-use berth_linux::process::{CloneArgs, Fork, clone3, close_other_fds, exit_now, pipe};
+use berth_linux::process::{CloneArgs, Fork, clone3, exit_now, pipe};
 
 use crate::error::Error;
 
@@ -20,7 +21,7 @@ impl Drop for NeverReturn {
 }
 
 /// Forks. `run` is the child's whole life; its result is the exit code. A child that may live long, or that makes others which
-/// do, begins with `close_other_fds`.
+/// do, begins with `close_from`.
 pub fn fork(args: CloneArgs<'_>, run: impl FnOnce() -> i32) -> io::Result<(Pid, PidFd)> {
     match clone3(args)? {
         Fork::Child => {
@@ -33,14 +34,11 @@ pub fn fork(args: CloneArgs<'_>, run: impl FnOnce() -> i32) -> io::Result<(Pid, 
 
 /// Forks a helper whose failure arrives as text, then the end of the file, at the descriptor returned. It has no descriptors but
 /// `keep`.
-pub fn fork_reporting(
-    keep: &[BorrowedFd<'_>],
-    run: impl FnOnce() -> Result<(), Error>,
-) -> io::Result<(Pid, PidFd, OwnedFd)> {
+pub fn fork_reporting(keep: &[BorrowedFd<'_>], run: impl FnOnce() -> Result<(), Error>) -> io::Result<(Pid, PidFd, OwnedFd)> {
     let (reader, writer) = pipe()?;
     let (pid, pidfd) = fork(CloneArgs::default(), || {
         let keep: Vec<BorrowedFd<'_>> = keep.iter().copied().chain([writer.as_fd()]).collect();
-        let closed = close_other_fds(&keep).map_err(Error::io("close descriptors"));
+        let closed = close_from(3, &keep).map_err(Error::io("close descriptors"));
         let Err(error) = closed.and_then(|()| run()) else {
             return 0;
         };

@@ -9,15 +9,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use berth_cgroup::{Cgroup, Layout};
+use berth_linux::child::close_from;
 use berth_linux::ns::NamespaceKind;
 use berth_linux::pidfd::PidFd;
-use berth_linux::process::close_other_fds;
 use berth_linux::{Pid, mount, prctl};
 use berth_oci::seccomp::Filter;
 use berth_oci::{ExecLaunch, Gate, Init, Launch, Parentage, RootSource, Stdio};
-use berth_shim::protocol::{
-    CreateExt, ExecExt, ExecSpec, Failure, FailureKind, FdIndex, PidMode, PodNamespace, Root,
-};
+use berth_shim::protocol::{CreateExt, ExecExt, ExecSpec, Failure, FailureKind, FdIndex, PidMode, PodNamespace, Root};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -197,7 +195,7 @@ pub fn create(order: ContainerOrder<'_>, link: Link) -> i32 {
     keep.extend(order.pod.descriptors());
     keep.extend(order.streams.descriptors());
     keep.extend([order.gate.as_fd(), link.as_fd()]);
-    if close_other_fds(&keep).is_err() {
+    if close_from(3, &keep).is_err() {
         return 1;
     }
     drop(keep);
@@ -209,7 +207,7 @@ pub fn create(order: ContainerOrder<'_>, link: Link) -> i32 {
 pub fn exec(order: ExecOrder<'_>, link: Link) -> i32 {
     let mut keep = vec![order.spec.as_fd(), order.init_pidfd.as_fd(), link.as_fd()];
     keep.extend(order.streams.descriptors());
-    if close_other_fds(&keep).is_err() {
+    if close_from(3, &keep).is_err() {
         return 1;
     }
     drop(keep);

@@ -127,8 +127,7 @@ mod tests {
     #[test]
     fn messages_cross_with_more_descriptors_than_one_sendmsg_takes() {
         let (mut one, mut other) = Link::pair().unwrap();
-        let fds: Vec<OwnedFd> =
-            (0..600).map(|_| std::fs::File::open("/dev/null").unwrap().into()).collect();
+        let fds: Vec<OwnedFd> = (0..600).map(|_| std::fs::File::open("/dev/null").unwrap().into()).collect();
         one.send(&vec![7u32; 3], fds).unwrap();
         one.send(&vec![8u32], Vec::new()).unwrap();
         let mut seen = Vec::new();

@@ -7,10 +7,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use berth_linux::caps::{self, CapSet};
+use berth_linux::child::close_from;
 use berth_linux::mount::{self, AttrChange, MountAttrs, Propagation};
 use berth_linux::ns;
 use berth_linux::pidfd::waitid_any;
-use berth_linux::process::{CloneArgs, CloneFlags, Fork, clone3, close_other_fds, exit_now, pipe};
+use berth_linux::process::{CloneArgs, CloneFlags, Fork, clone3, exit_now, pipe};
 use berth_linux::signalfd::SignalFd;
 use berth_linux::{Pid, creds, prctl};
 use berth_shim::protocol::PodNamespace;
@@ -89,7 +90,7 @@ fn live(folder: &Path, done: BorrowedFd<'_>) -> i32 {
 }
 
 fn prepare(folder: &Path, done: BorrowedFd<'_>) -> Result<SignalFd, Error> {
-    close_other_fds(&[done]).map_err(Error::io("close descriptors"))?;
+    close_from(3, &[done]).map_err(Error::io("close descriptors"))?;
     let _ = prctl::set_name(c"berth-pause");
     let private = AttrChange { propagation: Some(Propagation::Private), ..AttrChange::default() };
     mount::mount_setattr(CWD, Path::new("/"), true, private)?;

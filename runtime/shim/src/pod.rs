@@ -6,11 +6,12 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use berth_linux::child::close_from;
 use berth_linux::creds;
 use berth_linux::mount::{self, AttrChange, MountAttrs, Propagation};
 use berth_linux::ns::{self, IdMap, NamespaceKind};
 use berth_linux::pidfd::PidFd;
-use berth_linux::process::{CloneArgs, CloneFlags, close_other_fds, pipe};
+use berth_linux::process::{CloneArgs, CloneFlags, pipe};
 use berth_linux::{Pid, prctl};
 use berth_shim::protocol::{IdMapping, NetMode, NsMode, PodNamespace, SandboxConfig, UserNamespace};
 use rustix::fs::CWD;
@@ -170,9 +171,18 @@ fn check(config: &SandboxConfig) -> Result<(), Error> {
 /// name (`net/ipv4/conf/eth0.1/forwarding` = `net.ipv4.conf.eth0/1.forwarding`).
 fn sysctl_path(name: &str) -> String {
     match name.find(['.', '/']) {
-        Some(at) if name.as_bytes()[at] == b'.' => {
-            name.chars().map(|c| if c == '.' { '/' } else if c == '/' { '.' } else { c }).collect()
-        }
+        Some(at) if name.as_bytes()[at] == b'.' => name
+            .chars()
+            .map(|c| {
+                if c == '.' {
+                    '/'
+                } else if c == '/' {
+                    '.'
+                } else {
+                    c
+                }
+            })
+            .collect(),
         _ => name.to_owned(),
     }
 }
@@ -183,16 +193,13 @@ fn id_maps(maps: &[IdMapping]) -> Vec<IdMap> {
 
 /// A child makes the namespaces and lives until the shim has opened them. Those of a pod with a user namespace belong to it, because the
 /// child is in it (and has its maps) before it makes them.
-fn unshare_in_child(
-    config: &SandboxConfig,
-    wanted: &[PodNamespace],
-) -> Result<Vec<(PodNamespace, OwnedFd)>, Error> {
+fn unshare_in_child(config: &SandboxConfig, wanted: &[PodNamespace]) -> Result<Vec<(PodNamespace, OwnedFd)>, Error> {
     let failed = Error::io("talk to the namespaces' helper");
     let (go_reader, go_writer) = pipe().map_err(Error::io("make a pipe"))?;
     let (done_reader, done_writer) = pipe().map_err(Error::io("make a pipe"))?;
     let flags = if config.user.is_some() { CloneFlags::NEWUSER } else { CloneFlags::empty() };
     let (pid, pidfd) = child::fork(CloneArgs { flags, ..CloneArgs::default() }, || {
-        if close_other_fds(&[go_reader.as_fd(), done_writer.as_fd()]).is_err() {
+        if close_from(3, &[go_reader.as_fd(), done_writer.as_fd()]).is_err() {
             return 1;
         }
         let mut go = File::from(go_reader);

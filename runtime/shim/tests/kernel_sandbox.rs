@@ -5,9 +5,7 @@ mod support;
 use std::os::fd::{AsFd, OwnedFd};
 
 use berth_linux::ns::{NamespaceKind, ns_id, open_ns};
-use berth_shim::protocol::{
-    FailureKind, IdMapping, NetMode, NsMode, PodNamespace, Reply, Request, UserNamespace,
-};
+use berth_shim::protocol::{FailureKind, IdMapping, NetMode, NsMode, PodNamespace, Reply, Request, UserNamespace};
 use berth_testkit::{in_namespaces, wait_until};
 use support::{Client, PATIENCE, Shim, children_named};
 
@@ -138,7 +136,9 @@ fn pause_holds_nothing_and_its_death_is_told() {
         let (_, pause) = namespaces(&mut client);
         let (pause, pidfd) = pause.unwrap();
         let status = std::fs::read_to_string(format!("/proc/{pause}/status")).unwrap();
-        for line in ["CapPrm:\t0000000000000000", "CapEff:\t0000000000000000", "NoNewPrivs:\t1", "Uid:\t65535\t65535\t65535\t65535"] {
+        for line in
+            ["CapPrm:\t0000000000000000", "CapEff:\t0000000000000000", "NoNewPrivs:\t1", "Uid:\t65535\t65535\t65535\t65535"]
+        {
             assert!(status.contains(line), "{line} is not in {status}");
         }
         assert!(status.lines().any(|line| line.starts_with("NSpid:") && line.ends_with("\t1")), "{status}");

@@ -111,11 +111,7 @@ impl Daemon {
     fn handle(&mut self, to: ReplyTo, request: Request, fds: Vec<OwnedFd>) {
         match request {
             Request::Hello { .. } => {
-                let reply = Reply::Hello {
-                    version: VERSION,
-                    pid: own_pid(),
-                    sandbox_id: self.parts.sandbox_id.clone(),
-                };
+                let reply = Reply::Hello { version: VERSION, pid: own_pid(), sandbox_id: self.parts.sandbox_id.clone() };
                 self.answer(to, reply);
             }
             Request::Namespaces => self.namespaces(to),
@@ -230,4 +226,3 @@ impl Daemon {
 fn own_pid() -> i32 {
     rustix::process::getpid().as_raw_nonzero().get()
 }
-

@@ -547,13 +547,7 @@ impl Daemon {
         }
     }
 
-    fn try_attach(
-        &mut self,
-        id: &str,
-        stdin: bool,
-        stdout: bool,
-        stderr: bool,
-    ) -> Result<(Reply, Vec<OwnedFd>), Failure> {
+    fn try_attach(&mut self, id: &str, stdin: bool, stdout: bool, stderr: bool) -> Result<(Reply, Vec<OwnedFd>), Failure> {
         let system = |error: std::io::Error| system_failure("attach", &error);
         let container = self.containers.get_mut(id).ok_or_else(|| Self::no_container(id))?;
         if !matches!(container.stage, Stage::Created { .. } | Stage::Starting { .. } | Stage::Running) {

@@ -267,4 +267,3 @@ fn make_pipes(ext: &ExecExt) -> std::io::Result<([Option<OwnedFd>; 3], Streams)>
     let theirs = Streams { stdin: stdin_reader, output: Some([stdout_writer, stderr_writer]) };
     Ok(([stdin_writer, Some(stdout_reader), Some(stderr_reader)], theirs))
 }
-

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
+use berth_linux::child::close_from;
 use berth_linux::epoll::EventFlags;
 use berth_linux::pidfd::PidFd;
-use berth_linux::process::{CloneArgs, close_other_fds};
+use berth_linux::process::CloneArgs;
 use berth_linux::{Pid, prctl};
 use berth_shim::protocol::{Failure, FailureKind};
 
@@ -53,7 +54,7 @@ impl Daemon {
         }
         let forked = Link::pair().and_then(|(ours, theirs)| {
             let process = child::fork(CloneArgs::default(), || {
-                if close_other_fds(&[theirs.as_fd()]).is_err() {
+                if close_from(3, &[theirs.as_fd()]).is_err() {
                     return 1;
                 }
                 let _ = prctl::set_name(c"berth-log");
@@ -70,8 +71,7 @@ impl Daemon {
         };
         self.logs.link = Some(link);
         self.logs.process = Some(process);
-        let ids: Vec<String> =
-            self.containers.iter().filter(|(_, c)| c.unread().is_some()).map(|(id, _)| id.clone()).collect();
+        let ids: Vec<String> = self.containers.iter().filter(|(_, c)| c.unread().is_some()).map(|(id, _)| id.clone()).collect();
         for id in ids {
             self.hand_over(&id);
         }

@@ -266,12 +266,8 @@ impl Daemon {
     }
 
     fn publish(&mut self, event: &Event) {
-        let subscribers: Vec<u64> = self
-            .connections
-            .iter()
-            .filter(|(_, connection)| connection.subscribed)
-            .map(|(token, _)| *token)
-            .collect();
+        let subscribers: Vec<u64> =
+            self.connections.iter().filter(|(_, connection)| connection.subscribed).map(|(token, _)| *token).collect();
         for token in subscribers {
             self.tell(token, event.clone());
         }

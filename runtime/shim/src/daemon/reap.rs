@@ -36,9 +36,8 @@ impl Daemon {
             self.publish(&Event::PauseExited { pid: pid.as_raw_nonzero().get() });
             return self.go_on_shutting_down();
         }
-        let made_by = |wait: &Wait| {
-            matches!(wait, Wait::Creating { creator, .. } | Wait::ExecCreating { creator, .. } if *creator == pid)
-        };
+        let made_by =
+            |wait: &Wait| matches!(wait, Wait::Creating { creator, .. } | Wait::ExecCreating { creator, .. } if *creator == pid);
         if let Some(token) = self.waits.iter().find(|(_, wait)| made_by(wait)).map(|(token, _)| *token) {
             return self.creator_ended(token);
         }

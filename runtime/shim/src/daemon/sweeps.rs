@@ -152,11 +152,8 @@ impl Process {
 
 /// The leader, the members of its session, and all their descendants. A session counts only when it is the leader's own.
 fn tree_of(leader: i32, table: &[Process]) -> BTreeSet<i32> {
-    let mut tree: BTreeSet<i32> = table
-        .iter()
-        .filter(|process| process.pid == leader || process.session == leader)
-        .map(|process| process.pid)
-        .collect();
+    let mut tree: BTreeSet<i32> =
+        table.iter().filter(|process| process.pid == leader || process.session == leader).map(|process| process.pid).collect();
     loop {
         let more: Vec<i32> = table
             .iter()

@@ -89,9 +89,10 @@ impl LogFile {
                 (self.file, self.length) = (Some(file), length);
             }
         }
-        let written = self.file.as_mut().is_some_and(|file| {
-            append(file, self.length, &self.batch) || append(file, self.length, &self.batch)
-        });
+        let written = self
+            .file
+            .as_mut()
+            .is_some_and(|file| append(file, self.length, &self.batch) || append(file, self.length, &self.batch));
         if written {
             self.length += self.batch.len() as u64;
         } else {
@@ -215,10 +216,7 @@ fn remove_oldest(path: &Path, keep: usize) {
 /// `.20060102-150405`, with what a compressor may have put behind it.
 fn is_rotation_suffix(text: &str) -> bool {
     let bytes = text.as_bytes();
-    bytes.len() >= 16
-        && bytes[0] == b'.'
-        && bytes[9] == b'-'
-        && (1..16).all(|at| at == 9 || bytes[at].is_ascii_digit())
+    bytes.len() >= 16 && bytes[0] == b'.' && bytes[9] == b'-' && (1..16).all(|at| at == 9 || bytes[at].is_ascii_digit())
 }
 
 #[cfg(test)]

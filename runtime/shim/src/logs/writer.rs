@@ -198,9 +198,9 @@ impl Writer {
         };
         let data = &self.chunk[..count];
         // A tap that does not take all at once belongs to a client that is too slow: it is cut.
-        source.taps.retain(|tap| {
-            rustix::io::retry_on_intr(|| rustix::io::write(tap, data)).is_ok_and(|written| written == count)
-        });
+        source
+            .taps
+            .retain(|tap| rustix::io::retry_on_intr(|| rustix::io::write(tap, data)).is_ok_and(|written| written == count));
         if let Some(log) = &mut output.log {
             let stream = source.stream;
             source.splitter.feed(data, &mut |tag, content| log.push(clock::now_ns(), stream, tag, content));

@@ -115,20 +115,14 @@ impl Decoder {
         let length = u32::from_le_bytes([header[0], header[1], header[2], header[3]]) as usize;
         let count = u32::from_le_bytes([header[4], header[5], header[6], header[7]]) as usize;
         if length > MAX_FRAME_BYTES || count > MAX_FRAME_FDS {
-            return Err(FrameError::TooLarge {
-                bytes: length,
-                fds: count,
-            });
+            return Err(FrameError::TooLarge { bytes: length, fds: count });
         }
         let end = HEADER_BYTES + length;
         if self.bytes.len() < end {
             return Ok(None);
         }
         if self.fds.len() < count {
-            return Err(FrameError::Descriptors {
-                announced: count,
-                arrived: self.fds.len(),
-            });
+            return Err(FrameError::Descriptors { announced: count, arrived: self.fds.len() });
         }
         let rest = self.bytes.split_off(end);
         let mut body = std::mem::replace(&mut self.bytes, rest);
@@ -137,10 +131,7 @@ impl Decoder {
         if self.bytes.is_empty() {
             self.bytes = Vec::new();
             if !self.fds.is_empty() {
-                return Err(FrameError::Descriptors {
-                    announced: count,
-                    arrived: count + self.fds.len(),
-                });
+                return Err(FrameError::Descriptors { announced: count, arrived: count + self.fds.len() });
             }
             self.fds = VecDeque::new();
         }
@@ -202,22 +193,10 @@ mod tests {
     fn missing_and_surplus_descriptors_are_errors() {
         let mut decoder = Decoder::new();
         decoder.push(&encode(&1, 1).unwrap(), []);
-        assert!(matches!(
-            decoder.next::<u32>(),
-            Err(FrameError::Descriptors {
-                announced: 1,
-                arrived: 0
-            })
-        ));
+        assert!(matches!(decoder.next::<u32>(), Err(FrameError::Descriptors { announced: 1, arrived: 0 })));
         let mut decoder = Decoder::new();
         decoder.push(&encode(&1, 0).unwrap(), [fd()]);
-        assert!(matches!(
-            decoder.next::<u32>(),
-            Err(FrameError::Descriptors {
-                announced: 0,
-                arrived: 1
-            })
-        ));
+        assert!(matches!(decoder.next::<u32>(), Err(FrameError::Descriptors { announced: 0, arrived: 1 })));
     }
 
     #[test]
@@ -225,10 +204,7 @@ mod tests {
         let mut decoder = Decoder::new();
         decoder.push(&u32::MAX.to_le_bytes(), []);
         decoder.push(&0u32.to_le_bytes(), []);
-        assert!(matches!(
-            decoder.next::<u32>(),
-            Err(FrameError::TooLarge { .. })
-        ));
+        assert!(matches!(decoder.next::<u32>(), Err(FrameError::TooLarge { .. })));
     }
 
     #[test]
@@ -236,10 +212,7 @@ mod tests {
         let mut decoder = Decoder::new();
         decoder.push(&encode(&"text", 0).unwrap(), []);
         decoder.push(&encode(&7, 0).unwrap(), []);
-        assert!(matches!(
-            decoder.next::<u32>(),
-            Err(FrameError::Body { .. })
-        ));
+        assert!(matches!(decoder.next::<u32>(), Err(FrameError::Body { .. })));
         assert_eq!(decoder.next::<u32>().unwrap().unwrap().0, 7);
     }
 }

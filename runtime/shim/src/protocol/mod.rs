@@ -10,10 +10,7 @@ mod message;
 
 use serde::Deserialize;
 
-pub use config::{
-    CONFIG_FD, IdMapping, LISTEN_FD, NETNS_FD, NetMode, NsMode, READY_FD, Ready, SandboxConfig,
-    UserNamespace,
-};
+pub use config::{CONFIG_FD, IdMapping, LISTEN_FD, NETNS_FD, NetMode, NsMode, READY_FD, Ready, SandboxConfig, UserNamespace};
 pub use frame::{Decoder, FrameError, encode};
 pub use message::*;
 
@@ -26,9 +23,7 @@ pub fn seq_of(body: &[u8]) -> Option<u64> {
     struct OnlySeq {
         seq: u64,
     }
-    serde_json::from_slice::<OnlySeq>(body)
-        .ok()
-        .map(|only| only.seq)
+    serde_json::from_slice::<OnlySeq>(body).ok().map(|only| only.seq)
 }
 
 #[cfg(test)]
@@ -45,57 +40,24 @@ mod tests {
 
     #[test]
     fn version_1_looks_like_this_on_the_wire() {
+        golden(&ToShim { seq: 7, request: Request::Hello { version: 1 } }, r#"{"seq":7,"request":{"hello":{"version":1}}}"#);
+        golden(&ToShim { seq: 8, request: Request::Namespaces }, r#"{"seq":8,"request":"namespaces"}"#);
         golden(
-            &ToShim {
-                seq: 7,
-                request: Request::Hello { version: 1 },
-            },
-            r#"{"seq":7,"request":{"hello":{"version":1}}}"#,
-        );
-        golden(
-            &ToShim {
-                seq: 8,
-                request: Request::Namespaces,
-            },
-            r#"{"seq":8,"request":"namespaces"}"#,
-        );
-        golden(
-            &ToShim {
-                seq: 9,
-                request: Request::Kill {
-                    id: "c".into(),
-                    exec: None,
-                    signal: 15,
-                    all: false,
-                },
-            },
+            &ToShim { seq: 9, request: Request::Kill { id: "c".into(), exec: None, signal: 15, all: false } },
             r#"{"seq":9,"request":{"kill":{"id":"c","exec":null,"signal":15,"all":false}}}"#,
         );
         golden(
-            &FromShim::Reply {
-                seq: 7,
-                reply: Reply::Created {
-                    pid: 12,
-                    warnings: Vec::new(),
-                },
-            },
+            &FromShim::Reply { seq: 7, reply: Reply::Created { pid: 12, warnings: Vec::new() } },
             r#"{"reply":{"seq":7,"reply":{"created":{"pid":12}}}}"#,
         );
         golden(
             &FromShim::Reply {
                 seq: 7,
-                reply: Reply::Error(Failure {
-                    kind: FailureKind::NotFound,
-                    message: "no container c".into(),
-                    errno: None,
-                }),
+                reply: Reply::Error(Failure { kind: FailureKind::NotFound, message: "no container c".into(), errno: None }),
             },
             r#"{"reply":{"seq":7,"reply":{"error":{"kind":"not_found","message":"no container c"}}}}"#,
         );
-        golden(
-            &FromShim::Event(Event::LogsDrained { id: "c".into() }),
-            r#"{"event":{"logs_drained":{"id":"c"}}}"#,
-        );
+        golden(&FromShim::Event(Event::LogsDrained { id: "c".into() }), r#"{"event":{"logs_drained":{"id":"c"}}}"#);
         golden(
             &ExitRecord {
                 pid: 5,
@@ -119,11 +81,9 @@ mod tests {
         };
         assert_eq!(ext.cgroup, "/a");
         assert_eq!(ext.root, Root::Spec);
-        let failure: Failure =
-            serde_json::from_str(r#"{"kind":"moon_phase","message":"m"}"#).unwrap();
+        let failure: Failure = serde_json::from_str(r#"{"kind":"moon_phase","message":"m"}"#).unwrap();
         assert_eq!(failure.kind, FailureKind::Other);
-        let config: SandboxConfig =
-            serde_json::from_str(r#"{"version":2,"sandbox_id":"s","colour":"red"}"#).unwrap();
+        let config: SandboxConfig = serde_json::from_str(r#"{"version":2,"sandbox_id":"s","colour":"red"}"#).unwrap();
         assert_eq!(config.net, NetMode::New);
     }
 

@@ -16,8 +16,8 @@ use berth_linux::pidfd::PidFd;
 use berth_linux::process::{Executable, Spawn, pipe, spawn_exec};
 use berth_oci::spec::{Linux, Mount, Namespace, NamespaceType, Process, Root, Spec};
 use berth_shim::protocol::{
-    CreateExt, Decoder, Event, ExecExt, ExecSpec, ExitRecord, Failure, FromShim, LogSpec, Ready, Reply, Request,
-    SandboxConfig, ShimState, ToShim, VERSION, encode,
+    CreateExt, Decoder, Event, ExecExt, ExecSpec, ExitRecord, Failure, FromShim, LogSpec, Ready, Reply, Request, SandboxConfig,
+    ShimState, ToShim, VERSION, encode,
 };
 use berth_testkit::TempState;
 
@@ -304,13 +304,7 @@ impl Shim {
 
     /// A spec that runs `args` in the root filesystem.
     pub fn spec(&self, args: &[&str]) -> Spec {
-        let kinds = [
-            NamespaceType::Mount,
-            NamespaceType::Pid,
-            NamespaceType::Network,
-            NamespaceType::Ipc,
-            NamespaceType::Uts,
-        ];
+        let kinds = [NamespaceType::Mount, NamespaceType::Pid, NamespaceType::Network, NamespaceType::Ipc, NamespaceType::Uts];
         let mount = |destination: &str, kind: &str, options: &[&str]| Mount {
             destination: destination.to_owned(),
             kind: kind.to_owned(),
