@@ -2,6 +2,7 @@
 
 mod image;
 mod runtime;
+mod verbose;
 
 pub use image::ImageEdge;
 pub use runtime::RuntimeEdge;

@@ -1,127 +1,374 @@
-//! stub
+//! RuntimeService: each call converts, submits, awaits. Statuses and lists come from the board.
+
 use std::sync::Arc;
+use std::time::Duration;
+
 use berth_cri_api::v1::{self, runtime_service_server::RuntimeService};
+use futures::StreamExt;
 use futures::stream::BoxStream;
+use tokio::sync::oneshot;
+use tokio_stream::wrappers::BroadcastStream;
 use tonic::{Request, Response, Status};
 
-/// The runtime edge.
+use super::verbose;
+use crate::Server;
+use crate::board::{ContainerView, SandboxView};
+use crate::convert::{request, resources, status};
+use crate::error::{Error, Shared, invalid};
+use crate::sandbox::owner;
+use crate::sandbox::state::Op;
+use crate::{exec, stats, streaming};
+
+/// The edge of the RuntimeService.
 #[derive(Clone)]
 pub struct RuntimeEdge {
-    #[allow(dead_code)]
-    pub(crate) server: Arc<crate::Server>,
+    pub(crate) server: Arc<Server>,
+}
+
+/// How many items one message of a streaming list carries.
+const CHUNK: usize = 64;
+
+type Answer<T> = Result<Response<T>, Status>;
+type Stream<T> = BoxStream<'static, Result<T, Status>>;
+
+fn shared(error: Arc<Error>) -> Status {
+    crate::error::status(&error)
+}
+
+fn reply<T>(result: Shared<T>) -> Result<T, Status> {
+    result.map_err(shared)
+}
+
+/// An operation whose subject may be unknown without harm.
+fn forgiving(result: Shared<()>) -> Result<(), Status> {
+    match result {
+        Err(error) if matches!(*error, Error::NotFound { .. }) => Ok(()),
+        other => reply(other),
+    }
+}
+
+fn seconds(value: i64) -> Duration {
+    Duration::from_secs(u64::try_from(value).unwrap_or(0))
+}
+
+fn chunks<T: Send + 'static, R: Send + 'static>(items: Vec<T>, wrap: impl Fn(Vec<T>) -> R + Send + 'static) -> Response<Stream<R>> {
+    let mut items = items.into_iter();
+    let chunks = std::iter::from_fn(move || {
+        let chunk: Vec<T> = items.by_ref().take(CHUNK).collect();
+        (!chunk.is_empty()).then(|| Ok(wrap(chunk)))
+    });
+    Response::new(futures::stream::iter(chunks).boxed())
+}
+
+impl RuntimeEdge {
+    fn sandboxes(&self, filter: Option<v1::PodSandboxFilter>) -> Vec<v1::PodSandbox> {
+        let filter = status::SandboxFilter::new(filter);
+        self.server.board.sandboxes().iter().filter(|v| filter.matches(v)).map(|v| status::sandbox_item(v)).collect()
+    }
+
+    fn containers(&self, filter: Option<v1::ContainerFilter>) -> Vec<v1::Container> {
+        let filter = status::ContainerFilter::new(filter);
+        self.server.board.containers().iter().filter(|v| filter.matches(v)).map(|v| status::container_item(v)).collect()
+    }
+
+    fn container(&self, id: &str) -> Result<Arc<ContainerView>, Status> {
+        Ok(self.server.board.need_container(id)?)
+    }
+
+    fn sandbox(&self, id: &str) -> Result<Arc<SandboxView>, Status> {
+        Ok(self.server.board.need_sandbox(id)?)
+    }
+
+    async fn container_stats(&self, filter: status::ContainerFilter) -> Vec<v1::ContainerStats> {
+        stats::containers(&self.server, move |view| filter.matches(view)).await
+    }
+
+    async fn sandbox_stats(&self, filter: Option<v1::PodSandboxStatsFilter>) -> Vec<v1::PodSandboxStats> {
+        let filter = filter.unwrap_or_default();
+        let filter = status::SandboxFilter::new(Some(v1::PodSandboxFilter {
+            id: filter.id,
+            state: None,
+            label_selector: filter.label_selector,
+        }));
+        stats::sandboxes(&self.server, move |view| filter.matches(view)).await
+    }
 }
 
 #[tonic::async_trait]
 impl RuntimeService for RuntimeEdge {
-    async fn version(&self, _request: Request<v1::VersionRequest>) -> Result<Response<v1::VersionResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+    async fn version(&self, _request: Request<v1::VersionRequest>) -> Answer<v1::VersionResponse> {
+        Ok(Response::new(v1::VersionResponse {
+            version: "0.1.0".into(),
+            runtime_name: "berth".into(),
+            runtime_version: self.server.config.version.clone(),
+            runtime_api_version: "v1".into(),
+        }))
     }
-    async fn run_pod_sandbox(&self, _request: Request<v1::RunPodSandboxRequest>) -> Result<Response<v1::RunPodSandboxResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn run_pod_sandbox(&self, request: Request<v1::RunPodSandboxRequest>) -> Answer<v1::RunPodSandboxResponse> {
+        let request = request.into_inner();
+        let config = request.config.ok_or_else(|| invalid("config", "missing"))?;
+        let spec = request::sandbox(config, request.runtime_handler)?;
+        if self.server.closing() {
+            return Err(Error::Closing.into());
+        }
+        let (tx, rx) = oneshot::channel();
+        owner::submit_run(&self.server, spec, tx);
+        let id = reply(rx.await.map_err(|_| Arc::new(Error::Closing)).and_then(|r| r))?;
+        Ok(Response::new(v1::RunPodSandboxResponse { pod_sandbox_id: id.as_str().into() }))
     }
-    async fn stop_pod_sandbox(&self, _request: Request<v1::StopPodSandboxRequest>) -> Result<Response<v1::StopPodSandboxResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn stop_pod_sandbox(&self, request: Request<v1::StopPodSandboxRequest>) -> Answer<v1::StopPodSandboxResponse> {
+        if let Some(view) = self.server.board.sandbox(&request.into_inner().pod_sandbox_id) {
+            forgiving(owner::submit(&self.server, &view.id, Op::Stop).await)?;
+        }
+        Ok(Response::new(v1::StopPodSandboxResponse {}))
     }
-    async fn remove_pod_sandbox(&self, _request: Request<v1::RemovePodSandboxRequest>) -> Result<Response<v1::RemovePodSandboxResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn remove_pod_sandbox(&self, request: Request<v1::RemovePodSandboxRequest>) -> Answer<v1::RemovePodSandboxResponse> {
+        if let Some(view) = self.server.board.sandbox(&request.into_inner().pod_sandbox_id) {
+            forgiving(owner::submit(&self.server, &view.id, Op::Remove).await)?;
+        }
+        Ok(Response::new(v1::RemovePodSandboxResponse {}))
     }
-    async fn pod_sandbox_status(&self, _request: Request<v1::PodSandboxStatusRequest>) -> Result<Response<v1::PodSandboxStatusResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn pod_sandbox_status(&self, request: Request<v1::PodSandboxStatusRequest>) -> Answer<v1::PodSandboxStatusResponse> {
+        let request = request.into_inner();
+        let view = self.sandbox(&request.pod_sandbox_id)?;
+        let containers = self.server.board.containers_of(&view.id);
+        let info = if request.verbose { verbose::sandbox(&self.server, &view) } else { Default::default() };
+        Ok(Response::new(v1::PodSandboxStatusResponse {
+            status: Some(status::sandbox_status(&view)),
+            info,
+            containers_statuses: containers.iter().map(|c| status::container_status(c)).collect(),
+            timestamp: crate::clock::now_ns(),
+        }))
     }
-    async fn list_pod_sandbox(&self, _request: Request<v1::ListPodSandboxRequest>) -> Result<Response<v1::ListPodSandboxResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn list_pod_sandbox(&self, request: Request<v1::ListPodSandboxRequest>) -> Answer<v1::ListPodSandboxResponse> {
+        Ok(Response::new(v1::ListPodSandboxResponse { items: self.sandboxes(request.into_inner().filter) }))
     }
-    type StreamPodSandboxesStream = BoxStream<'static, Result<v1::StreamPodSandboxesResponse, Status>>;
-    async fn stream_pod_sandboxes(&self, _request: Request<v1::StreamPodSandboxesRequest>) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    type StreamPodSandboxesStream = Stream<v1::StreamPodSandboxesResponse>;
+    async fn stream_pod_sandboxes(&self, request: Request<v1::StreamPodSandboxesRequest>) -> Answer<Self::StreamPodSandboxesStream> {
+        let items = self.sandboxes(request.into_inner().filter);
+        Ok(chunks(items, |pod_sandboxes| v1::StreamPodSandboxesResponse { pod_sandboxes }))
     }
-    async fn create_container(&self, _request: Request<v1::CreateContainerRequest>) -> Result<Response<v1::CreateContainerResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn create_container(&self, request: Request<v1::CreateContainerRequest>) -> Answer<v1::CreateContainerResponse> {
+        let request = request.into_inner();
+        let view = self.sandbox(&request.pod_sandbox_id)?;
+        let spec = request::container(request.config.ok_or_else(|| invalid("config", "missing"))?)?;
+        let log_directory = match request.sandbox_config {
+            Some(config) if !config.log_directory.is_empty() => config.log_directory,
+            _ => view.spec.log_directory.clone(),
+        };
+        let op = |reply| Op::CreateContainer { spec: Box::new(spec), log_directory, reply };
+        let id = reply(owner::submit(&self.server, &view.id, op).await)?;
+        Ok(Response::new(v1::CreateContainerResponse { container_id: id.as_str().into() }))
     }
-    async fn start_container(&self, _request: Request<v1::StartContainerRequest>) -> Result<Response<v1::StartContainerResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn start_container(&self, request: Request<v1::StartContainerRequest>) -> Answer<v1::StartContainerResponse> {
+        let view = self.container(&request.into_inner().container_id)?;
+        let op = |reply| Op::StartContainer { id: view.id.clone(), reply };
+        reply(owner::submit(&self.server, &view.sandbox, op).await)?;
+        Ok(Response::new(v1::StartContainerResponse {}))
     }
-    async fn stop_container(&self, _request: Request<v1::StopContainerRequest>) -> Result<Response<v1::StopContainerResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn stop_container(&self, request: Request<v1::StopContainerRequest>) -> Answer<v1::StopContainerResponse> {
+        let request = request.into_inner();
+        if let Some(view) = self.server.board.container(&request.container_id) {
+            let timeout = seconds(request.timeout);
+            let op = |reply| Op::StopContainer { id: view.id.clone(), timeout, reply };
+            forgiving(owner::submit(&self.server, &view.sandbox, op).await)?;
+        }
+        Ok(Response::new(v1::StopContainerResponse {}))
     }
-    async fn remove_container(&self, _request: Request<v1::RemoveContainerRequest>) -> Result<Response<v1::RemoveContainerResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn remove_container(&self, request: Request<v1::RemoveContainerRequest>) -> Answer<v1::RemoveContainerResponse> {
+        if let Some(view) = self.server.board.container(&request.into_inner().container_id) {
+            let op = |reply| Op::RemoveContainer { id: view.id.clone(), reply };
+            forgiving(owner::submit(&self.server, &view.sandbox, op).await)?;
+        }
+        Ok(Response::new(v1::RemoveContainerResponse {}))
     }
-    async fn list_containers(&self, _request: Request<v1::ListContainersRequest>) -> Result<Response<v1::ListContainersResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn list_containers(&self, request: Request<v1::ListContainersRequest>) -> Answer<v1::ListContainersResponse> {
+        Ok(Response::new(v1::ListContainersResponse { containers: self.containers(request.into_inner().filter) }))
     }
-    type StreamContainersStream = BoxStream<'static, Result<v1::StreamContainersResponse, Status>>;
-    async fn stream_containers(&self, _request: Request<v1::StreamContainersRequest>) -> Result<Response<Self::StreamContainersStream>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    type StreamContainersStream = Stream<v1::StreamContainersResponse>;
+    async fn stream_containers(&self, request: Request<v1::StreamContainersRequest>) -> Answer<Self::StreamContainersStream> {
+        let items = self.containers(request.into_inner().filter);
+        Ok(chunks(items, |containers| v1::StreamContainersResponse { containers }))
     }
-    async fn container_status(&self, _request: Request<v1::ContainerStatusRequest>) -> Result<Response<v1::ContainerStatusResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn container_status(&self, request: Request<v1::ContainerStatusRequest>) -> Answer<v1::ContainerStatusResponse> {
+        let request = request.into_inner();
+        let view = self.container(&request.container_id)?;
+        let info = if request.verbose { verbose::container(&self.server, &view).await } else { Default::default() };
+        Ok(Response::new(v1::ContainerStatusResponse { status: Some(status::container_status(&view)), info }))
     }
-    async fn update_container_resources(&self, _request: Request<v1::UpdateContainerResourcesRequest>) -> Result<Response<v1::UpdateContainerResourcesResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn update_container_resources(&self, request: Request<v1::UpdateContainerResourcesRequest>) -> Answer<v1::UpdateContainerResourcesResponse> {
+        let request = request.into_inner();
+        let view = self.container(&request.container_id)?;
+        if let Some(linux) = request.linux {
+            let resources = Box::new(resources(linux));
+            let op = |reply| Op::Update { id: view.id.clone(), resources, reply };
+            reply(owner::submit(&self.server, &view.sandbox, op).await)?;
+        }
+        Ok(Response::new(v1::UpdateContainerResourcesResponse {}))
     }
-    async fn reopen_container_log(&self, _request: Request<v1::ReopenContainerLogRequest>) -> Result<Response<v1::ReopenContainerLogResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn reopen_container_log(&self, request: Request<v1::ReopenContainerLogRequest>) -> Answer<v1::ReopenContainerLogResponse> {
+        let view = self.container(&request.into_inner().container_id)?;
+        let op = |reply| Op::ReopenLog { id: view.id.clone(), reply };
+        reply(owner::submit(&self.server, &view.sandbox, op).await)?;
+        Ok(Response::new(v1::ReopenContainerLogResponse {}))
     }
-    async fn exec_sync(&self, _request: Request<v1::ExecSyncRequest>) -> Result<Response<v1::ExecSyncResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn exec_sync(&self, request: Request<v1::ExecSyncRequest>) -> Answer<v1::ExecSyncResponse> {
+        let request = request.into_inner();
+        if request.cmd.is_empty() {
+            return Err(invalid("cmd", "empty").into());
+        }
+        let timeout = (request.timeout > 0).then(|| seconds(request.timeout));
+        let output = exec::sync(&self.server, &request.container_id, request.cmd, timeout).await.map_err(shared)?;
+        Ok(Response::new(v1::ExecSyncResponse { stdout: output.stdout, stderr: output.stderr, exit_code: output.code }))
     }
-    async fn exec(&self, _request: Request<v1::ExecRequest>) -> Result<Response<v1::ExecResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn exec(&self, request: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
+        let url = streaming::prepare_exec(&self.server, request.into_inner()).await.map_err(shared)?;
+        Ok(Response::new(v1::ExecResponse { url }))
     }
-    async fn attach(&self, _request: Request<v1::AttachRequest>) -> Result<Response<v1::AttachResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn attach(&self, request: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
+        let url = streaming::prepare_attach(&self.server, request.into_inner()).await.map_err(shared)?;
+        Ok(Response::new(v1::AttachResponse { url }))
     }
-    async fn port_forward(&self, _request: Request<v1::PortForwardRequest>) -> Result<Response<v1::PortForwardResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn port_forward(&self, request: Request<v1::PortForwardRequest>) -> Answer<v1::PortForwardResponse> {
+        let url = streaming::prepare_port_forward(&self.server, request.into_inner()).await.map_err(shared)?;
+        Ok(Response::new(v1::PortForwardResponse { url }))
     }
-    async fn container_stats(&self, _request: Request<v1::ContainerStatsRequest>) -> Result<Response<v1::ContainerStatsResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn container_stats(&self, request: Request<v1::ContainerStatsRequest>) -> Answer<v1::ContainerStatsResponse> {
+        let view = self.container(&request.into_inner().container_id)?;
+        let id = view.id.clone();
+        let stats = stats::containers(&self.server, move |other| other.id == id).await.into_iter().next();
+        let stats = stats.ok_or_else(|| Error::NotFound { kind: "container", id: view.id.as_str().into() })?;
+        Ok(Response::new(v1::ContainerStatsResponse { stats: Some(stats) }))
     }
-    async fn list_container_stats(&self, _request: Request<v1::ListContainerStatsRequest>) -> Result<Response<v1::ListContainerStatsResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn list_container_stats(&self, request: Request<v1::ListContainerStatsRequest>) -> Answer<v1::ListContainerStatsResponse> {
+        let filter = status::ContainerFilter::of_stats(request.into_inner().filter);
+        Ok(Response::new(v1::ListContainerStatsResponse { stats: RuntimeEdge::container_stats(self, filter).await }))
     }
-    type StreamContainerStatsStream = BoxStream<'static, Result<v1::StreamContainerStatsResponse, Status>>;
-    async fn stream_container_stats(&self, _request: Request<v1::StreamContainerStatsRequest>) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    type StreamContainerStatsStream = Stream<v1::StreamContainerStatsResponse>;
+    async fn stream_container_stats(&self, request: Request<v1::StreamContainerStatsRequest>) -> Answer<Self::StreamContainerStatsStream> {
+        let filter = status::ContainerFilter::of_stats(request.into_inner().filter);
+        let items = RuntimeEdge::container_stats(self, filter).await;
+        Ok(chunks(items, |container_stats| v1::StreamContainerStatsResponse { container_stats }))
     }
-    async fn pod_sandbox_stats(&self, _request: Request<v1::PodSandboxStatsRequest>) -> Result<Response<v1::PodSandboxStatsResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn pod_sandbox_stats(&self, request: Request<v1::PodSandboxStatsRequest>) -> Answer<v1::PodSandboxStatsResponse> {
+        let view = self.sandbox(&request.into_inner().pod_sandbox_id)?;
+        let id = view.id.clone();
+        let stats = stats::sandboxes(&self.server, move |other| other.id == id).await.into_iter().next();
+        Ok(Response::new(v1::PodSandboxStatsResponse { stats }))
     }
-    async fn list_pod_sandbox_stats(&self, _request: Request<v1::ListPodSandboxStatsRequest>) -> Result<Response<v1::ListPodSandboxStatsResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn list_pod_sandbox_stats(&self, request: Request<v1::ListPodSandboxStatsRequest>) -> Answer<v1::ListPodSandboxStatsResponse> {
+        Ok(Response::new(v1::ListPodSandboxStatsResponse { stats: self.sandbox_stats(request.into_inner().filter).await }))
     }
-    type StreamPodSandboxStatsStream = BoxStream<'static, Result<v1::StreamPodSandboxStatsResponse, Status>>;
-    async fn stream_pod_sandbox_stats(&self, _request: Request<v1::StreamPodSandboxStatsRequest>) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    type StreamPodSandboxStatsStream = Stream<v1::StreamPodSandboxStatsResponse>;
+    async fn stream_pod_sandbox_stats(&self, request: Request<v1::StreamPodSandboxStatsRequest>) -> Answer<Self::StreamPodSandboxStatsStream> {
+        let items = self.sandbox_stats(request.into_inner().filter).await;
+        Ok(chunks(items, |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats }))
     }
-    async fn update_runtime_config(&self, _request: Request<v1::UpdateRuntimeConfigRequest>) -> Result<Response<v1::UpdateRuntimeConfigResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn update_runtime_config(&self, request: Request<v1::UpdateRuntimeConfigRequest>) -> Answer<v1::UpdateRuntimeConfigResponse> {
+        let config = request.into_inner().runtime_config.and_then(|c| c.network_config).unwrap_or_default();
+        if !config.pod_cidr.is_empty() {
+            let cidrs = config
+                .pod_cidr
+                .split(',')
+                .map(|c| c.trim().parse().map_err(|_| invalid("pod_cidr", format!("{c:?} is not a CIDR"))))
+                .collect::<Result<Vec<berth_cni::Cidr>, Error>>()?;
+            self.server.network.set_pod_cidrs(cidrs).map_err(|e| invalid("pod_cidr", e.to_string()))?;
+        }
+        Ok(Response::new(v1::UpdateRuntimeConfigResponse {}))
     }
-    async fn status(&self, _request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn status(&self, request: Request<v1::StatusRequest>) -> Answer<v1::StatusResponse> {
+        let network = self.server.network.status().await;
+        let condition = |kind: &str, status: bool, reason: &str, message: &str| v1::RuntimeCondition {
+            r#type: kind.into(),
+            status,
+            reason: reason.into(),
+            message: message.into(),
+        };
+        let features = self.server.features;
+        let handler = |name: &str| v1::RuntimeHandler {
+            name: name.into(),
+            features: Some(v1::RuntimeHandlerFeatures {
+                recursive_read_only_mounts: features.recursive_readonly,
+                user_namespaces: features.user_namespaces,
+            }),
+        };
+        Ok(Response::new(v1::StatusResponse {
+            status: Some(v1::RuntimeStatus {
+                conditions: vec![
+                    condition("RuntimeReady", true, "", ""),
+                    condition("NetworkReady", network.ready, &network.reason, &network.message),
+                ],
+            }),
+            info: if request.into_inner().verbose { verbose::server(&self.server, &network) } else { Default::default() },
+            runtime_handlers: vec![handler(""), handler(request::HANDLER)],
+            features: Some(v1::RuntimeFeatures { supplemental_groups_policy: true, user_namespaces_host_network: false }),
+        }))
     }
-    async fn checkpoint_container(&self, _request: Request<v1::CheckpointContainerRequest>) -> Result<Response<v1::CheckpointContainerResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn checkpoint_container(&self, request: Request<v1::CheckpointContainerRequest>) -> Answer<v1::CheckpointContainerResponse> {
+        self.container(&request.into_inner().container_id)?;
+        Err(Error::Unsupported { what: "CheckpointContainer", reason: "checkpoints are not built in yet".into() }.into())
     }
-    type GetContainerEventsStream = BoxStream<'static, Result<v1::ContainerEventResponse, Status>>;
-    async fn get_container_events(&self, _request: Request<v1::GetEventsRequest>) -> Result<Response<Self::GetContainerEventsStream>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    type GetContainerEventsStream = Stream<v1::ContainerEventResponse>;
+    async fn get_container_events(&self, _request: Request<v1::GetEventsRequest>) -> Answer<Self::GetContainerEventsStream> {
+        // Events that a slow client missed are skipped: its next list repairs that.
+        let events = BroadcastStream::new(self.server.events.listen()).filter_map(|event| async move { event.ok().map(Ok) });
+        Ok(Response::new(events.take_until(self.server.closed()).boxed()))
     }
-    async fn list_metric_descriptors(&self, _request: Request<v1::ListMetricDescriptorsRequest>) -> Result<Response<v1::ListMetricDescriptorsResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn list_metric_descriptors(&self, _request: Request<v1::ListMetricDescriptorsRequest>) -> Answer<v1::ListMetricDescriptorsResponse> {
+        Err(no_metrics("ListMetricDescriptors"))
     }
-    async fn list_pod_sandbox_metrics(&self, _request: Request<v1::ListPodSandboxMetricsRequest>) -> Result<Response<v1::ListPodSandboxMetricsResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn list_pod_sandbox_metrics(&self, _request: Request<v1::ListPodSandboxMetricsRequest>) -> Answer<v1::ListPodSandboxMetricsResponse> {
+        Err(no_metrics("ListPodSandboxMetrics"))
     }
-    type StreamPodSandboxMetricsStream = BoxStream<'static, Result<v1::StreamPodSandboxMetricsResponse, Status>>;
-    async fn stream_pod_sandbox_metrics(&self, _request: Request<v1::StreamPodSandboxMetricsRequest>) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    type StreamPodSandboxMetricsStream = Stream<v1::StreamPodSandboxMetricsResponse>;
+    async fn stream_pod_sandbox_metrics(&self, _request: Request<v1::StreamPodSandboxMetricsRequest>) -> Answer<Self::StreamPodSandboxMetricsStream> {
+        Err(no_metrics("StreamPodSandboxMetrics"))
     }
-    async fn runtime_config(&self, _request: Request<v1::RuntimeConfigRequest>) -> Result<Response<v1::RuntimeConfigResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn runtime_config(&self, _request: Request<v1::RuntimeConfigRequest>) -> Answer<v1::RuntimeConfigResponse> {
+        let driver = v1::CgroupDriver::Cgroupfs.into();
+        Ok(Response::new(v1::RuntimeConfigResponse { linux: Some(v1::LinuxRuntimeConfiguration { cgroup_driver: driver }) }))
     }
-    async fn update_pod_sandbox_resources(&self, _request: Request<v1::UpdatePodSandboxResourcesRequest>) -> Result<Response<v1::UpdatePodSandboxResourcesResponse>, Status> {
-        Err(Status::unavailable("not wired yet"))
+
+    async fn update_pod_sandbox_resources(&self, request: Request<v1::UpdatePodSandboxResourcesRequest>) -> Answer<v1::UpdatePodSandboxResourcesResponse> {
+        // The kubelet has resized the pod's cgroup itself; there is nothing else to size.
+        self.sandbox(&request.into_inner().pod_sandbox_id)?;
+        Ok(Response::new(v1::UpdatePodSandboxResourcesResponse {}))
     }
+}
+
+fn no_metrics(what: &'static str) -> Status {
+    Error::Unsupported { what, reason: "the kubelet reads the cgroups itself; metrics from the runtime are not built in yet".into() }.into()
 }

@@ -1,0 +1,182 @@
+//! Where sandboxes and containers are in the cgroup tree, and what is done to their cgroups from outside: ending, limits,
+//! statistics. The one user of `berth-cgroup` in this crate.
+
+use std::sync::Arc;
+
+use berth_cgroup::{Cgroup, CgroupPath, Cpu, DeviceRule, HugepageLimit, Layout, Memory};
+
+use crate::error::Error;
+use crate::id::{ContainerId, SandboxId};
+use crate::spec::Resources;
+
+/// The machine's cgroups as this instance uses them.
+#[derive(Debug, Clone)]
+pub(crate) struct Cgroups {
+    layout: Arc<Layout>,
+    top: String,
+}
+
+fn failed(action: &'static str, subject: &str) -> impl FnOnce(berth_cgroup::Error) -> Error {
+    move |e| Error::Cgroup { action, subject: subject.to_owned(), source: Box::new(e) }
+}
+
+impl Cgroups {
+    /// Looks at the machine. `instance` names the top cgroup of pods without a parent of their own.
+    pub(crate) fn new(instance: &str) -> Result<Self, Error> {
+        let layout = Layout::detect().map_err(failed("find", "this machine"))?;
+        Ok(Self { layout: Arc::new(layout), top: format!("/berth-{instance}") })
+    }
+
+    /// Whether the machine has cgroup v2 alone.
+    pub(crate) fn is_v2(&self) -> bool {
+        self.layout.is_v2()
+    }
+
+    /// The cgroup of pods without a parent.
+    pub(crate) fn top(&self) -> &str {
+        &self.top
+    }
+
+    fn parent<'a>(&'a self, parent: &'a str) -> &'a str {
+        let trimmed = parent.trim_end_matches('/');
+        if trimmed.is_empty() { &self.top } else { trimmed }
+    }
+
+    /// The leaf cgroup of a sandbox's shim.
+    pub(crate) fn sandbox(&self, parent: &str, id: &SandboxId) -> String {
+        join(self.parent(parent), id.as_str())
+    }
+
+    /// The cgroup of a container; its last component ends with the id.
+    pub(crate) fn container(&self, parent: &str, id: &ContainerId) -> String {
+        join(self.parent(parent), id.as_str())
+    }
+
+    /// The cgroup that holds a sandbox's cgroup and its containers'.
+    pub(crate) fn pod(&self, parent: &str) -> String {
+        self.parent(parent).to_owned()
+    }
+
+    fn path(&self, text: &str, subject: &str) -> Result<CgroupPath, Error> {
+        CgroupPath::parse(text).map_err(failed("name", subject))
+    }
+
+    /// The parent of a sandbox's cgroup exists after this. Blocking.
+    pub(crate) fn ensure_parent(&self, sandbox_cgroup: &str, subject: &str) -> Result<(), Error> {
+        let path = self.path(sandbox_cgroup, subject)?;
+        if let Some(parent) = path.parent() {
+            Cgroup::create(&self.layout, &parent).map_err(failed("create parent", subject))?;
+        }
+        Ok(())
+    }
+
+    /// Kills everything in a cgroup and removes it; gone is success.
+    pub(crate) async fn remove(&self, text: &str, subject: &str) -> Result<(), Error> {
+        let (this, text, subject) = (self.clone(), text.to_owned(), subject.to_owned());
+        crate::blocking(move || this.remove_now(&text, &subject)).await
+    }
+
+    /// [`Self::remove`], blocking.
+    pub(crate) fn remove_now(&self, text: &str, subject: &str) -> Result<(), Error> {
+        let path = self.path(text, subject)?;
+        let cgroup = Cgroup::at(&self.layout, &path).map_err(failed("open", subject))?;
+        if !cgroup.exists() {
+            return Ok(());
+        }
+        cgroup.kill_all().map_err(failed("kill", subject))?;
+        cgroup.delete().map_err(failed("remove", subject))
+    }
+
+    /// Applies limits. Blocking.
+    pub(crate) fn update(&self, text: &str, subject: &str, resources: &berth_cgroup::Resources) -> Result<(), Error> {
+        let path = self.path(text, subject)?;
+        let cgroup = Cgroup::open(&self.layout, &path).map_err(failed("open", subject))?;
+        cgroup.update(resources).map_err(failed("limit", subject))
+    }
+
+    /// Statistics; none when the cgroup is gone. Blocking.
+    pub(crate) fn stats(&self, text: &str) -> Option<berth_cgroup::Stats> {
+        let path = CgroupPath::parse(text).ok()?;
+        Cgroup::open(&self.layout, &path).ok()?.stats().ok()
+    }
+
+    /// The names of the cgroups below one. Blocking.
+    pub(crate) fn children(&self, text: &str) -> Vec<String> {
+        let cgroup = CgroupPath::parse(text).and_then(|path| Cgroup::open(&self.layout, &path));
+        cgroup.and_then(|c| c.children()).unwrap_or_default()
+    }
+}
+
+fn join(parent: &str, name: &str) -> String {
+    if parent.starts_with('/') { format!("{parent}/{name}") } else { format!("/{parent}/{name}") }
+}
+
+fn some(value: i64) -> Option<i64> {
+    (value != 0).then_some(value)
+}
+
+fn positive(value: i64) -> Option<u64> {
+    u64::try_from(value).ok().filter(|v| *v != 0)
+}
+
+fn text(value: &str) -> Option<String> {
+    (!value.is_empty()).then(|| value.to_owned())
+}
+
+/// CRI limits as cgroup limits; zero and empty are absent.
+pub(crate) fn limits(resources: &Resources) -> berth_cgroup::Resources {
+    berth_cgroup::Resources {
+        memory: Some(Memory {
+            limit: some(resources.memory_limit),
+            swap: some(resources.memory_swap_limit),
+            ..Default::default()
+        })
+        .filter(|m| m.limit.is_some() || m.swap.is_some()),
+        cpu: Some(Cpu {
+            shares: positive(resources.cpu_shares),
+            quota: some(resources.cpu_quota),
+            period: positive(resources.cpu_period),
+            cpus: text(&resources.cpuset_cpus),
+            mems: text(&resources.cpuset_mems),
+            ..Default::default()
+        })
+        .filter(|c| *c != Cpu::default()),
+        hugepage_limits: resources
+            .hugepages
+            .iter()
+            .map(|(page_size, limit)| HugepageLimit { page_size: page_size.clone(), limit: *limit })
+            .collect(),
+        unified: resources.unified.clone(),
+        ..Default::default()
+    }
+}
+
+/// A rule of the devices cgroup.
+pub(crate) fn device_rule(allow: bool, kind: &str, major: Option<u32>, minor: Option<u32>, access: &str) -> DeviceRule {
+    DeviceRule {
+        allow,
+        kind: Some(kind.to_owned()),
+        major: major.map(i64::from),
+        minor: minor.map(i64::from),
+        access: Some(access.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zero_limits_are_absent() {
+        assert_eq!(limits(&Resources::default()), berth_cgroup::Resources::default());
+        let got = limits(&Resources { cpu_quota: -1, memory_limit: 5, ..Default::default() });
+        assert_eq!(got.cpu.unwrap().quota, Some(-1));
+        assert_eq!(got.memory.unwrap().limit, Some(5));
+    }
+
+    #[test]
+    fn a_parent_without_a_slash_and_of_systemds_form_is_a_plain_path() {
+        assert_eq!(join("/test.slice", "ab"), "/test.slice/ab");
+        assert_eq!(join("pods", "ab"), "/pods/ab");
+    }
+}

@@ -1,0 +1,137 @@
+//! What is done to a container that exists: start, signals, limits, log, removal, and the burial after a shim's death.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use berth_shim::protocol::{ExitRecord, Reply, Request};
+
+use crate::Server;
+use crate::error::{Error, file};
+use crate::id::{ContainerId, SandboxId};
+use crate::records::{self, ContainerRecord};
+use crate::sandbox::holdings::Live;
+use crate::sandbox::run::process_exit;
+use crate::sandbox::state::ProcessExit;
+use crate::spec::{Resources, SandboxSpec};
+
+/// Opens the gate. Returns when the program runs, with the time of its start.
+pub(crate) async fn start(server: &Arc<Server>, live: &Live, id: &ContainerId) -> Result<i64, Error> {
+    let shim = live.shim()?;
+    let answer = shim.call("start container", Request::Start { id: id.as_str().into() }, Vec::new()).await.map_err(|e| match e {
+        Error::Start { message, .. } => Error::Start { id: id.as_str().into(), message },
+        other => other,
+    })?;
+    let Reply::Started { started_at_ns } = answer.reply else { return Err(shim.unexpected("start container")) };
+    rewrite(server, &live.id, id, move |record| record.started_at = started_at_ns).await;
+    Ok(started_at_ns)
+}
+
+/// Changes the per-boot record. A failure is logged: the shim knows the same and is asked first.
+async fn rewrite(server: &Arc<Server>, sandbox: &SandboxId, id: &ContainerId, change: impl FnOnce(&mut ContainerRecord) + Send + 'static) {
+    let path = crate::paths::record(&server.paths.live_container(sandbox, id));
+    let result = crate::blocking(move || {
+        let mut record: ContainerRecord = records::load(&path)?;
+        change(&mut record);
+        records::write(&path, &records::encode(&record))
+    })
+    .await;
+    if let Err(error) = result {
+        tracing::warn!(container = %id, error = %crate::error::text(&error), "state record");
+    }
+}
+
+/// Sends a signal to the first process, or to all.
+pub(crate) async fn signal(live: &Live, id: &ContainerId, signal: i32, all: bool) -> Result<(), Error> {
+    let request = Request::Kill { id: id.as_str().into(), exec: None, signal, all };
+    live.shim()?.call("signal container", request, Vec::new()).await.map(|_| ())
+}
+
+/// Opens the log file anew.
+pub(crate) async fn reopen_log(live: &Live, id: &ContainerId) -> Result<(), Error> {
+    let request = Request::ReopenLog { id: id.as_str().into() };
+    live.shim()?.call("reopen the log of container", request, Vec::new()).await.map(|_| ())
+}
+
+/// Applies new limits: what was not named stays.
+pub(crate) async fn update(server: &Arc<Server>, live: &Live, id: &ContainerId, asked: &Resources, merged: &Resources) -> Result<(), Error> {
+    let cgroup = server.cgroups.container(&live.spec.cgroup_parent, id);
+    let limits = crate::cgroups::limits(asked);
+    let (this, subject) = (server.clone(), id.as_str().to_owned());
+    crate::blocking(move || this.cgroups.update(&cgroup, &subject, &limits)).await?;
+    let merged = merged.clone();
+    rewrite(server, &live.id, id, move |record| record.resources = merged).await;
+    Ok(())
+}
+
+/// Removes a container: its process if there is one, cgroup, writable layer, records. Gone is success.
+pub(crate) async fn delete(server: &Arc<Server>, sandbox: &SandboxId, live: Option<&Live>, spec: &SandboxSpec, id: &ContainerId) -> Result<(), Error> {
+    match live.and_then(|l| l.shim.as_ref()) {
+        Some(shim) => {
+            let request = Request::Delete { id: id.as_str().into(), force: true };
+            shim.call("delete container", request, Vec::new()).await?;
+        }
+        None => server.cgroups.remove(&server.cgroups.container(&spec.cgroup_parent, id), id.as_str()).await?,
+    }
+    erase(server, sandbox, id).await
+}
+
+/// Removes the folders and records of a container. The writable layer is only renamed here; a reaper deletes it.
+pub(crate) async fn erase(server: &Arc<Server>, sandbox: &SandboxId, id: &ContainerId) -> Result<(), Error> {
+    let kept = server.paths.kept_container(id);
+    server.durable.forget(crate::paths::record(&kept));
+    let (live, trash) = (server.paths.live_container(sandbox, id), server.paths.trash());
+    let exit = server.paths.exit_record(sandbox, id);
+    let name = id.as_str().to_owned();
+    crate::blocking(move || {
+        discard(&kept, &trash, &name)?;
+        match std::fs::remove_file(&exit) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(file("remove", exit)(e)),
+            _ => {}
+        }
+        crate::sandbox::run::remove_folder(&live)
+    })
+    .await?;
+    server.reaper.wake();
+    Ok(())
+}
+
+/// Moves a folder to the trash; gone is success. Blocking.
+pub(crate) fn discard(folder: &std::path::Path, trash: &std::path::Path, name: &str) -> Result<(), Error> {
+    let to = trash.join(name);
+    match std::fs::rename(folder, &to) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        // There is one of that name already: this one goes at once.
+        Err(_) => crate::sandbox::run::remove_folder(folder),
+    }
+}
+
+/// After the death of a shim: ends what it left, and collects the exits that it had still recorded.
+pub(crate) async fn bury(server: &Arc<Server>, live: &Live, containers: Vec<ContainerId>) -> BTreeMap<ContainerId, ProcessExit> {
+    tracing::warn!(sandbox = %live.id, "the shim of a pod has died: the pod ends with it");
+    let (this, id, parent, cgroup) = (server.clone(), live.id.clone(), live.spec.cgroup_parent.clone(), live.cgroup.clone());
+    let result = crate::blocking(move || {
+        let mut exits = BTreeMap::new();
+        for container in containers {
+            if let Some(exit) = exit_on_file(&this, &id, &container) {
+                exits.insert(container.clone(), exit);
+            }
+            let group = this.cgroups.container(&parent, &container);
+            if let Err(error) = this.cgroups.remove_now(&group, container.as_str()) {
+                tracing::warn!(container = %container, error = %crate::error::text(&error), "ending the container of a dead shim");
+            }
+        }
+        if let Err(error) = this.cgroups.remove_now(&cgroup, id.as_str()) {
+            tracing::warn!(sandbox = %id, error = %crate::error::text(&error), "ending the processes of a dead shim");
+        }
+        Ok(exits)
+    })
+    .await;
+    result.unwrap_or_default()
+}
+
+/// The exit record that a shim wrote. Blocking.
+pub(crate) fn exit_on_file(server: &Server, sandbox: &SandboxId, id: &ContainerId) -> Option<ProcessExit> {
+    let bytes = std::fs::read(server.paths.exit_record(sandbox, id)).ok()?;
+    serde_json::from_slice::<ExitRecord>(&bytes).ok().map(|r| process_exit(&r))
+}

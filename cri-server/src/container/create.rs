@@ -1,0 +1,283 @@
+//! CreateContainer: image, user, volumes, spec, then the shim makes the process, which waits at its gate. Undone in reverse at
+//! the first error.
+
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, Permissions};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use berth_image::{Image, ImageConfig, Rootfs};
+use berth_shim::protocol::{CreateExt, LogSpec, PidMode, Reply, Request, Root};
+
+use super::layers::Layers;
+use super::{devices, mounts, oci, security, user};
+use crate::Server;
+use crate::board::ContainerFacts;
+use crate::error::{Error, file, invalid};
+use crate::id::ContainerId;
+use crate::records::{self, ContainerRecord};
+use crate::sandbox::files;
+use crate::sandbox::holdings::Live;
+use crate::sandbox::state::CreatedContainer;
+use crate::spec::{ContainerSpec, NamespaceMode, SandboxSpec};
+
+/// The annotations with which our kubelet passes the limits of a log.
+const LOG_BYTES: &str = "berth/log-max-bytes";
+const LOG_FILES: &str = "berth/log-max-files";
+const LOG_FILES_OLD: &str = "berth/log-files";
+
+/// Makes a container. Whatever fails, nothing of it is left.
+pub(crate) async fn create(server: &Arc<Server>, live: &Arc<Live>, id: &ContainerId, spec: ContainerSpec, log_directory: &str) -> Result<CreatedContainer, Error> {
+    fits(&spec, &live.spec)?;
+    let image = find_image(server, &spec)?;
+    let hold = server.images.hold(&image.id).map_err(|e| image_error("use", &spec.image.image, e))?;
+    let config = hold.config();
+    let rootfs = server.images.rootfs(&image.id).map_err(|e| image_error("use", &spec.image.image, e))?;
+    let prepared = {
+        let (server, live, id, log_directory) = (server.clone(), live.clone(), id.clone(), log_directory.to_owned());
+        crate::blocking(move || prepare(&server, &live, &id, spec, &image, &config, &rootfs, &log_directory)).await
+    };
+    let made = match prepared {
+        Ok(prepared) => launch(server, live, id, prepared).await,
+        Err(error) => Err(error),
+    };
+    match made {
+        Ok((facts, created_at, pid)) => Ok(CreatedContainer { facts, created_at, pid, hold: Some(Arc::new(hold)) }),
+        Err(error) => {
+            if let Err(undo) = super::control::erase(server, &live.id, id).await {
+                tracing::warn!(container = %id, error = %crate::error::text(&undo), "undoing a failed container");
+            }
+            Err(error)
+        }
+    }
+}
+
+fn image_error(action: &'static str, image: &str, error: berth_image::Error) -> Error {
+    Error::Image { action, image: image.to_owned(), source: Box::new(error) }
+}
+
+/// What only both specs together can tell.
+fn fits(spec: &ContainerSpec, sandbox: &SandboxSpec) -> Result<(), Error> {
+    let (own, pod) = (&spec.security.namespaces, &sandbox.namespaces);
+    if spec.security.privileged && !sandbox.privileged {
+        return Err(invalid("privileged", "the pod sandbox is not privileged"));
+    }
+    if own.network != pod.network {
+        return Err(invalid("namespace_options.network", "differs from the pod sandbox's"));
+    }
+    if own.ipc != pod.ipc {
+        return Err(invalid("namespace_options.ipc", "differs from the pod sandbox's"));
+    }
+    if own.own_users() != pod.own_users() {
+        return Err(invalid("namespace_options.userns_options", "differ from the pod sandbox's"));
+    }
+    if own.pid == NamespaceMode::Pod && pod.pid != NamespaceMode::Pod {
+        return Err(invalid("namespace_options.pid", "the pod sandbox has no PID namespace to share"));
+    }
+    Ok(())
+}
+
+fn find_image(server: &Server, spec: &ContainerSpec) -> Result<Image, Error> {
+    let name = &spec.image.image;
+    server.images.status(name).ok_or_else(|| Error::NotFound { kind: "image", id: name.clone() })
+}
+
+/// Everything the shim's request needs.
+struct Prepared {
+    facts: Arc<ContainerFacts>,
+    json: Vec<u8>,
+    ext: CreateExt,
+    fds: Vec<OwnedFd>,
+}
+
+fn log_path(spec: &ContainerSpec, log_directory: &str) -> String {
+    if log_directory.is_empty() || spec.log_path.is_empty() {
+        return String::new();
+    }
+    Path::new(log_directory).join(&spec.log_path).to_string_lossy().into_owned()
+}
+
+/// The part that reads and makes files. Blocking.
+#[allow(clippy::too_many_arguments)]
+fn prepare(
+    server: &Server,
+    live: &Live,
+    id: &ContainerId,
+    spec: ContainerSpec,
+    image: &Image,
+    config: &ImageConfig,
+    rootfs: &Rootfs,
+    log_directory: &str,
+) -> Result<Prepared, Error> {
+    let layers = Layers::open(&rootfs.links_dir, &rootfs.lowers).map_err(file("open the layers in", &rootfs.links_dir))?;
+    let resolved = user::resolve(&spec.security, &config.user, &layers)?;
+    drop(layers);
+    let (caps, ambient) = security::capabilities(&spec.security, server.bounding)?;
+    let seccomp = security::seccomp(&spec.security, caps)?;
+    let filter = seccomp.as_ref().map(|profile| server.filters.get(profile)).transpose()?;
+    let apparmor = security::apparmor(&spec.security)?;
+    let mut granted = if spec.security.privileged { devices::all() } else { Vec::new() };
+    granted.extend(devices::requested(&spec.devices)?);
+    let volumes = mounts::open(&spec.mounts)?;
+    let cgroup = server.cgroups.container(&live.spec.cgroup_parent, id);
+    let image_name = image.repo_tags.first().or(image.repo_digests.first()).cloned().unwrap_or_else(|| image.id.to_string());
+    let oci = oci::build(oci::Inputs {
+        sandbox_id: &live.id,
+        sandbox: &live.spec,
+        spec: &spec,
+        image: config,
+        image_name: &image_name,
+        user: &resolved,
+        volumes: volumes.iter().map(|v| v.mount.clone()).collect(),
+        devices: granted,
+        caps,
+        ambient,
+        seccomp,
+        apparmor,
+        cgroup: cgroup.clone(),
+        unified: server.cgroups.is_v2(),
+    })?;
+    let mut fds = Vec::new();
+    let mut pass = |fd: OwnedFd| {
+        fds.push(fd);
+        fds.len() as u32 // Index 0 is the spec.
+    };
+    let mut trees: BTreeMap<String, u32> = BTreeMap::new();
+    for volume in volumes {
+        trees.insert(oci::clean(&volume.mount.destination), pass(volume.tree));
+    }
+    added_files(server, live, &oci, &mut trees, &mut pass)?;
+    let kept = writable_layer(server, id, rootfs)?;
+    let links = rustix::fs::open(&rootfs.links_dir, rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())
+        .map_err(|e| file("open", &rootfs.links_dir)(e.into()))?;
+    let filter = match filter {
+        Some(compiled) => Some(pass(compiled.memfd.try_clone().map_err(file("duplicate", "seccomp filter"))?)),
+        None => None,
+    };
+    let log = log_path(&spec, log_directory);
+    let number = |name: &str| spec.annotations.get(name).and_then(|t| t.parse::<u64>().ok());
+    let ext = CreateExt {
+        bundle: server.paths.live_container(&live.id, id),
+        root: Root::Overlay {
+            dir: pass(links),
+            lowers: rootfs.lowers.clone(),
+            upper: kept.join("upper"),
+            work: kept.join("work"),
+            volatile: true,
+        },
+        filter,
+        cgroup: cgroup.clone(),
+        log: (!log.is_empty()).then(|| LogSpec {
+            path: log.clone().into(),
+            max_bytes: number(LOG_BYTES).unwrap_or(0),
+            max_files: number(LOG_FILES).or_else(|| number(LOG_FILES_OLD)).and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
+        }),
+        stdin: spec.stdin,
+        stdin_once: spec.stdin_once,
+        tty: spec.tty,
+        console_size: (0, 0),
+        shm: pod_shm(&oci, &live.spec),
+        mounts: trees,
+        pid: match spec.security.namespaces.pid {
+            NamespaceMode::Pod => PidMode::Pod,
+            NamespaceMode::Container => PidMode::Container,
+            NamespaceMode::Node => PidMode::Node,
+            NamespaceMode::Target => PidMode::Target(spec.security.namespaces.target_id.clone()),
+        },
+        stay_out: Vec::new(),
+    };
+    let json = serde_json::to_vec(&oci).map_err(|e| invalid("config", e.to_string()))?;
+    let stop_signal = crate::convert::signal::linux_number(spec.stop_signal)
+        .or_else(|| crate::convert::signal::parse(&config.stop_signal))
+        .unwrap_or(15);
+    let facts = Arc::new(ContainerFacts {
+        image_id: image.id.to_string(),
+        image_name,
+        image_ref: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string()),
+        user: resolved.user,
+        stop_signal,
+        log_path: log,
+        cgroup,
+        spec,
+    });
+    Ok(Prepared { facts, json, ext, fds })
+}
+
+/// Whether the spec's /dev/shm is the pod's.
+fn pod_shm(oci: &berth_oci::spec::Spec, sandbox: &SandboxSpec) -> bool {
+    sandbox.namespaces.ipc != NamespaceMode::Node && oci.mounts.iter().any(|m| m.destination == oci::SHM && m.source == oci::SHM)
+}
+
+/// The trees of what the runtime itself mounts: the sandbox's files, and the host's shared memory.
+fn added_files(
+    server: &Server,
+    live: &Live,
+    oci: &berth_oci::spec::Spec,
+    trees: &mut BTreeMap<String, u32>,
+    pass: &mut impl FnMut(OwnedFd) -> u32,
+) -> Result<(), Error> {
+    let folder = server.paths.live_sandbox(&live.id);
+    for name in files::NAMES {
+        let destination = format!("/etc/{name}");
+        if oci.mounts.iter().any(|m| m.destination == destination && m.source == name) {
+            trees.insert(destination, pass(mounts::tree(&folder.join(name))?));
+        }
+    }
+    if live.spec.namespaces.ipc == NamespaceMode::Node && !trees.contains_key(oci::SHM) {
+        trees.insert(oci::SHM.into(), pass(mounts::tree(Path::new(oci::SHM))?));
+    }
+    Ok(())
+}
+
+/// The folders of the container's writable layer. The upper folder is the container's `/`: it takes the image's mode and owner.
+fn writable_layer(server: &Server, id: &ContainerId, rootfs: &Rootfs) -> Result<std::path::PathBuf, Error> {
+    let kept = server.paths.kept_container(id);
+    DirBuilder::new().mode(0o700).recursive(true).create(&kept).map_err(file("create", &kept))?;
+    let (upper, work) = (kept.join("upper"), kept.join("work"));
+    for folder in [&upper, &work] {
+        std::fs::create_dir(folder).map_err(file("create", folder))?;
+    }
+    std::fs::set_permissions(&upper, Permissions::from_mode(rootfs.root_mode)).map_err(file("set the mode of", &upper))?;
+    if (rootfs.root_uid, rootfs.root_gid) != (0, 0) {
+        std::os::unix::fs::chown(&upper, Some(rootfs.root_uid), Some(rootfs.root_gid)).map_err(file("set the owner of", &upper))?;
+    }
+    Ok(kept)
+}
+
+/// Records it and lets the shim make it.
+async fn launch(server: &Arc<Server>, live: &Arc<Live>, id: &ContainerId, prepared: Prepared) -> Result<(Arc<ContainerFacts>, i64, i32), Error> {
+    let Prepared { facts, json, ext, fds } = prepared;
+    let created_at = crate::clock::now_ns();
+    let record = ContainerRecord {
+        version: records::VERSION,
+        id: id.clone(),
+        sandbox: live.id.clone(),
+        boot: server.boot.clone(),
+        created_at,
+        started_at: 0,
+        resources: facts.spec.resources.clone().unwrap_or_default(),
+        exit: None,
+        facts: (*facts).clone(),
+    };
+    let folder = server.paths.live_container(&live.id, id);
+    let spec_path = server.paths.oci_spec(&live.id, id);
+    let memfd = crate::blocking(move || {
+        std::fs::create_dir_all(&folder).map_err(file("create", &folder))?;
+        std::fs::write(&spec_path, &json).map_err(file("write", &spec_path))?;
+        records::write(&crate::paths::record(&folder), &records::encode(&record))?;
+        berth_linux::memfd::sealed_memfd("oci-spec", &json, false).map_err(file("make", "oci-spec"))
+    })
+    .await?;
+    let mut all = vec![memfd];
+    all.extend(fds);
+    debug_assert!(all.iter().all(|fd| rustix::io::fcntl_getfd(fd.as_fd()).is_ok()));
+    let shim = live.shim()?;
+    let answer = shim.call("create container", Request::Create { id: id.as_str().into(), ext }, all).await?;
+    let Reply::Created { pid, warnings } = answer.reply else { return Err(shim.unexpected("create container")) };
+    for warning in warnings {
+        tracing::info!(container = %id, warning, "container made, not all as asked");
+    }
+    Ok((facts, created_at, pid))
+}

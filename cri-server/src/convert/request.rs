@@ -1,0 +1,447 @@
+//! Requests → specs, with every check that needs nothing but the request. What we do not do is refused by name.
+
+use berth_cri_api::v1;
+
+use super::{id_maps, map, mode, profile, propagation, resources};
+use crate::error::{Error, invalid};
+use crate::spec::{
+    ContainerSpec, DeviceSpec, Dns, EnvValue, EnvVar, ImageRequest, MountSpec, NamespaceMode, Namespaces, PortMapping,
+    Profile, Propagation, SandboxMetadata, SandboxSpec, Security, UserNamespace,
+};
+
+/// A sandbox configuration.
+pub(crate) fn sandbox(config: v1::PodSandboxConfig, runtime_handler: String) -> Result<SandboxSpec, Error> {
+    if config.windows.is_some() {
+        return Err(Error::Unsupported { what: "config.windows", reason: "this node runs Linux".into() });
+    }
+    if !runtime_handler.is_empty() && runtime_handler != HANDLER {
+        return Err(invalid("runtime_handler", format!("no runtime for {runtime_handler:?} is configured")));
+    }
+    let metadata = config.metadata.ok_or_else(|| invalid("config.metadata", "missing"))?;
+    for (field, value) in [("config.metadata.name", &metadata.name), ("config.metadata.namespace", &metadata.namespace), ("config.metadata.uid", &metadata.uid)] {
+        if value.is_empty() {
+            return Err(invalid(field, "empty"));
+        }
+    }
+    let linux = config.linux.unwrap_or_default();
+    let security = linux.security_context.unwrap_or_default();
+    if security.run_as_group.is_some() && security.run_as_user.is_none() {
+        return Err(invalid("run_as_group", "set without run_as_user"));
+    }
+    let namespaces = namespaces(security.namespace_options, true)?;
+    let mut port_mappings = Vec::new();
+    for p in config.port_mappings {
+        port_mappings.extend(port_mapping(&p)?);
+    }
+    if namespaces.network == NamespaceMode::Node {
+        port_mappings.clear();
+    }
+    hostname_is_valid(&config.hostname)?;
+    Ok(SandboxSpec {
+        metadata: SandboxMetadata {
+            name: metadata.name,
+            uid: metadata.uid,
+            namespace: metadata.namespace,
+            attempt: metadata.attempt,
+        },
+        hostname: config.hostname,
+        log_directory: config.log_directory,
+        dns: config.dns_config.map(|d| Dns { servers: d.servers, searches: d.searches, options: d.options }),
+        port_mappings,
+        labels: map(config.labels),
+        annotations: map(config.annotations),
+        runtime_handler,
+        cgroup_parent: linux.cgroup_parent,
+        sysctls: map(linux.sysctls),
+        namespaces,
+        privileged: security.privileged,
+        readonly_rootfs: security.readonly_rootfs,
+        resources: linux.resources.map(resources),
+        overhead: linux.overhead.map(resources),
+    })
+}
+
+/// The name under which the default handler may also be asked for.
+pub(crate) const HANDLER: &str = "berth";
+
+fn hostname_is_valid(hostname: &str) -> Result<(), Error> {
+    if hostname.len() > 64 || hostname.bytes().any(|b| b == 0 || b == b'\n' || b == b'/') {
+        return Err(invalid("config.hostname", format!("{hostname:?} can not be a hostname")));
+    }
+    Ok(())
+}
+
+fn port_mapping(wire: &v1::PortMapping) -> Result<Option<PortMapping>, Error> {
+    if wire.host_port <= 0 {
+        return Ok(None);
+    }
+    let protocol = match v1::Protocol::try_from(wire.protocol) {
+        Ok(v1::Protocol::Tcp) => "tcp",
+        Ok(v1::Protocol::Udp) => "udp",
+        Ok(v1::Protocol::Sctp) => "sctp",
+        Err(_) => return Err(invalid("port_mappings.protocol", format!("unknown value {}", wire.protocol))),
+    };
+    let port = |field, n: i32| u16::try_from(n).ok().filter(|n| *n > 0).ok_or_else(|| invalid(field, format!("{n} is not a port")));
+    Ok(Some(PortMapping {
+        protocol: protocol.into(),
+        container_port: port("port_mappings.container_port", wire.container_port)?,
+        host_port: port("port_mappings.host_port", wire.host_port)?,
+        host_ip: wire.host_ip.clone(),
+    }))
+}
+
+fn namespaces(wire: Option<v1::NamespaceOption>, sandbox: bool) -> Result<Namespaces, Error> {
+    let wire = wire.unwrap_or_default();
+    let out = Namespaces {
+        network: mode("namespace_options.network", wire.network)?,
+        pid: mode("namespace_options.pid", wire.pid)?,
+        ipc: mode("namespace_options.ipc", wire.ipc)?,
+        target_id: wire.target_id,
+        users: wire.userns_options.map(users).transpose()?,
+    };
+    let shared = |field, m| match m {
+        NamespaceMode::Pod | NamespaceMode::Node => Ok(()),
+        _ => Err(invalid(field, "must be POD or NODE")),
+    };
+    shared("namespace_options.network", out.network)?;
+    shared("namespace_options.ipc", out.ipc)?;
+    if out.pid == NamespaceMode::Target && out.target_id.is_empty() && !sandbox {
+        return Err(invalid("namespace_options.target_id", "empty with pid mode TARGET"));
+    }
+    if out.own_users().is_some()
+        && (out.network == NamespaceMode::Node || out.pid == NamespaceMode::Node || out.ipc == NamespaceMode::Node)
+    {
+        return Err(invalid("namespace_options.userns_options", "can not be combined with a host namespace"));
+    }
+    Ok(out)
+}
+
+fn users(wire: v1::UserNamespace) -> Result<UserNamespace, Error> {
+    const FIELD: &str = "namespace_options.userns_options";
+    let out = UserNamespace {
+        mode: mode(FIELD, wire.mode)?,
+        uids: id_maps(&wire.uids),
+        gids: id_maps(&wire.gids),
+    };
+    match out.mode {
+        NamespaceMode::Node => {
+            if !out.uids.is_empty() || !out.gids.is_empty() {
+                return Err(invalid(FIELD, "mappings with mode NODE"));
+            }
+            return Ok(out);
+        }
+        NamespaceMode::Pod => {}
+        _ => return Err(invalid(FIELD, "mode must be POD or NODE")),
+    }
+    for (name, maps) in [("uids", &out.uids), ("gids", &out.gids)] {
+        let [map] = maps.as_slice() else {
+            return Err(invalid(FIELD, format!("{name} must have exactly one mapping, not {}", maps.len())));
+        };
+        if map.container != 0 || map.length == 0 {
+            return Err(invalid(FIELD, format!("{name} must map the container's id 0")));
+        }
+        if map.host.checked_add(map.length).is_none() {
+            return Err(invalid(FIELD, format!("{name} go beyond the last id")));
+        }
+    }
+    Ok(out)
+}
+
+/// A container configuration.
+pub(crate) fn container(config: v1::ContainerConfig) -> Result<ContainerSpec, Error> {
+    if config.windows.is_some() {
+        return Err(Error::Unsupported { what: "config.windows", reason: "this node runs Linux".into() });
+    }
+    if let Some(device) = config.cdi_devices.first() {
+        return Err(Error::Unsupported {
+            what: "config.CDI_devices",
+            reason: format!("{:?} can not be resolved: CDI is not built in yet", device.name),
+        });
+    }
+    if let Some((name, _)) = config.annotations.iter().find(|(k, _)| k.starts_with("cdi.k8s.io/")) {
+        return Err(Error::Unsupported { what: "annotation", reason: format!("{name}: CDI is not built in yet") });
+    }
+    let metadata = config.metadata.ok_or_else(|| invalid("config.metadata", "missing"))?;
+    if metadata.name.is_empty() {
+        return Err(invalid("config.metadata.name", "empty"));
+    }
+    let image = config.image.ok_or_else(|| invalid("config.image", "missing"))?;
+    if image.image.is_empty() {
+        return Err(invalid("config.image.image", "empty"));
+    }
+    let linux = config.linux.unwrap_or_default();
+    let mut envs = Vec::with_capacity(config.envs.len());
+    for pair in config.envs {
+        if pair.key.is_empty() || pair.key.contains('=') || pair.key.contains('\0') || pair.value.contains(&0) {
+            return Err(invalid("config.envs", format!("{:?} can not be an environment variable", pair.key)));
+        }
+        envs.push(EnvVar { name: pair.key, value: EnvValue::new(pair.value) });
+    }
+    if config.stop_signal != 0 && super::signal::linux_number(config.stop_signal).is_none() {
+        return Err(invalid("config.stop_signal", format!("unknown value {}", config.stop_signal)));
+    }
+    Ok(ContainerSpec {
+        name: metadata.name,
+        attempt: metadata.attempt,
+        image: ImageRequest {
+            image: image.image,
+            user_specified: image.user_specified_image,
+            annotations: map(image.annotations),
+            runtime_handler: image.runtime_handler,
+        },
+        command: config.command,
+        args: config.args,
+        working_dir: config.working_dir,
+        envs,
+        mounts: config.mounts.into_iter().map(mount).collect::<Result<_, _>>()?,
+        devices: config.devices.into_iter().map(device).collect::<Result<_, _>>()?,
+        labels: map(config.labels),
+        annotations: map(config.annotations),
+        log_path: config.log_path,
+        stdin: config.stdin,
+        stdin_once: config.stdin_once,
+        tty: config.tty,
+        resources: linux.resources.map(resources),
+        security: security(linux.security_context.unwrap_or_default())?,
+        stop_signal: config.stop_signal,
+    })
+}
+
+fn mount(wire: v1::Mount) -> Result<MountSpec, Error> {
+    if wire.image.as_ref().is_some_and(|i| !i.image.is_empty()) {
+        return Err(Error::Unsupported { what: "mounts.image", reason: "image volumes are not built in yet".into() });
+    }
+    if !wire.image_sub_path.is_empty() {
+        return Err(Error::Unsupported { what: "mounts.image_sub_path", reason: "image volumes are not built in yet".into() });
+    }
+    if wire.container_path.is_empty() {
+        return Err(invalid("mounts.container_path", "empty"));
+    }
+    if !wire.host_path.starts_with('/') {
+        return Err(invalid("mounts.host_path", format!("{:?} is not absolute", wire.host_path)));
+    }
+    let propagation = propagation(wire.propagation)?;
+    if wire.recursive_read_only {
+        if !wire.readonly {
+            return Err(invalid("mounts.recursive_read_only", "needs readonly"));
+        }
+        if propagation != Propagation::Private {
+            return Err(invalid("mounts.recursive_read_only", "needs propagation PRIVATE"));
+        }
+    }
+    Ok(MountSpec {
+        container_path: wire.container_path,
+        host_path: wire.host_path,
+        readonly: wire.readonly,
+        recursive_readonly: wire.recursive_read_only,
+        selinux_relabel: wire.selinux_relabel,
+        propagation,
+        uids: id_maps(&wire.uid_mappings),
+        gids: id_maps(&wire.gid_mappings),
+    })
+}
+
+fn device(wire: v1::Device) -> Result<DeviceSpec, Error> {
+    if !wire.permissions.bytes().all(|b| b"rwm".contains(&b)) {
+        return Err(invalid("devices.permissions", format!("{:?} is not a subset of \"rwm\"", wire.permissions)));
+    }
+    let container_path = if wire.container_path.is_empty() { wire.host_path.clone() } else { wire.container_path };
+    for (field, path) in [("devices.host_path", &wire.host_path), ("devices.container_path", &container_path)] {
+        if !path.starts_with('/') {
+            return Err(invalid(field, format!("{path:?} is not absolute")));
+        }
+    }
+    Ok(DeviceSpec { container_path, host_path: wire.host_path, permissions: wire.permissions })
+}
+
+fn id(field: &'static str, value: i64) -> Result<u32, Error> {
+    u32::try_from(value).ok().filter(|v| *v != u32::MAX).ok_or_else(|| invalid(field, format!("{value} is not an id")))
+}
+
+#[allow(deprecated)]
+fn security(wire: v1::LinuxContainerSecurityContext) -> Result<Security, Error> {
+    let run_as_user = wire.run_as_user.map(|v| id("run_as_user", v.value)).transpose()?;
+    let run_as_group = wire.run_as_group.map(|v| id("run_as_group", v.value)).transpose()?;
+    if run_as_group.is_some() && run_as_user.is_none() && wire.run_as_username.is_empty() {
+        return Err(invalid("run_as_group", "set without run_as_user or run_as_username"));
+    }
+    let strict_groups = match v1::SupplementalGroupsPolicy::try_from(wire.supplemental_groups_policy) {
+        Ok(v1::SupplementalGroupsPolicy::Merge) => false,
+        Ok(v1::SupplementalGroupsPolicy::Strict) => true,
+        Err(_) => return Err(invalid("supplemental_groups_policy", "unknown value")),
+    };
+    if wire.seccomp.is_none() && !wire.seccomp_profile_path.is_empty() {
+        return Err(Error::Unsupported { what: "seccomp_profile_path", reason: "deprecated; use seccomp".into() });
+    }
+    let capabilities = wire.capabilities.unwrap_or_default();
+    let apparmor = match wire.apparmor {
+        Some(p) => Some(profile("apparmor", p)?),
+        None => deprecated_apparmor(&wire.apparmor_profile)?,
+    };
+    Ok(Security {
+        privileged: wire.privileged,
+        add_capabilities: capabilities.add_capabilities,
+        drop_capabilities: capabilities.drop_capabilities,
+        ambient_capabilities: capabilities.add_ambient_capabilities,
+        namespaces: namespaces(wire.namespace_options, false)?,
+        run_as_user,
+        run_as_group,
+        run_as_username: wire.run_as_username,
+        supplemental_groups: wire
+            .supplemental_groups
+            .into_iter()
+            .map(|g| id("supplemental_groups", g))
+            .collect::<Result<_, _>>()?,
+        strict_groups,
+        readonly_rootfs: wire.readonly_rootfs,
+        no_new_privs: wire.no_new_privs,
+        masked_paths: wire.masked_paths,
+        readonly_paths: wire.readonly_paths,
+        seccomp: wire.seccomp.map(|p| profile("seccomp", p)).transpose()?,
+        apparmor,
+    })
+}
+
+fn deprecated_apparmor(text: &str) -> Result<Option<Profile>, Error> {
+    match text {
+        "" => Ok(None),
+        "runtime/default" => Ok(Some(Profile::RuntimeDefault)),
+        "unconfined" => Ok(Some(Profile::Unconfined)),
+        other => match other.strip_prefix("localhost/") {
+            Some(name) if !name.is_empty() => Ok(Some(Profile::Localhost(name.into()))),
+            _ => Err(invalid("apparmor_profile", format!("{other:?} is not a profile"))),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meta() -> Option<v1::PodSandboxMetadata> {
+        Some(v1::PodSandboxMetadata { name: "a".into(), uid: "u".into(), namespace: "n".into(), attempt: 2 })
+    }
+
+    fn with_users(users: v1::UserNamespace) -> v1::PodSandboxConfig {
+        v1::PodSandboxConfig {
+            metadata: meta(),
+            linux: Some(v1::LinuxPodSandboxConfig {
+                security_context: Some(v1::LinuxSandboxSecurityContext {
+                    namespace_options: Some(v1::NamespaceOption { userns_options: Some(users), ..Default::default() }),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    }
+
+    fn one(container: u32) -> Vec<v1::IdMapping> {
+        vec![v1::IdMapping { container_id: container, host_id: 1000, length: 100_000 }]
+    }
+
+    #[test]
+    fn a_sandbox_without_options_shares_one_pid_namespace() {
+        let spec = sandbox(v1::PodSandboxConfig { metadata: meta(), ..Default::default() }, String::new()).unwrap();
+        assert_eq!(spec.namespaces, Namespaces::default());
+        assert_eq!(spec.namespaces.pid, NamespaceMode::Pod);
+    }
+
+    #[test]
+    fn user_namespaces_need_one_mapping_with_id_zero() {
+        let ns = |mode: v1::NamespaceMode, uids, gids| v1::UserNamespace { mode: mode.into(), uids, gids };
+        let cases = [
+            (ns(v1::NamespaceMode::Pod, one(0), one(0)), true),
+            (ns(v1::NamespaceMode::Node, vec![], vec![]), true),
+            (ns(v1::NamespaceMode::Pod, [one(0), one(5)].concat(), one(0)), false),
+            (ns(v1::NamespaceMode::Pod, one(1), one(1)), false),
+            (ns(v1::NamespaceMode::Pod, vec![], vec![]), false),
+            (ns(v1::NamespaceMode::Container, one(0), one(0)), false),
+            (ns(v1::NamespaceMode::Target, one(0), one(0)), false),
+        ];
+        for (users, good) in cases {
+            assert_eq!(sandbox(with_users(users.clone()), String::new()).is_ok(), good, "{users:?}");
+        }
+    }
+
+    #[test]
+    fn recursive_read_only_needs_readonly_and_private() {
+        use v1::MountPropagation::{PropagationBidirectional, PropagationHostToContainer, PropagationPrivate};
+        for (readonly, propagation, good) in [
+            (true, PropagationPrivate, true),
+            (false, PropagationPrivate, false),
+            (true, PropagationHostToContainer, false),
+            (true, PropagationBidirectional, false),
+        ] {
+            let wire = v1::Mount {
+                container_path: "/c".into(),
+                host_path: "/h".into(),
+                readonly,
+                recursive_read_only: true,
+                propagation: propagation.into(),
+                ..Default::default()
+            };
+            assert_eq!(mount(wire).is_ok(), good);
+        }
+    }
+
+    #[test]
+    fn a_group_needs_a_user() {
+        let group = Some(v1::Int64Value { value: 5 });
+        for (wire, good) in [
+            (v1::LinuxContainerSecurityContext { run_as_group: group, ..Default::default() }, false),
+            (
+                v1::LinuxContainerSecurityContext {
+                    run_as_group: group,
+                    run_as_user: Some(v1::Int64Value { value: 1 }),
+                    ..Default::default()
+                },
+                true,
+            ),
+            (
+                v1::LinuxContainerSecurityContext {
+                    run_as_group: group,
+                    run_as_username: "nobody".into(),
+                    ..Default::default()
+                },
+                true,
+            ),
+        ] {
+            assert_eq!(security(wire.clone()).is_ok(), good, "{wire:?}");
+        }
+    }
+
+    #[test]
+    fn no_seccomp_message_is_unconfined_and_an_empty_one_is_the_default() {
+        let none = security(v1::LinuxContainerSecurityContext::default()).unwrap();
+        assert_eq!(none.seccomp, None);
+        let empty = security(v1::LinuxContainerSecurityContext {
+            seccomp: Some(v1::SecurityProfile::default()),
+            ..Default::default()
+        })
+        .unwrap();
+        assert_eq!(empty.seccomp, Some(Profile::RuntimeDefault));
+    }
+
+    #[test]
+    fn the_new_apparmor_field_wins_over_the_deprecated_one() {
+        #[allow(deprecated)]
+        let both = security(v1::LinuxContainerSecurityContext {
+            apparmor: Some(v1::SecurityProfile { profile_type: 1, localhost_ref: String::new() }),
+            apparmor_profile: "localhost/x".into(),
+            ..Default::default()
+        })
+        .unwrap();
+        assert_eq!(both.apparmor, Some(Profile::Unconfined));
+    }
+
+    #[test]
+    fn what_is_not_built_is_refused_by_its_name() {
+        let config = v1::ContainerConfig {
+            cdi_devices: vec![v1::CdiDevice { name: "a/b=c".into() }],
+            ..Default::default()
+        };
+        let error = container(config).unwrap_err();
+        assert!(matches!(error, Error::Unsupported { what: "config.CDI_devices", .. }), "{error}");
+    }
+}

@@ -1,0 +1,51 @@
+//! Container and sandbox events for clients that listen. A slow client loses events; it never holds up the runtime.
+
+use berth_cri_api::v1;
+use tokio::sync::broadcast;
+
+use crate::board::Board;
+use crate::convert::status::{container_status, sandbox_status};
+use crate::id::SandboxId;
+use crate::sandbox::state::Change;
+
+/// How many events a client may be behind.
+const BACKLOG: usize = 256;
+
+/// The announcer.
+pub(crate) struct Events {
+    sender: broadcast::Sender<v1::ContainerEventResponse>,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self { sender: broadcast::channel(BACKLOG).0 }
+    }
+}
+
+impl Events {
+    /// Listens from now on.
+    pub(crate) fn listen(&self) -> broadcast::Receiver<v1::ContainerEventResponse> {
+        self.sender.subscribe()
+    }
+
+    /// Tells the listeners, if there are any, with the pod as it is now.
+    pub(crate) fn announce(&self, board: &Board, sandbox: &SandboxId, subject: &str, change: Change) {
+        if self.sender.receiver_count() == 0 {
+            return;
+        }
+        let kind = match change {
+            Change::Created => v1::ContainerEventType::ContainerCreatedEvent,
+            Change::Started => v1::ContainerEventType::ContainerStartedEvent,
+            Change::Stopped => v1::ContainerEventType::ContainerStoppedEvent,
+            Change::Deleted => v1::ContainerEventType::ContainerDeletedEvent,
+        };
+        let view = board.sandbox(sandbox.as_str());
+        let _ = self.sender.send(v1::ContainerEventResponse {
+            container_id: subject.to_owned(),
+            container_event_type: kind.into(),
+            created_at: crate::clock::now_ns(),
+            pod_sandbox_status: view.map(|v| sandbox_status(&v)),
+            containers_statuses: board.containers_of(sandbox).iter().map(|c| container_status(c)).collect(),
+        });
+    }
+}

@@ -1,0 +1,240 @@
+//! Running a command in a container: what it is made of, and ExecSync. The streams of the interactive kind are in `streaming`.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_oci::spec::Process;
+use berth_shim::protocol::{ExecExt, ExecSpec, Reply, Request};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tokio::sync::oneshot;
+
+use crate::Server;
+use crate::board::ContainerState;
+use crate::error::{Error, file};
+use crate::id::ContainerId;
+use crate::sandbox::holdings::Live;
+use crate::sandbox::owner;
+use crate::sandbox::state::Op;
+use crate::shim::ShimClient;
+
+/// Both streams together stay below what clients accept in one message.
+const OUTPUT_LIMIT: usize = berth_cri_api::MAX_MESSAGE_BYTES - 128 * 1024;
+
+/// How long output is read on after the command has ended while somebody else keeps its pipe open.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// A running command. Dropping it kills the command when it still runs.
+pub(crate) struct Running {
+    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) stdout: Option<OwnedFd>,
+    pub(crate) stderr: Option<OwnedFd>,
+    pub(crate) console: Option<OwnedFd>,
+    pub(crate) handle: ExecHandle,
+}
+
+/// The command itself, without its streams.
+pub(crate) struct ExecHandle {
+    shim: Arc<ShimClient>,
+    container: ContainerId,
+    id: String,
+    ended: Option<oneshot::Receiver<i32>>,
+}
+
+impl ExecHandle {
+    /// Waits for the command's end.
+    pub(crate) async fn wait(&mut self) -> Result<i32, Error> {
+        let gone = || Error::ShimGone { id: self.container.as_str().into(), reason: "it ended before the command".into() };
+        let Some(ended) = self.ended.as_mut() else { return Err(gone()) };
+        let code = ended.await.map_err(|_| gone());
+        self.ended = None;
+        code
+    }
+
+    /// Kills the command with everything it started.
+    pub(crate) async fn kill(&self) -> Result<(), Error> {
+        kill(&self.shim, &self.container, &self.id).await
+    }
+
+    /// Sets the size of its terminal.
+    pub(crate) async fn resize(&self, width: u16, height: u16) -> Result<(), Error> {
+        let request = Request::Resize { id: self.container.as_str().into(), exec: Some(self.id.clone()), width, height };
+        self.shim.call("resize the terminal", request, Vec::new()).await.map(|_| ())
+    }
+}
+
+async fn kill(shim: &ShimClient, container: &ContainerId, id: &str) -> Result<(), Error> {
+    let request = Request::Kill { id: container.as_str().into(), exec: Some(id.to_owned()), signal: 9, all: true };
+    shim.call("kill the command", request, Vec::new()).await.map(|_| ())
+}
+
+impl Drop for ExecHandle {
+    fn drop(&mut self) {
+        self.shim.forget_exec(&self.id);
+        if self.ended.is_some() {
+            let (shim, container, id) = (self.shim.clone(), self.container.clone(), std::mem::take(&mut self.id));
+            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                runtime.spawn(async move {
+                    let _ = kill(&shim, &container, &id).await;
+                });
+            }
+        }
+    }
+}
+
+/// A running container by id or prefix, with its sandbox's holdings.
+pub(crate) async fn running(server: &Server, id: &str) -> Result<(ContainerId, Arc<Live>), Arc<Error>> {
+    let view = server.board.need_container(id)?;
+    if view.state != ContainerState::Running {
+        return Err(Arc::new(Error::State {
+            kind: "container",
+            id: view.id.as_str().into(),
+            state: view.state.text(),
+            wanted: "must be running",
+        }));
+    }
+    let live = owner::submit(server, &view.sandbox, Op::Live).await?;
+    Ok((view.id.clone(), live))
+}
+
+/// Starts a command in a running container with the container's own user, environment, capabilities and filter.
+pub(crate) async fn start(server: &Arc<Server>, live: &Arc<Live>, container: &ContainerId, command: Vec<String>, stdin: bool, tty: bool) -> Result<Running, Error> {
+    let memfd = {
+        let (server, live, container) = (server.clone(), live.clone(), container.clone());
+        crate::blocking(move || exec_spec(&server, &live, &container, command, tty)).await?
+    };
+    let shim = live.shim()?.clone();
+    let id = ContainerId::random().as_str()[..32].to_owned();
+    let ended = shim.watch_exec(&id);
+    let request = Request::Exec {
+        container: container.as_str().into(),
+        id: id.clone(),
+        ext: ExecExt { stdin, tty, console_size: (0, 0) },
+    };
+    // From here on the command is killed when nobody waits any more.
+    let handle = ExecHandle { shim: shim.clone(), container: container.clone(), id, ended: Some(ended) };
+    let mut answer = shim.call("exec", request, vec![memfd]).await.map_err(|e| match e {
+        Error::Start { message, .. } => Error::Shim { action: "exec", message: format!("failed to exec in container: {message}") },
+        other => other,
+    })?;
+    let Reply::Execed { stdin, stdout, stderr, console, .. } = answer.reply else { return Err(shim.unexpected("exec")) };
+    Ok(Running {
+        stdin: answer.take(stdin),
+        stdout: answer.take(stdout),
+        stderr: answer.take(stderr),
+        console: answer.take(console),
+        handle,
+    })
+}
+
+/// The process to run, from the container's OCI spec. Blocking.
+fn exec_spec(server: &Server, live: &Live, container: &ContainerId, command: Vec<String>, tty: bool) -> Result<OwnedFd, Error> {
+    let path = server.paths.oci_spec(&live.id, container);
+    let bytes = std::fs::read(&path).map_err(file("read", &path))?;
+    let spec: berth_oci::spec::Spec =
+        serde_json::from_slice(&bytes).map_err(|e| Error::Record { path: path.clone(), reason: e.to_string() })?;
+    let filter = spec.linux.seccomp.as_ref().map(|p| server.filters.get(p)).transpose()?;
+    let base = spec.process.unwrap_or_default();
+    let mut env = base.env.clone();
+    if tty && !env.iter().any(|e| e.0.starts_with(b"TERM=")) {
+        env.push("TERM=xterm".into());
+    }
+    let process = Process { args: command, terminal: tty, console_size: None, env, ..base };
+    let exec = ExecSpec { process, filter: filter.map(|f| f.filter.clone()) };
+    let json = serde_json::to_vec(&exec).map_err(|e| Error::Record { path, reason: e.to_string() })?;
+    berth_linux::memfd::sealed_memfd("exec-spec", &json, false).map_err(file("make", "exec-spec"))
+}
+
+/// What ExecSync returns.
+pub(crate) struct Output {
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+    pub(crate) code: i32,
+}
+
+/// ExecSync: runs a command to its end and collects its output. After `timeout` it is killed with all it started.
+pub(crate) async fn sync(server: &Arc<Server>, id: &str, command: Vec<String>, timeout: Option<Duration>) -> Result<Output, Arc<Error>> {
+    let (container, live) = running(server, id).await?;
+    let text = command.join(" ");
+    let mut running = start(server, &live, &container, command, false, false).await?;
+    let budget = Budget::default();
+    let (stdout, stderr) = (Sink::default(), Sink::default());
+    let collecting = {
+        let stdout = collect(running.stdout.take(), budget.clone(), stdout.clone());
+        let stderr = collect(running.stderr.take(), budget, stderr.clone());
+        async { tokio::join!(stdout, stderr) }
+    };
+    let work = async {
+        tokio::select! {
+            biased;
+            _ = collecting => {}
+            code = wait_then_drain(&mut running.handle) => return code,
+        }
+        running.handle.wait().await
+    };
+    let ended = match timeout {
+        Some(limit) => match tokio::time::timeout(limit, work).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                if let Err(error) = running.handle.kill().await {
+                    tracing::debug!(error = %crate::error::text(&error), "killing a command that timed out");
+                }
+                let _ = tokio::time::timeout(Duration::from_secs(5), running.handle.wait()).await;
+                return Err(Arc::new(Error::Timeout { command: text, seconds: limit.as_secs() }));
+            }
+        },
+        None => work.await,
+    };
+    let code = ended?;
+    Ok(Output { stdout: take(&stdout), stderr: take(&stderr), code })
+}
+
+/// The end of the command, and a little time for output that others hold open.
+async fn wait_then_drain(handle: &mut ExecHandle) -> Result<i32, Error> {
+    let code = handle.wait().await?;
+    tokio::time::sleep(DRAIN).await;
+    Ok(code)
+}
+
+#[derive(Clone)]
+struct Budget(Arc<std::sync::atomic::AtomicUsize>);
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self(Arc::new(std::sync::atomic::AtomicUsize::new(OUTPUT_LIMIT)))
+    }
+}
+
+type Sink = Arc<std::sync::Mutex<Vec<u8>>>;
+
+fn take(sink: &Sink) -> Vec<u8> {
+    std::mem::take(&mut *sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+}
+
+/// Reads a stream to its end; what is over the shared budget is read and thrown away.
+async fn collect(fd: Option<OwnedFd>, budget: Budget, sink: Sink) {
+    use std::sync::atomic::Ordering;
+    let Some(mut pipe) = fd.and_then(reader) else { return };
+    let mut buffer = vec![0u8; 16 * 1024];
+    loop {
+        match pipe.read(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(n) => {
+                let left = budget.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| Some(left.saturating_sub(n)));
+                let granted = left.unwrap_or(0).min(n);
+                sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner).extend_from_slice(&buffer[..granted]);
+            }
+        }
+    }
+}
+
+/// The read end of a pipe, for async use.
+pub(crate) fn reader(fd: OwnedFd) -> Option<pipe::Receiver> {
+    pipe::Receiver::from_owned_fd(fd).inspect_err(|error| tracing::warn!(%error, "output of a command can not be read")).ok()
+}
+
+/// The write end of a pipe, for async use.
+pub(crate) fn writer(fd: OwnedFd) -> Option<pipe::Sender> {
+    pipe::Sender::from_owned_fd(fd).inspect_err(|error| tracing::warn!(%error, "input of a command can not be written")).ok()
+}

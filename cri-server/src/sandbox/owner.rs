@@ -1,0 +1,262 @@
+//! The owner task of a sandbox: picks an event, lets the state machine apply it, shows the result, answers, and starts the slow
+//! work whose completion comes back as an event.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::state::{Done, Event, Machine, Op, Outbox, Reply, Task};
+use super::run;
+use crate::Server;
+use crate::board::{ContainerView, SandboxView};
+use crate::container;
+use crate::error::{Error, Shared};
+use crate::id::{ContainerId, SandboxId};
+use crate::records::{self, ContainerRecord};
+use crate::spec::{SandboxMetadata, SandboxSpec};
+
+/// Where an owner gets its events.
+pub(crate) type Mail = mpsc::UnboundedSender<Event>;
+
+#[derive(Default)]
+struct Register {
+    owners: HashMap<SandboxId, Mail>,
+    names: HashMap<SandboxMetadata, SandboxId>,
+}
+
+/// Who owns which sandbox.
+#[derive(Default)]
+pub(crate) struct Owners {
+    register: Mutex<Register>,
+}
+
+impl Owners {
+    fn lock(&self) -> MutexGuard<'_, Register> {
+        self.register.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The mailbox of a sandbox.
+    pub(crate) fn get(&self, id: &SandboxId) -> Option<Mail> {
+        self.lock().owners.get(id).cloned()
+    }
+
+    /// All sandboxes that have an owner.
+    pub(crate) fn ids(&self) -> Vec<SandboxId> {
+        self.lock().owners.keys().cloned().collect()
+    }
+
+    fn forget(&self, id: &SandboxId, metadata: &SandboxMetadata) {
+        let mut register = self.lock();
+        register.owners.remove(id);
+        if register.names.get(metadata) == Some(id) {
+            register.names.remove(metadata);
+        }
+    }
+
+    /// Registers a sandbox that the recovery found.
+    pub(crate) fn register(&self, id: &SandboxId, metadata: &SandboxMetadata, mail: Mail) {
+        let mut register = self.lock();
+        register.owners.insert(id.clone(), mail);
+        register.names.insert(metadata.clone(), id.clone());
+    }
+}
+
+/// Submits RunPodSandbox: to the owner of the sandbox with this metadata, or to a new one.
+pub(crate) fn submit_run(server: &Arc<Server>, spec: SandboxSpec, reply: Reply<SandboxId>) {
+    let mut register = server.owners.lock();
+    if let Some(mail) = register.names.get(&spec.metadata).and_then(|id| register.owners.get(id)) {
+        // Owners leave the register before they end, so the mailbox is open.
+        let _ = mail.send(Event::Op(Op::Run(reply)));
+        return;
+    }
+    let id = SandboxId::random();
+    let (mail, inbox) = mpsc::unbounded_channel();
+    register.names.insert(spec.metadata.clone(), id.clone());
+    register.owners.insert(id.clone(), mail.clone());
+    drop(register);
+    let machine = Machine::new(id, Arc::new(spec));
+    let _ = mail.send(Event::Op(Op::Run(reply)));
+    tokio::spawn(own(server.clone(), machine, mail, inbox));
+}
+
+/// Submits an operation to the owner of a sandbox and waits for the answer.
+pub(crate) async fn submit<T>(server: &Server, id: &SandboxId, op: impl FnOnce(Reply<T>) -> Op) -> Shared<T> {
+    let gone = || Arc::new(Error::NotFound { kind: "pod sandbox", id: id.as_str().into() });
+    let mail = server.owners.get(id).ok_or_else(gone)?;
+    let (reply, answer) = oneshot::channel();
+    mail.send(Event::Op(op(reply))).map_err(|_| gone())?;
+    answer.await.map_err(|_| gone())?
+}
+
+/// The owner's loop. Ends when the sandbox is removed or could not be made.
+pub(crate) async fn own(server: Arc<Server>, mut machine: Machine, mail: Mail, mut inbox: mpsc::UnboundedReceiver<Event>) {
+    show(&server, &machine, &everything(&machine));
+    loop {
+        let deadline = machine.deadline();
+        let event = tokio::select! {
+            event = inbox.recv() => match event {
+                Some(event) => event,
+                None => return,
+            },
+            () = sleep_until(deadline) => Event::Tick,
+        };
+        let out = machine.apply(event, std::time::Instant::now());
+        show(&server, &machine, &out);
+        if machine.over() {
+            server.owners.forget(&machine.id, &machine.spec.metadata);
+        }
+        for (id, change) in &out.events {
+            server.events.announce(&server.board, &machine.id, id, *change);
+        }
+        for answer in out.answers {
+            answer();
+        }
+        for task in out.tasks {
+            tokio::spawn(perform(server.clone(), machine.id.clone(), machine.spec.clone(), machine.created_at, task, mail.clone()));
+        }
+        if machine.over() {
+            return;
+        }
+    }
+}
+
+async fn sleep_until(deadline: Option<std::time::Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// An outbox that shows all there is.
+fn everything(machine: &Machine) -> Outbox {
+    Outbox {
+        sandbox_changed: machine.listed(),
+        changed: machine.containers.keys().cloned().collect(),
+        ..Default::default()
+    }
+}
+
+/// Brings the board up to date, and the durable records.
+fn show(server: &Server, machine: &Machine, out: &Outbox) {
+    for id in &out.gone {
+        server.board.remove_container(id);
+    }
+    for id in &out.changed {
+        if let Some(view) = container_view(machine, id) {
+            keep(server, &view);
+            server.board.put_container(view);
+        }
+    }
+    if out.sandbox_changed {
+        if machine.listed() {
+            server.board.put_sandbox(sandbox_view(machine, server));
+        } else {
+            server.board.remove_sandbox(&machine.id);
+        }
+    }
+}
+
+fn sandbox_view(machine: &Machine, server: &Server) -> SandboxView {
+    let live = machine.live().filter(|_| machine.ready());
+    SandboxView {
+        id: machine.id.clone(),
+        spec: machine.spec.clone(),
+        ready: machine.ready(),
+        created_at: machine.created_at,
+        ips: live.map(|l| l.ips.clone()).unwrap_or_default(),
+        pid: live.and_then(|l| l.process.as_ref()).map(|p| p.pid),
+        cgroup: server.cgroups.sandbox(&machine.spec.cgroup_parent, &machine.id),
+    }
+}
+
+fn container_view(machine: &Machine, id: &ContainerId) -> Option<ContainerView> {
+    let container = machine.containers.get(id)?;
+    Some(ContainerView {
+        id: id.clone(),
+        sandbox: machine.id.clone(),
+        facts: container.facts.clone()?,
+        resources: container.resources.clone(),
+        state: container.state()?,
+        created_at: container.created_at,
+        started_at: container.started_at,
+        pid: container.pid,
+        exit: container.exit().cloned(),
+    })
+}
+
+/// Hands the record of a container to the durable side.
+fn keep(server: &Server, view: &ContainerView) {
+    let record = ContainerRecord {
+        version: records::VERSION,
+        id: view.id.clone(),
+        sandbox: view.sandbox.clone(),
+        boot: server.boot.clone(),
+        created_at: view.created_at,
+        started_at: view.started_at,
+        resources: view.resources.clone(),
+        exit: view.exit.clone(),
+        facts: (*view.facts).clone(),
+    };
+    server.durable.put(crate::paths::record(&server.paths.kept_container(&view.id)), records::encode(&record));
+}
+
+/// Does one piece of slow work and reports back.
+async fn perform(server: Arc<Server>, id: SandboxId, spec: Arc<SandboxSpec>, created_at: i64, task: Task, mail: Mail) {
+    let done = match task {
+        Task::Run => Done::Ran(run::run(server, id, spec, created_at, mail.clone()).await),
+        Task::Create { id: container, spec, log_directory, live } => {
+            let result = container::create::create(&server, &live, &container, *spec, &log_directory).await;
+            Done::Created { id: container, result }
+        }
+        Task::Start { id: container, live } => {
+            let result = container::control::start(&server, &live, &container).await;
+            let at = result.as_ref().copied().unwrap_or_else(|_| crate::clock::now_ns());
+            Done::Started { id: container, at, result: result.map(|_| ()) }
+        }
+        Task::Signal { id: container, signal, live } => {
+            let result = container::control::signal(&live, &container, signal, false).await;
+            Done::Signalled { id: container, result }
+        }
+        Task::Kill { id: container, live } => {
+            let result = container::control::signal(&live, &container, 9, true).await;
+            Done::Signalled { id: container, result }
+        }
+        Task::Delete { id: container, live } => {
+            let result = container::control::delete(&server, &id, live.as_deref(), &spec, &container).await;
+            Done::Deleted { id: container, result }
+        }
+        Task::Update { id: container, resources, merged, reply, live } => {
+            let result = container::control::update(&server, &live, &container, &resources, &merged).await;
+            Done::Updated { id: container, resources: merged, reply, result }
+        }
+        Task::ReopenLog { id: container, reply, live } => {
+            let _ = reply.send(container::control::reopen_log(&live, &container).await.map_err(Arc::new));
+            return;
+        }
+        Task::Bury { live, containers } => Done::Lost(container::control::bury(&server, &live, containers).await),
+        Task::TearDown { live } => {
+            let result = live.give_back(&server).await;
+            if result.is_ok() {
+                note_stopped(&server, &live, created_at).await;
+            }
+            let rest = result.is_err().then_some(live);
+            Done::TornDown { rest, result }
+        }
+        Task::Erase => Done::Erased(run::erase(&server, &id).await),
+    };
+    let _ = mail.send(Event::Done(done));
+}
+
+/// The records say from here on that nothing of the sandbox lives.
+async fn note_stopped(server: &Arc<Server>, live: &super::holdings::Live, created_at: i64) {
+    let mut record = run::record(&live.id, &live.spec, created_at, &live.cgroup, server);
+    record.ready = true;
+    record.stopped = true;
+    let bytes = records::encode(&record);
+    server.durable.put(crate::paths::record(&server.paths.kept_sandbox(&live.id)), bytes.clone());
+    let state = crate::paths::record(&server.paths.live_sandbox(&live.id));
+    if let Err(error) = crate::blocking(move || records::write(&state, &bytes)).await {
+        tracing::warn!(error = %crate::error::text(&error), "state record");
+    }
+}

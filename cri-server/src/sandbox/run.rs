@@ -1,0 +1,216 @@
+//! Making a sandbox: folders and records, shim, namespaces, network. Undone in reverse at the first error.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use berth_linux::pidfd::PidFd;
+use berth_shim::protocol::{
+    Event as ShimEvent, IdMapping, NetMode, NsMode, PodNamespace, Reply, Request, SandboxConfig, UserNamespace, VERSION,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::holdings::{self, Live, ShimProcess};
+use super::owner::Mail;
+use super::state::{Event, ProcessExit};
+use super::files;
+use crate::Server;
+use crate::error::{Error, file};
+use crate::id::SandboxId;
+use crate::records::{self, SandboxRecord};
+use crate::shim::ShimClient;
+use crate::spec::{IdMap, NamespaceMode, SandboxSpec};
+
+/// Size of a pod's /dev/shm, as everywhere.
+const SHM_BYTES: u64 = 64 << 20;
+
+/// What the shim is told about a sandbox.
+pub(crate) fn shim_config(id: &SandboxId, spec: &SandboxSpec, cgroup: &str, server: &Server) -> SandboxConfig {
+    let ns = &spec.namespaces;
+    let node = |mode| mode == NamespaceMode::Node;
+    let maps = |maps: &[IdMap]| {
+        maps.iter().map(|m| IdMapping { container_id: m.container, host_id: m.host, size: m.length }).collect::<Vec<_>>()
+    };
+    let mut sysctls = std::collections::BTreeMap::new();
+    if !spec.host_network() {
+        sysctls.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());
+        if ns.own_users().is_none() {
+            sysctls.insert("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned());
+        }
+    }
+    sysctls.extend(spec.sysctls.clone());
+    SandboxConfig {
+        version: VERSION,
+        sandbox_id: id.as_str().into(),
+        runtime_dir: server.paths.live_sandbox(id),
+        cgroup: cgroup.into(),
+        hostname: files::hostname(spec),
+        sysctls,
+        net: if node(ns.network) { NetMode::Host } else { NetMode::New },
+        ipc: if node(ns.ipc) { NsMode::Host } else { NsMode::New },
+        uts: if node(ns.network) { NsMode::Host } else { NsMode::New },
+        share_pid: ns.pid == NamespaceMode::Pod,
+        user: ns
+            .own_users()
+            .map(|u| UserNamespace { uid_mappings: maps(&u.uids), gid_mappings: maps(&u.gids) }),
+        shm_size: if node(ns.ipc) { 0 } else { SHM_BYTES },
+    }
+}
+
+/// The record of a sandbox.
+pub(crate) fn record(id: &SandboxId, spec: &SandboxSpec, created_at: i64, cgroup: &str, server: &Server) -> SandboxRecord {
+    SandboxRecord {
+        version: records::VERSION,
+        id: id.clone(),
+        boot: server.boot.clone(),
+        created_at,
+        ready: false,
+        stopped: false,
+        cgroup: cgroup.into(),
+        spec: spec.clone(),
+    }
+}
+
+/// Makes the sandbox. Whatever fails, nothing of it is left.
+pub(crate) async fn run(server: Arc<Server>, id: SandboxId, spec: Arc<SandboxSpec>, created_at: i64, mail: Mail) -> Result<Arc<Live>, Error> {
+    let cgroup = server.cgroups.sandbox(&spec.cgroup_parent, &id);
+    let mut live = Live::new(id, spec, cgroup);
+    match build(&server, &mut live, created_at, &mail).await {
+        Ok(()) => Ok(Arc::new(live)),
+        Err(error) => {
+            if let Err(undo) = live.give_back(&server).await {
+                tracing::warn!(sandbox = %live.id, error = %crate::error::text(&undo), "undoing a failed sandbox");
+            }
+            if let Err(undo) = erase(&server, &live.id).await {
+                tracing::warn!(sandbox = %live.id, error = %crate::error::text(&undo), "undoing a failed sandbox");
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn build(server: &Arc<Server>, live: &mut Live, created_at: i64, mail: &Mail) -> Result<(), Error> {
+    let mut record = record(&live.id, &live.spec, created_at, &live.cgroup, server);
+    let (pid, pidfd) = {
+        let (server, id, spec, record) = (server.clone(), live.id.clone(), live.spec.clone(), record.clone());
+        crate::blocking(move || prepare(&server, &id, &spec, &record)).await?
+    };
+    live.process = Some(watch(pid, pidfd, mail.clone())?);
+    let socket = server.paths.socket(&live.id);
+    connect(live, &socket, mail).await?;
+    if !live.spec.host_network() {
+        attach(server, live).await?;
+    }
+    record.ready = true;
+    let (state, kept) = (crate::paths::record(&server.paths.live_sandbox(&live.id)), crate::paths::record(&server.paths.kept_sandbox(&live.id)));
+    let bytes = records::encode(&record);
+    server.durable.put(kept, bytes.clone());
+    crate::blocking(move || records::write(&state, &bytes)).await
+}
+
+/// Folders, record, files, shim.
+fn prepare(server: &Server, id: &SandboxId, spec: &SandboxSpec, record: &SandboxRecord) -> Result<(i32, OwnedFd), Error> {
+    let folder = server.paths.live_sandbox(id);
+    std::fs::create_dir_all(folder.join("containers")).map_err(file("create", &folder))?;
+    let kept = server.paths.kept_sandbox(id);
+    std::fs::create_dir_all(&kept).map_err(file("create", &kept))?;
+    records::write(&crate::paths::record(&folder), &records::encode(record))?;
+    files::write(&folder, spec, &server.config)?;
+    server.cgroups.ensure_parent(&record.cgroup, id.as_str())?;
+    crate::shim::start(&server.program, &shim_config(id, spec, &record.cgroup, server), &server.paths.socket(id), None)
+}
+
+/// Watches a shim's process: its end is an event at once.
+pub(crate) fn watch(pid: i32, pidfd: OwnedFd, mail: Mail) -> Result<ShimProcess, Error> {
+    let io = |source| Error::File { action: "watch", path: "berth-shim".into(), source };
+    let watched = crate::streaming::async_fd(pidfd.try_clone().map_err(io)?, tokio::io::Interest::READABLE).map_err(io)?;
+    let ended = CancellationToken::new();
+    let token = ended.clone();
+    tokio::spawn(async move {
+        let _ = watched.readable().await;
+        // A child of ours is reaped; of another agent's shim somebody else is the parent.
+        let _ = PidFd::from(watched.into_inner()).wait(true);
+        token.cancel();
+        let _ = mail.send(Event::ShimGone);
+    });
+    Ok(ShimProcess { pid, pidfd: PidFd::from(pidfd), ended })
+}
+
+/// Connects to the shim and fetches the namespaces.
+pub(crate) async fn connect(live: &mut Live, socket: &std::path::Path, mail: &Mail) -> Result<(), Error> {
+    let stream = crate::shim::connect(socket).map_err(file("connect to", socket))?;
+    let (events, gone) = (mail.clone(), mail.clone());
+    let id = live.id.clone();
+    let client = ShimClient::new(
+        id.as_str(),
+        stream,
+        move |event| match event {
+            ShimEvent::Exited { id, exit } => {
+                let exit = process_exit(&exit);
+                let _ = events.send(Event::Exited { id: id.into(), exit });
+            }
+            ShimEvent::PauseExited { pid } => tracing::warn!(pid, "the pause process of a pod has ended"),
+            _ => {}
+        },
+        // A broken connection to a living shim is a shim that can not be used: it counts as dead.
+        move |_| {
+            let _ = gone.send(Event::ShimGone);
+        },
+    )
+    .map_err(file("watch", socket))?;
+    let client = Arc::new(client);
+    live.shim = Some(client.clone());
+    client.greet().await?;
+    let answer = client.call("fetch the namespaces", Request::Namespaces, Vec::new()).await?;
+    let Reply::Namespaces { kinds, .. } = &answer.reply else { return Err(client.unexpected("fetch the namespaces")) };
+    let kinds = kinds.clone();
+    for (kind, fd) in kinds.into_iter().zip(answer.into_fds()) {
+        if kind == PodNamespace::Net {
+            live.netns = Some(fd);
+        }
+    }
+    Ok(())
+}
+
+/// The shim's record of an exit in our words.
+pub(crate) fn process_exit(exit: &berth_shim::protocol::ExitRecord) -> ProcessExit {
+    ProcessExit { code: exit.code, oom: exit.oom, finished_at: exit.finished_at_ns }
+}
+
+/// The name of a network namespace for foreign plugins.
+pub(crate) fn netns_path(server: &Server, id: &SandboxId) -> std::path::PathBuf {
+    format!("/run/netns/berth-{}-{}", server.instance, &id.as_str()[..13.min(id.as_str().len())]).into()
+}
+
+async fn attach(server: &Arc<Server>, live: &mut Live) -> Result<(), Error> {
+    let failed = |source| Error::Network { action: "set up", id: live.id.as_str().into(), source };
+    let Some(netns) = &live.netns else { return Err(failed("the shim has no network namespace".into())) };
+    if server.network.needs_netns_path() {
+        let path = netns_path(server, &live.id);
+        let (fd, to) = (netns.try_clone().map_err(|e| failed(Box::new(e)))?, path.clone());
+        crate::blocking(move || holdings::bind(&fd, &to)).await?;
+        live.netns_path = Some(path);
+    }
+    let Some(netns) = live.cni_netns() else { return Err(failed("the network namespace can not be duplicated".into())) };
+    let attachment = server.network.attach(&live.pod_network(), netns).await.map_err(|e| failed(Box::new(e)))?;
+    live.ips = attachment.pod_ips();
+    Ok(())
+}
+
+/// Removes the folders and records of a sandbox.
+pub(crate) async fn erase(server: &Arc<Server>, id: &SandboxId) -> Result<(), Error> {
+    let (live, kept) = (server.paths.live_sandbox(id), server.paths.kept_sandbox(id));
+    server.durable.forget(crate::paths::record(&kept));
+    crate::blocking(move || {
+        remove_folder(&kept)?;
+        remove_folder(&live)
+    })
+    .await
+}
+
+/// Removes a folder; gone is success. Blocking.
+pub(crate) fn remove_folder(path: &std::path::Path) -> Result<(), Error> {
+    match std::fs::remove_dir_all(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(file("remove", path)(e)),
+        _ => Ok(()),
+    }
+}

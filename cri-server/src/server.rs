@@ -1,0 +1,178 @@
+//! What the parts of the server share. No behaviour of its own: a table of contents of the running server.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use berth_cni::{Network, NetworkConfig};
+use berth_image::{ImageStore, StoreConfig};
+use berth_linux::caps::CapSet;
+use berth_linux::instance::InstanceId;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use crate::board::Board;
+use crate::cgroups::Cgroups;
+use crate::config::Config;
+use crate::container::security::FilterCache;
+use crate::error::{Error, file, invalid};
+use crate::events::Events;
+use crate::paths::Paths;
+use crate::reaper::Reaper;
+use crate::records::Durable;
+use crate::sandbox::owner::Owners;
+use crate::shim::Program;
+use crate::streaming::Tokens;
+
+/// The parts.
+pub(crate) struct Server {
+    pub(crate) config: Config,
+    /// Six hex digits, from the state folder.
+    pub(crate) instance: String,
+    /// The kernel's id of this boot.
+    pub(crate) boot: String,
+    pub(crate) paths: Paths,
+    pub(crate) board: Board,
+    pub(crate) owners: Owners,
+    pub(crate) events: Events,
+    pub(crate) durable: Durable,
+    pub(crate) reaper: Reaper,
+    pub(crate) cgroups: Cgroups,
+    pub(crate) images: Arc<ImageStore>,
+    pub(crate) network: Network,
+    pub(crate) program: Program,
+    pub(crate) filters: FilterCache,
+    pub(crate) tokens: Tokens,
+    /// What this process may give at most.
+    pub(crate) bounding: CapSet,
+    pub(crate) features: Features,
+    closing: CancellationToken,
+}
+
+impl Server {
+    /// Opens everything. Nothing is recovered yet.
+    pub(crate) async fn open(mut config: Config) -> Result<Self, Error> {
+        for folder in [&mut config.root, &mut config.state] {
+            std::fs::create_dir_all(&*folder).map_err(file("create", &*folder))?;
+            *folder = std::fs::canonicalize(&*folder).map_err(file("resolve", &*folder))?;
+        }
+        let paths = Paths::new(&config.root, &config.state);
+        for folder in [paths.kept_sandboxes(), paths.kept_containers(), paths.live_sandboxes()] {
+            std::fs::create_dir_all(&folder).map_err(file("create", &folder))?;
+        }
+        let instance = InstanceId::of_state_dir(&config.state).to_string();
+        let boot = berth_linux::boot::boot_id().map_err(|e| Error::Linux { action: "read the boot id".into(), source: Box::new(e) })?;
+        let images = open_images(&config, &paths).await?;
+        Ok(Self {
+            network: open_network(&config, &paths, &instance)?,
+            durable: Durable::start()?,
+            reaper: Reaper::start(paths.trash())?,
+            cgroups: Cgroups::new(&instance)?,
+            program: Program::new(config.shim, paths.shim_folder()),
+            board: Board::default(),
+            owners: Owners::default(),
+            events: Events::default(),
+            filters: FilterCache::default(),
+            tokens: Tokens::default(),
+            bounding: berth_linux::caps::bounding(),
+            features: Features::detect(),
+            closing: CancellationToken::new(),
+            images,
+            paths,
+            boot,
+            instance,
+            config,
+        })
+    }
+
+    /// Whether no new work is taken.
+    pub(crate) fn closing(&self) -> bool {
+        self.closing.is_cancelled()
+    }
+
+    /// Takes no new work from here on.
+    pub(crate) fn close(&self) {
+        self.closing.cancel();
+    }
+
+    /// Ends when the server closes.
+    pub(crate) fn closed(&self) -> WaitForCancellationFutureOwned {
+        self.closing.clone().cancelled_owned()
+    }
+
+    /// The ids of the sandboxes that are READY: those that may hold something of the network.
+    pub(crate) fn board_ready(&self) -> BTreeSet<String> {
+        self.board.sandboxes().iter().filter(|v| v.ready).map(|v| v.id.as_str().to_owned()).collect()
+    }
+}
+
+async fn open_images(config: &Config, paths: &Paths) -> Result<Arc<ImageStore>, Error> {
+    let mut store = StoreConfig::new(paths.images());
+    store.registry.config_dirs.clone_from(&config.registry_config_dirs);
+    let images = ImageStore::open(store).await.map_err(|e| Error::Image { action: "open the store of", image: "all".into(), source: Box::new(e) })?;
+    for problem in images.problems() {
+        tracing::warn!(path = %problem.path.display(), reason = problem.reason, "image store");
+    }
+    Ok(images)
+}
+
+fn open_network(config: &Config, paths: &Paths, instance: &str) -> Result<Network, Error> {
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Network { action: "open the", id: "all".into(), source };
+    let pod_cidrs = config
+        .pod_cidrs
+        .iter()
+        .map(|c| c.parse().map_err(|_| invalid("pod_cidr", format!("{c:?} is not a CIDR"))))
+        .collect::<Result<Vec<_>, Error>>()?;
+    Network::load(NetworkConfig {
+        conf_dir: config.cni_conf_dir.clone(),
+        bin_dirs: config.cni_bin_dirs.clone(),
+        instance: instance.to_owned(),
+        state_dir: paths.network_state(),
+        cache_dir: paths.network_cache(),
+        pod_cidrs,
+        prefer_external: false,
+        plugin_timeout: std::time::Duration::from_secs(60),
+    })
+    .map_err(|e| failed(Box::new(e)))
+}
+
+/// What the kernel can do for containers, found out once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Features {
+    pub(crate) recursive_readonly: bool,
+    pub(crate) user_namespaces: bool,
+}
+
+impl Features {
+    /// Looks at the kernel. mount_setattr came with 5.12, idmapped overlay layers with 5.19.
+    pub(crate) fn detect() -> Self {
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        let version = version(&release);
+        let namespaces = std::path::Path::new("/proc/self/ns/user").exists();
+        Self { recursive_readonly: version >= (5, 12), user_namespaces: namespaces && version >= (5, 19) }
+    }
+}
+
+fn version(release: &str) -> (u32, u32) {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// Runs something that blocks on a thread for that.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(e) if e.is_cancelled() => Err(Error::Closing),
+        Err(e) => Err(Error::File { action: "run", path: "worker".into(), source: std::io::Error::other(e) }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_versions_are_compared_as_numbers() {
+        for (text, want) in [("6.18.5-cloud-amd64", (6, 18)), ("5.4.0", (5, 4)), ("6.1-rc3", (6, 1)), ("x", (0, 0))] {
+            assert_eq!(version(text), want, "{text}");
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! One connection to a shim: requests with descriptors, replies by number, events to whoever asked for them. Must not decide anything.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use berth_linux::fdpass::{MAX_FDS, recv_with_fds, send_with_fds};
+use berth_shim::protocol::{Decoder, Event, FailureKind, FrameError, FromShim, Reply, Request, ToShim, VERSION, encode};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::error::Error;
+
+/// A reply with its descriptors.
+pub(crate) struct Answer {
+    pub(crate) reply: Reply,
+    fds: Vec<Option<OwnedFd>>,
+}
+
+impl Answer {
+    /// Takes the descriptor at an index, once.
+    pub(crate) fn take(&mut self, index: Option<u32>) -> Option<OwnedFd> {
+        self.fds.get_mut(index? as usize)?.take()
+    }
+
+    /// All descriptors in order.
+    pub(crate) fn into_fds(self) -> Vec<OwnedFd> {
+        self.fds.into_iter().flatten().collect()
+    }
+}
+
+/// The connection has ended.
+#[derive(Debug, Clone)]
+pub(crate) struct Gone;
+
+type Waiter = oneshot::Sender<Answer>;
+
+#[derive(Default)]
+struct Shared {
+    closed: bool,
+    pending: HashMap<u64, Waiter>,
+    execs: HashMap<String, oneshot::Sender<i32>>,
+}
+
+/// A connection to a shim. Dropping the last handle closes it, which kills the execs it owns.
+pub(crate) struct ShimClient {
+    sandbox: String,
+    seq: AtomicU64,
+    shared: Arc<Mutex<Shared>>,
+    out: mpsc::UnboundedSender<(Vec<u8>, Vec<OwnedFd>)>,
+    reader: tokio::task::AbortHandle,
+}
+
+impl Drop for ShimClient {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl ShimClient {
+    /// Takes over a connected socket. `events` gets what the shim reports (after [`Request::Subscribe`]); `gone` is called
+    /// once when the connection ends.
+    pub(crate) fn new(
+        sandbox: &str,
+        stream: std::os::unix::net::UnixStream,
+        events: impl Fn(Event) + Send + Sync + 'static,
+        gone: impl FnOnce(Gone) + Send + 'static,
+    ) -> io::Result<Self> {
+        let stream = Arc::new(UnixStream::from_std(stream)?);
+        let shared = Arc::new(Mutex::new(Shared::default()));
+        let (out, queue) = mpsc::unbounded_channel();
+        tokio::spawn(write_frames(stream.clone(), queue));
+        let reading = shared.clone();
+        let reader = tokio::spawn(async move {
+            let end = read_frames(&stream, &reading, &events).await;
+            tracing::debug!(error = ?end.err(), "connection to shim ended");
+            let mut state = lock(&reading);
+            state.closed = true;
+            state.pending.clear();
+            state.execs.clear();
+            drop(state);
+            gone(Gone);
+        });
+        Ok(Self { sandbox: sandbox.into(), seq: AtomicU64::new(1), shared, out, reader: reader.abort_handle() })
+    }
+
+    fn gone(&self, reason: &str) -> Error {
+        Error::ShimGone { id: self.sandbox.clone(), reason: reason.into() }
+    }
+
+    /// Sends a request and waits for its answer; a refusal is an error with the shim's text.
+    pub(crate) async fn call(&self, action: &'static str, request: Request, fds: Vec<OwnedFd>) -> Result<Answer, Error> {
+        let seq = self.seq.fetch_add(1, Ordering::Relaxed);
+        let frame = encode(&ToShim { seq, request }, fds.len()).map_err(|e| Error::Shim { action, message: e.to_string() })?;
+        let (tx, rx) = oneshot::channel();
+        {
+            let mut state = lock(&self.shared);
+            if state.closed {
+                return Err(self.gone("the connection is closed"));
+            }
+            state.pending.insert(seq, tx);
+        }
+        self.out.send((frame, fds)).map_err(|_| self.gone("the connection is closed"))?;
+        let answer = rx.await.map_err(|_| self.gone("it ended before it answered"))?;
+        match answer.reply {
+            Reply::Error(failure) => Err(match failure.kind {
+                FailureKind::Start => Error::Start { id: action.into(), message: failure.message },
+                _ => Error::Shim { action, message: failure.message },
+            }),
+            _ => Ok(answer),
+        }
+    }
+
+    /// Says hello and asks for events; everything after this is heard.
+    pub(crate) async fn greet(&self) -> Result<i32, Error> {
+        let answer = self.call("greet the shim", Request::Hello { version: VERSION }, Vec::new()).await?;
+        let Reply::Hello { pid, .. } = answer.reply else { return Err(self.unexpected("greet the shim")) };
+        self.call("subscribe to the shim", Request::Subscribe, Vec::new()).await?;
+        Ok(pid)
+    }
+
+    /// The reply was of the wrong kind.
+    pub(crate) fn unexpected(&self, action: &'static str) -> Error {
+        Error::Shim { action, message: "the shim's answer is of another kind".into() }
+    }
+
+    /// Asks to be told when an exec ends. Must come before the exec is requested.
+    pub(crate) fn watch_exec(&self, id: &str) -> oneshot::Receiver<i32> {
+        let (tx, rx) = oneshot::channel();
+        lock(&self.shared).execs.insert(id.to_owned(), tx);
+        rx
+    }
+
+    /// No longer interested.
+    pub(crate) fn forget_exec(&self, id: &str) {
+        lock(&self.shared).execs.remove(id);
+    }
+}
+
+async fn write_frames(stream: Arc<UnixStream>, mut queue: mpsc::UnboundedReceiver<(Vec<u8>, Vec<OwnedFd>)>) {
+    while let Some((bytes, fds)) = queue.recv().await {
+        if let Err(error) = write_frame(&stream, &bytes, &fds).await {
+            tracing::debug!(%error, "writing to shim");
+            return; // The reader sees the end of the connection too.
+        }
+    }
+}
+
+async fn write_frame(stream: &UnixStream, bytes: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
+    let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+    let (mut rest, mut left) = (bytes, borrowed.as_slice());
+    while !rest.is_empty() {
+        let (now, later) = left.split_at(left.len().min(MAX_FDS));
+        let piece = if later.is_empty() { rest } else { &rest[..1] };
+        let sent = stream
+            .async_io(Interest::WRITABLE, || send_with_fds(stream.as_fd(), piece, now))
+            .await?;
+        rest = &rest[sent..];
+        left = later;
+    }
+    Ok(())
+}
+
+async fn read_frames(stream: &UnixStream, shared: &Mutex<Shared>, events: &(impl Fn(Event) + Sync)) -> io::Result<()> {
+    let mut decoder = Decoder::new();
+    loop {
+        stream.readable().await?;
+        // The buffer lives only while there is something to read: an idle connection costs nothing.
+        let mut buffer = vec![0u8; 16 * 1024];
+        match stream.try_io(Interest::READABLE, || recv_with_fds(stream.as_fd(), &mut buffer, MAX_FDS)) {
+            Ok((0, _)) => return Ok(()),
+            Ok((n, fds)) => decoder.push(&buffer[..n], fds),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(e) => return Err(e),
+        }
+        drop(buffer);
+        loop {
+            match decoder.next::<FromShim>() {
+                Ok(Some((message, fds))) => dispatch(message, fds, shared, events),
+                Ok(None) => break,
+                // A message of a later version: skipped, the stream is in step.
+                Err(FrameError::Body { source, .. }) => tracing::debug!(%source, "message of a later shim skipped"),
+                Err(e) => return Err(io::Error::other(e)),
+            }
+        }
+    }
+}
+
+fn dispatch(message: FromShim, fds: Vec<OwnedFd>, shared: &Mutex<Shared>, events: &(impl Fn(Event) + Sync)) {
+    match message {
+        FromShim::Reply { seq, reply } => {
+            if let Some(waiter) = lock(shared).pending.remove(&seq) {
+                let _ = waiter.send(Answer { reply, fds: fds.into_iter().map(Some).collect() });
+            }
+        }
+        FromShim::Event(Event::ExecExited { id, code, .. }) => {
+            if let Some(waiter) = lock(shared).execs.remove(&id) {
+                let _ = waiter.send(code);
+            }
+        }
+        FromShim::Event(event) => events(event),
+    }
+}
