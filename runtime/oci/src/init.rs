@@ -206,7 +206,10 @@ impl Init {
                 container.root = None;
                 (std::mem::take(&mut container.plan.process), Some(container))
             }
-            Work::Exec { process, .. } => (*process, None),
+            Work::Exec { process, init_pidfd, .. } => {
+                drop(init_pidfd);
+                (*process, None)
+            }
         };
         let mut init = Self { process, gate, started, late_filter: None, container };
         match result.and_then(|host_proc| init.finish(host_proc, &channel, last)) {
