@@ -57,10 +57,10 @@ impl Cgroup {
         }
         let below = path.fs_path();
         let below = below.trim_start_matches('/');
-        let v1 = layout.hierarchies().iter().map(|hierarchy| V1Folder {
-            controllers: hierarchy.controllers.clone(),
-            dir: hierarchy.mount.join(below),
-        });
+        let v1 = layout
+            .hierarchies()
+            .iter()
+            .map(|hierarchy| V1Folder { controllers: hierarchy.controllers.clone(), dir: hierarchy.mount.join(below) });
         let v2 = layout.unified().map(|mount| mount.join(below));
         Ok(Self { path: path.clone(), v1: v1.collect(), v2 })
     }
@@ -212,8 +212,7 @@ impl Cgroup {
     pub fn delete(&self) -> Result<()> {
         let deadline = Instant::now() + DELETE_PATIENCE;
         for dir in self.dirs() {
-            remove_tree(dir, deadline)
-                .map_err(|(path, source)| Error::Delete { path, source })?;
+            remove_tree(dir, deadline).map_err(|(path, source)| Error::Delete { path, source })?;
         }
         Ok(())
     }

@@ -136,13 +136,7 @@ mod tests {
     use super::*;
 
     fn rule(allow: bool, kind: &str, major: i64, minor: i64, access: &str) -> DeviceRule {
-        DeviceRule {
-            allow,
-            kind: Some(kind.to_owned()),
-            major: Some(major),
-            minor: Some(minor),
-            access: Some(access.to_owned()),
-        }
+        DeviceRule { allow, kind: Some(kind.to_owned()), major: Some(major), minor: Some(minor), access: Some(access.to_owned()) }
     }
 
     #[test]
@@ -171,7 +165,9 @@ mod tests {
 
     #[test]
     fn rules_that_would_mean_something_else_are_refused() {
-        for bad in [rule(true, "a", 1, -1, "r"), rule(true, "p", 1, 1, "r"), rule(true, "c", 1, 1, "x"), rule(true, "c", -2, 1, "r")] {
+        for bad in
+            [rule(true, "a", 1, -1, "r"), rule(true, "p", 1, 1, "r"), rule(true, "c", 1, 1, "x"), rule(true, "c", -2, 1, "r")]
+        {
             assert!(parse_rule(&bad).is_err(), "{bad:?}");
         }
     }

@@ -123,9 +123,7 @@ impl Cgroup {
                     Err(Error::FreezeTimeout { path: dir.to_owned() })
                 }
             },
-            None => {
-                Err(Error::MissingController { controller: "freezer".to_owned(), limit: "freeze".to_owned() })
-            }
+            None => Err(Error::MissingController { controller: "freezer".to_owned(), limit: "freeze".to_owned() }),
         }
     }
 
@@ -224,11 +222,7 @@ impl Freezer for V1Freezer<'_> {
             // Written again each time: v1 may miss a process that was being forked at the first write.
             match file::write_raw(&path, "FROZEN") {
                 Err(error) if file::is_gone(&error) => return Ok(true),
-                result => result.map_err(|source| Error::Write {
-                    path: path.clone(),
-                    value: "FROZEN".to_owned(),
-                    source,
-                })?,
+                result => result.map_err(|source| Error::Write { path: path.clone(), value: "FROZEN".to_owned(), source })?,
             }
             match file::read_optional(&path)? {
                 None => return Ok(true),
@@ -294,8 +288,6 @@ impl Freezer for V2Freezer<'_> {
 fn thaw_file(path: &Path, value: &str) -> Result<()> {
     match file::write_raw(path, value) {
         Err(error) if file::is_gone(&error) => Ok(()),
-        result => {
-            result.map_err(|source| Error::Write { path: path.to_owned(), value: value.to_owned(), source })
-        }
+        result => result.map_err(|source| Error::Write { path: path.to_owned(), value: value.to_owned(), source }),
     }
 }

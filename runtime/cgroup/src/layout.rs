@@ -39,8 +39,20 @@ pub enum Layout {
 
 /// All resource controllers of v1.
 const V1_CONTROLLERS: [&str; 14] = [
-    "blkio", "cpu", "cpuacct", "cpuset", "debug", "devices", "freezer", "hugetlb", "memory", "misc", "net_cls",
-    "net_prio", "perf_event", "pids",
+    "blkio",
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "debug",
+    "devices",
+    "freezer",
+    "hugetlb",
+    "memory",
+    "misc",
+    "net_cls",
+    "net_prio",
+    "perf_event",
+    "pids",
 ];
 
 impl Layout {

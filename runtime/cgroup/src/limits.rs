@@ -61,12 +61,11 @@ impl Writer {
     fn set(&mut self, dir: &Path, name: &str, value: &str, limit: &str) -> Result<()> {
         let path = dir.join(name);
         if let Some(undo) = &mut self.undo {
-            if let Ok(old) = file::read_raw(&path) {
-                let old = old.trim();
-                // Files of several lines (rates by device) cannot be set back by writing what they say.
-                if !old.contains('\n') {
-                    undo.push((path.clone(), old.to_owned()));
-                }
+            let old = file::read_raw(&path).unwrap_or_default();
+            let old = old.trim();
+            // Files of several lines (rates by device) cannot be set back by writing what they say.
+            if !old.is_empty() && !old.contains('\n') {
+                undo.push((path.clone(), old.to_owned()));
             }
         }
         match file::write_raw(&path, value) {

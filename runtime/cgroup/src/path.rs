@@ -167,7 +167,10 @@ mod tests {
     #[test]
     fn a_systemd_unit_has_the_folder_that_systemd_gives_it() {
         for (text, path) in [
-            ("kubepods-burstable-pod1.slice:cri-containerd:abc", "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cri-containerd-abc.scope"),
+            (
+                "kubepods-burstable-pod1.slice:cri-containerd:abc",
+                "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cri-containerd-abc.scope",
+            ),
             (":runc:x", "/system.slice/runc-x.scope"),
             ("-.slice::x", "/x.scope"),
             ("a.slice::b.slice", "/a.slice/b.slice"),

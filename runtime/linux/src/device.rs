@@ -59,13 +59,7 @@ impl Device {
 }
 
 /// Makes a node in a folder with exactly this mode and owner (the umask does not count).
-pub fn make_node(
-    folder: BorrowedFd<'_>,
-    name: &Path,
-    device: Device,
-    mode: u32,
-    owner: Option<(u32, u32)>,
-) -> io::Result<()> {
+pub fn make_node(folder: BorrowedFd<'_>, name: &Path, device: Device, mode: u32, owner: Option<(u32, u32)>) -> io::Result<()> {
     let mode = Mode::from_raw_mode(mode & 0o7777);
     rustix::fs::mknodat(folder, name, device.kind.file_type(), mode, device.number())?;
     // The folder is not yet anybody's who could put a link in the node's place.

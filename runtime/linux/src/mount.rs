@@ -113,12 +113,7 @@ pub fn open_tree(dir: BorrowedFd<'_>, path: &Path, clone: bool, recursive: bool)
 
 /// Attaches a detached mount (or moves an attached one) to a path below `to_dir`. An empty path means `to_dir` itself: the race-free form,
 /// with a descriptor from [`crate::beneath::Root`].
-pub fn move_mount(
-    from: BorrowedFd<'_>,
-    to_dir: BorrowedFd<'_>,
-    to_path: &Path,
-    flags: MoveMountFlags,
-) -> Result<()> {
+pub fn move_mount(from: BorrowedFd<'_>, to_dir: BorrowedFd<'_>, to_path: &Path, flags: MoveMountFlags) -> Result<()> {
     let mut flags = flags | MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     if to_path.as_os_str().is_empty() {
         flags |= MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
@@ -164,13 +159,7 @@ pub fn mount_setattr(fd: BorrowedFd<'_>, path: &Path, recursive: bool, change: A
 }
 
 /// The classic mount call, with the classic `MS_*` flags. For remounts and for filesystems that know no other way.
-pub fn mount_legacy(
-    source: Option<&OsStr>,
-    target: &Path,
-    fstype: Option<&str>,
-    flags: u64,
-    data: Option<&OsStr>,
-) -> Result<()> {
+pub fn mount_legacy(source: Option<&OsStr>, target: &Path, fstype: Option<&str>, flags: u64, data: Option<&OsStr>) -> Result<()> {
     let pointer = |text: &Option<CString>| text.as_ref().map_or(ptr::null(), |text| text.as_ptr());
     let inner = || {
         let source = source.map(c_path).transpose()?;
@@ -178,12 +167,7 @@ pub fn mount_legacy(
         let data = data.map(c_path).transpose()?;
         let target = c_path(target.as_os_str())?;
         // SAFETY: each pointer is null or a C string that outlives the call; no filesystem here takes binary data.
-        check(
-            unsafe {
-                libc::mount(pointer(&source), target.as_ptr(), pointer(&fstype), flags, pointer(&data).cast())
-            }
-            .into(),
-        )
+        check(unsafe { libc::mount(pointer(&source), target.as_ptr(), pointer(&fstype), flags, pointer(&data).cast()) }.into())
     };
     let fail = |source| Error::Mount { subject: target.to_string_lossy().into_owned(), source };
     inner().map(drop).map_err(fail)
@@ -207,7 +191,8 @@ pub fn pivot_root(new_root: BorrowedFd<'_>) -> Result<()> {
         rustix::process::fchdir(&old_root)?;
         // Without this, the unmount would spread to peers of the old root in other namespaces.
         let attr = AttrChange { propagation: Some(Propagation::Slave), ..AttrChange::default() };
-        mount_setattr(rustix::fs::CWD, Path::new("."), true, attr).map_err(|e| io::Error::from_raw_os_error(e.raw_errno().unwrap_or(libc::EIO)))?;
+        mount_setattr(rustix::fs::CWD, Path::new("."), true, attr)
+            .map_err(|e| io::Error::from_raw_os_error(e.raw_errno().unwrap_or(libc::EIO)))?;
         rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
         rustix::process::chdir(c"/")?;
         Ok(())

@@ -76,13 +76,10 @@ impl NetlinkSocket {
 
     fn set_raw_option(&self, level: i32, option: i32, value: i32) -> io::Result<()> {
         let length = size_of::<i32>() as libc::socklen_t;
+        let fd = self.fd.as_raw_fd();
         // SAFETY: pointer and length are those of one i32 that outlives the call.
-        check(
-            unsafe {
-                libc::setsockopt(self.fd.as_raw_fd(), level, option, ptr::from_ref(&value).cast(), length)
-            }
-            .into(),
-        )?;
+        let result = unsafe { libc::setsockopt(fd, level, option, ptr::from_ref(&value).cast(), length) };
+        check(result.into())?;
         Ok(())
     }
 
@@ -108,10 +105,10 @@ impl NetlinkSocket {
         // SAFETY: plain data; all zeroes is a valid address.
         let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
         let mut length = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
+        let fd = self.fd.as_raw_fd();
         // SAFETY: pointer and length are those of one sockaddr_nl that outlives the call.
-        check(
-            unsafe { libc::getsockname(self.fd.as_raw_fd(), ptr::from_mut(&mut address).cast(), &mut length) }.into(),
-        )?;
+        let result = unsafe { libc::getsockname(fd, ptr::from_mut(&mut address).cast(), &mut length) };
+        check(result.into())?;
         Ok(address.nl_pid)
     }
 
@@ -129,8 +126,7 @@ impl NetlinkSocket {
         let (_, length) = rustix::io::retry_on_intr(|| rustix::net::recv(&self.fd, &mut nothing[..], flags))?;
         buffer.clear();
         buffer.resize(length, 0);
-        let (_, received) =
-            rustix::io::retry_on_intr(|| rustix::net::recv(&self.fd, &mut buffer[..], RecvFlags::TRUNC))?;
+        let (_, received) = rustix::io::retry_on_intr(|| rustix::net::recv(&self.fd, &mut buffer[..], RecvFlags::TRUNC))?;
         if received > buffer.len() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a netlink datagram was cut"));
         }

@@ -35,8 +35,7 @@ pub enum NamespaceKind {
 
 impl NamespaceKind {
     /// All kinds, user first: entering it first is what gives the right to enter the others.
-    pub const ALL: [Self; 8] =
-        [Self::User, Self::Mount, Self::Pid, Self::Net, Self::Ipc, Self::Uts, Self::Cgroup, Self::Time];
+    pub const ALL: [Self; 8] = [Self::User, Self::Mount, Self::Pid, Self::Net, Self::Ipc, Self::Uts, Self::Cgroup, Self::Time];
 
     /// The flag that clone3 and unshare take.
     #[must_use]

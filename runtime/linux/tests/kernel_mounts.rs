@@ -1,4 +1,5 @@
 //! Mounts by descriptor, with the real kernel.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 
@@ -7,8 +8,8 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use berth_linux::mount::{
-    AttrChange, MountAttrs, MoveMountFlags, Propagation, UnmountFlags, fs_context, mount_legacy, mount_setattr, mounts, move_mount,
-    open_tree, pivot_root, umount,
+    AttrChange, MountAttrs, MoveMountFlags, Propagation, UnmountFlags, fs_context, mount_legacy, mount_setattr, mounts,
+    move_mount, open_tree, pivot_root, umount,
 };
 use berth_linux::ns::{IdMap, NamespaceKind, open_ns, write_id_maps};
 use berth_linux::process::{CloneArgs, CloneFlags, Fork, clone3, exit_now, pipe};
@@ -124,57 +125,61 @@ fn a_classic_bind_and_remount_still_work() {
 
 #[test]
 fn ids_of_a_mount_go_through_a_user_namespace() {
-    in_namespaces(|| single_threaded(|| {
-        let state = TempState::new();
-        let source = state.path().join("source");
-        tmpfs_at(&source);
-        fs::write(source.join("file"), "x").unwrap();
-        let (reader, writer) = pipe().unwrap();
-        let userns = match clone3(CloneArgs { flags: CloneFlags::NEWUSER, ..CloneArgs::default() }).unwrap() {
-            Fork::Child => {
-                drop(writer);
-                let mut byte = [0u8; 1];
-                let _ = rustix::io::read(&reader, &mut byte);
-                exit_now(0)
-            }
-            Fork::Parent { pid, .. } => {
-                let map = [IdMap { inside: 0, outside: 70_000, size: 1000 }];
-                write_id_maps(pid, &map, &map).unwrap();
-                open_ns(Some(pid), NamespaceKind::User).unwrap()
-            }
-        };
-        drop(writer);
-        let clone = open_tree(CWD, &source, true, false).unwrap();
-        let change = AttrChange { userns: Some(userns.as_fd()), ..AttrChange::default() };
-        mount_setattr(clone.as_fd(), Path::new(""), false, change).unwrap();
-        let stat = rustix::fs::statat(&clone, "file", rustix::fs::AtFlags::empty()).unwrap();
-        assert_eq!((stat.st_uid, stat.st_gid), (70_000, 70_000));
-    }));
+    in_namespaces(|| {
+        single_threaded(|| {
+            let state = TempState::new();
+            let source = state.path().join("source");
+            tmpfs_at(&source);
+            fs::write(source.join("file"), "x").unwrap();
+            let (reader, writer) = pipe().unwrap();
+            let userns = match clone3(CloneArgs { flags: CloneFlags::NEWUSER, ..CloneArgs::default() }).unwrap() {
+                Fork::Child => {
+                    drop(writer);
+                    let mut byte = [0u8; 1];
+                    let _ = rustix::io::read(&reader, &mut byte);
+                    exit_now(0)
+                }
+                Fork::Parent { pid, .. } => {
+                    let map = [IdMap { inside: 0, outside: 70_000, size: 1000 }];
+                    write_id_maps(pid, &map, &map).unwrap();
+                    open_ns(Some(pid), NamespaceKind::User).unwrap()
+                }
+            };
+            drop(writer);
+            let clone = open_tree(CWD, &source, true, false).unwrap();
+            let change = AttrChange { userns: Some(userns.as_fd()), ..AttrChange::default() };
+            mount_setattr(clone.as_fd(), Path::new(""), false, change).unwrap();
+            let stat = rustix::fs::statat(&clone, "file", rustix::fs::AtFlags::empty()).unwrap();
+            assert_eq!((stat.st_uid, stat.st_gid), (70_000, 70_000));
+        })
+    });
 }
 
 #[test]
 fn nothing_of_the_old_root_stays_after_pivot_root() {
-    in_namespaces(|| single_threaded(|| {
-        let state = TempState::new();
-        let root = state.path().join("root");
-        tmpfs_at(&root);
-        fs::create_dir(root.join("proc")).unwrap();
-        fs::write(root.join("marker"), "new").unwrap();
-        let host_mounts = mounts().unwrap().len();
-        let status = in_child(CloneFlags::NEWNS | CloneFlags::NEWPID, || {
-            let private = AttrChange { propagation: Some(Propagation::Private), ..AttrChange::default() };
-            mount_setattr(CWD, Path::new("/"), true, private).unwrap();
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let new_root = rustix::fs::open(&root, flags, Mode::empty()).unwrap();
-            pivot_root(new_root.as_fd()).unwrap();
-            assert_eq!(fs::read_to_string("/marker").unwrap(), "new");
-            assert_eq!(std::env::current_dir().unwrap(), Path::new("/"));
-            let proc = fs_context("proc").unwrap().create().unwrap().mount(MountAttrs::empty()).unwrap();
-            move_mount(proc.as_fd(), CWD, Path::new("/proc"), MoveMountFlags::empty()).unwrap();
-            assert_eq!(mounts().unwrap().len(), 2);
-            0
-        });
-        assert_eq!(status.code, 0);
-        assert_eq!(mounts().unwrap().len(), host_mounts);
-    }));
+    in_namespaces(|| {
+        single_threaded(|| {
+            let state = TempState::new();
+            let root = state.path().join("root");
+            tmpfs_at(&root);
+            fs::create_dir(root.join("proc")).unwrap();
+            fs::write(root.join("marker"), "new").unwrap();
+            let host_mounts = mounts().unwrap().len();
+            let status = in_child(CloneFlags::NEWNS | CloneFlags::NEWPID, || {
+                let private = AttrChange { propagation: Some(Propagation::Private), ..AttrChange::default() };
+                mount_setattr(CWD, Path::new("/"), true, private).unwrap();
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let new_root = rustix::fs::open(&root, flags, Mode::empty()).unwrap();
+                pivot_root(new_root.as_fd()).unwrap();
+                assert_eq!(fs::read_to_string("/marker").unwrap(), "new");
+                assert_eq!(std::env::current_dir().unwrap(), Path::new("/"));
+                let proc = fs_context("proc").unwrap().create().unwrap().mount(MountAttrs::empty()).unwrap();
+                move_mount(proc.as_fd(), CWD, Path::new("/proc"), MoveMountFlags::empty()).unwrap();
+                assert_eq!(mounts().unwrap().len(), 2);
+                0
+            });
+            assert_eq!(status.code, 0);
+            assert_eq!(mounts().unwrap().len(), host_mounts);
+        })
+    });
 }

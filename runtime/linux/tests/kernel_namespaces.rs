@@ -1,4 +1,5 @@
 //! Namespaces: entering, identifying and mapping, with the real kernel.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 
@@ -51,66 +52,70 @@ fn only_a_namespace_of_the_right_kind_is_opened() {
 
 #[test]
 fn every_kind_can_be_made_and_opened() {
-    in_namespaces(|| single_threaded(|| {
-        let flags = NamespaceKind::ALL.iter().map(|kind| kind.clone_flag()).collect::<CloneFlags>() - CloneFlags::NEWTIME;
-        let before: Vec<_> =
-            NamespaceKind::ALL.iter().map(|kind| ns_id(open_ns(None, *kind).unwrap().as_fd()).unwrap()).collect();
-        let status = in_child(flags, || {
-            for (kind, before) in NamespaceKind::ALL.iter().zip(before) {
-                let now = ns_id(open_ns(None, *kind).unwrap().as_fd()).unwrap();
-                assert_eq!(now == before, *kind == NamespaceKind::Time, "{kind:?}");
-            }
-            0
-        });
-        assert_eq!(status.code, 0);
-        let status = in_child(CloneFlags::empty(), || {
-            unshare(CloneFlags::NEWPID | CloneFlags::NEWTIME).unwrap();
-            for kind in [NamespaceKind::Pid, NamespaceKind::Time] {
-                let children = open_ns_for_children(kind);
-                // The PID namespace of the children has an identity only when the first one lives.
-                let Ok(children) = children else { continue };
-                assert_ne!(ns_id(children.as_fd()).unwrap(), ns_id(open_ns(None, kind).unwrap().as_fd()).unwrap());
-            }
-            0
-        });
-        assert_eq!(status.code, 0);
-    }));
+    in_namespaces(|| {
+        single_threaded(|| {
+            let flags = NamespaceKind::ALL.iter().map(|kind| kind.clone_flag()).collect::<CloneFlags>() - CloneFlags::NEWTIME;
+            let before: Vec<_> =
+                NamespaceKind::ALL.iter().map(|kind| ns_id(open_ns(None, *kind).unwrap().as_fd()).unwrap()).collect();
+            let status = in_child(flags, || {
+                for (kind, before) in NamespaceKind::ALL.iter().zip(before) {
+                    let now = ns_id(open_ns(None, *kind).unwrap().as_fd()).unwrap();
+                    assert_eq!(now == before, *kind == NamespaceKind::Time, "{kind:?}");
+                }
+                0
+            });
+            assert_eq!(status.code, 0);
+            let status = in_child(CloneFlags::empty(), || {
+                unshare(CloneFlags::NEWPID | CloneFlags::NEWTIME).unwrap();
+                for kind in [NamespaceKind::Pid, NamespaceKind::Time] {
+                    let children = open_ns_for_children(kind);
+                    // The PID namespace of the children has an identity only when the first one lives.
+                    let Ok(children) = children else { continue };
+                    assert_ne!(ns_id(children.as_fd()).unwrap(), ns_id(open_ns(None, kind).unwrap().as_fd()).unwrap());
+                }
+                0
+            });
+            assert_eq!(status.code, 0);
+        })
+    });
 }
 
 #[test]
 fn a_user_namespace_gets_its_maps_from_outside_and_its_setgroups_denied() {
-    in_namespaces(|| single_threaded(|| {
-        let (go_reader, go_writer) = pipe().unwrap();
-        let (ready_reader, ready_writer) = pipe().unwrap();
-        let child = match clone3(CloneArgs { flags: CloneFlags::NEWUSER, ..CloneArgs::default() }).unwrap() {
-            Fork::Child => {
-                drop((go_writer, ready_reader));
-                let mut byte = [0u8; 1];
-                let _ = rustix::io::read(&go_reader, &mut byte);
-                let uid = rustix::process::getuid().as_raw();
-                let setgroups = berth_linux::creds::set_groups(&[5]);
-                let unshared = unshare(CloneFlags::NEWNET | CloneFlags::NEWIPC | CloneFlags::NEWUTS);
-                let ok = uid == 7 && setgroups.is_err() && unshared.is_ok();
-                let _ = rustix::io::write(&ready_writer, &[u8::from(ok)]);
-                exit_now(0)
-            }
-            Fork::Parent { pid, pidfd } => {
-                drop((go_reader, ready_writer));
-                deny_setgroups(pid).unwrap();
-                let uids = [IdMap { inside: 0, outside: 100_000, size: 7 }, IdMap { inside: 7, outside: 0, size: 1 }];
-                let gids = [IdMap { inside: 0, outside: 0, size: 10 }];
-                write_id_maps(pid, &uids, &gids).unwrap();
-                let map = std::fs::read_to_string(format!("/proc/{}/uid_map", pid.as_raw_nonzero())).unwrap();
-                assert_eq!(map.split_whitespace().collect::<Vec<_>>(), ["0", "100000", "7", "7", "0", "1"]);
-                let again = write_id_maps(pid, &uids, &gids).unwrap_err();
-                assert_eq!(again.raw_errno(), Some(libc::EPERM));
-                berth_linux::pidfd::PidFd::from(pidfd)
-            }
-        };
-        rustix::io::write(&go_writer, &[1]).unwrap();
-        let mut byte = [0u8; 1];
-        std::fs::File::from(ready_reader).read_exact(&mut byte).unwrap();
-        assert_eq!(byte, [1]);
-        assert_eq!(child.wait(false).unwrap().unwrap().code, 0);
-    }));
+    in_namespaces(|| {
+        single_threaded(|| {
+            let (go_reader, go_writer) = pipe().unwrap();
+            let (ready_reader, ready_writer) = pipe().unwrap();
+            let child = match clone3(CloneArgs { flags: CloneFlags::NEWUSER, ..CloneArgs::default() }).unwrap() {
+                Fork::Child => {
+                    drop((go_writer, ready_reader));
+                    let mut byte = [0u8; 1];
+                    let _ = rustix::io::read(&go_reader, &mut byte);
+                    let uid = rustix::process::getuid().as_raw();
+                    let setgroups = berth_linux::creds::set_groups(&[5]);
+                    let unshared = unshare(CloneFlags::NEWNET | CloneFlags::NEWIPC | CloneFlags::NEWUTS);
+                    let ok = uid == 7 && setgroups.is_err() && unshared.is_ok();
+                    let _ = rustix::io::write(&ready_writer, &[u8::from(ok)]);
+                    exit_now(0)
+                }
+                Fork::Parent { pid, pidfd } => {
+                    drop((go_reader, ready_writer));
+                    deny_setgroups(pid).unwrap();
+                    let uids = [IdMap { inside: 0, outside: 100_000, size: 7 }, IdMap { inside: 7, outside: 0, size: 1 }];
+                    let gids = [IdMap { inside: 0, outside: 0, size: 10 }];
+                    write_id_maps(pid, &uids, &gids).unwrap();
+                    let map = std::fs::read_to_string(format!("/proc/{}/uid_map", pid.as_raw_nonzero())).unwrap();
+                    assert_eq!(map.split_whitespace().collect::<Vec<_>>(), ["0", "100000", "7", "7", "0", "1"]);
+                    let again = write_id_maps(pid, &uids, &gids).unwrap_err();
+                    assert_eq!(again.raw_errno(), Some(libc::EPERM));
+                    berth_linux::pidfd::PidFd::from(pidfd)
+                }
+            };
+            rustix::io::write(&go_writer, &[1]).unwrap();
+            let mut byte = [0u8; 1];
+            std::fs::File::from(ready_reader).read_exact(&mut byte).unwrap();
+            assert_eq!(byte, [1]);
+            assert_eq!(child.wait(false).unwrap().unwrap().code, 0);
+        })
+    });
 }

@@ -1,4 +1,5 @@
 //! Processes: clone3, pidfds and spawning, with the real kernel.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 
@@ -42,84 +43,92 @@ fn a_threaded_process_may_not_fork() {
 
 #[test]
 fn a_child_of_a_new_pid_namespace_is_its_init_and_knows_its_thread_id() {
-    in_namespaces(|| single_threaded(|| {
-        let status = in_child(CloneFlags::NEWPID | CloneFlags::NEWUTS, || {
-            let own = rustix::process::getpid().as_raw_nonzero().get();
-            let thread = rustix::thread::gettid().as_raw_nonzero().get();
-            // The C library's cached thread id is what its recursive locks compare; std's own handle must work too.
-            let _guard = std::io::stdout().lock();
-            if own == 1 && thread == 1 { 42 } else { 1 }
-        });
-        assert_eq!((status.code, status.signal), (42, None));
-    }));
+    in_namespaces(|| {
+        single_threaded(|| {
+            let status = in_child(CloneFlags::NEWPID | CloneFlags::NEWUTS, || {
+                let own = rustix::process::getpid().as_raw_nonzero().get();
+                let thread = rustix::thread::gettid().as_raw_nonzero().get();
+                // The C library's cached thread id is what its recursive locks compare; std's own handle must work too.
+                let _guard = std::io::stdout().lock();
+                if own == 1 && thread == 1 { 42 } else { 1 }
+            });
+            assert_eq!((status.code, status.signal), (42, None));
+        })
+    });
 }
 
 #[test]
 fn the_pidfd_tells_signals_and_liveness() {
-    in_namespaces(|| single_threaded(|| {
-        // The child has the writing end too, so that its read never ends.
-        let (reader, _writer) = pipe().unwrap();
-        let child = fork(CloneArgs::default(), || {
-            let mut byte = [0u8; 1];
-            let _ = rustix::io::read(&reader, &mut byte);
-            0
-        });
-        assert!(child.is_alive().unwrap());
-        assert_eq!(child.wait(true).unwrap(), None);
-        child.signal(libc::SIGKILL).unwrap();
-        assert!(child.wait_ended(Some(Duration::from_secs(10))).unwrap());
-        assert!(!child.is_alive().unwrap());
-        let status = child.wait(false).unwrap().unwrap();
-        assert_eq!((status.code, status.signal), (137, Some(libc::SIGKILL)));
-        assert_eq!(child.signal(libc::SIGTERM).unwrap_err().raw_os_error(), Some(libc::ESRCH));
-    }));
+    in_namespaces(|| {
+        single_threaded(|| {
+            // The child has the writing end too, so that its read never ends.
+            let (reader, _writer) = pipe().unwrap();
+            let child = fork(CloneArgs::default(), || {
+                let mut byte = [0u8; 1];
+                let _ = rustix::io::read(&reader, &mut byte);
+                0
+            });
+            assert!(child.is_alive().unwrap());
+            assert_eq!(child.wait(true).unwrap(), None);
+            child.signal(libc::SIGKILL).unwrap();
+            assert!(child.wait_ended(Some(Duration::from_secs(10))).unwrap());
+            assert!(!child.is_alive().unwrap());
+            let status = child.wait(false).unwrap().unwrap();
+            assert_eq!((status.code, status.signal), (137, Some(libc::SIGKILL)));
+            assert_eq!(child.signal(libc::SIGTERM).unwrap_err().raw_os_error(), Some(libc::ESRCH));
+        })
+    });
 }
 
 #[test]
 fn a_child_with_its_parents_parent_is_reaped_by_that_one() {
-    in_namespaces(|| single_threaded(|| {
-        let (reader, writer) = pipe().unwrap();
-        let creator = fork(CloneArgs::default(), || {
-            let flags = CloneFlags::PARENT;
-            match clone3(CloneArgs { flags, ..CloneArgs::default() }).unwrap() {
-                Fork::Child => exit_now(7),
-                Fork::Parent { pid, .. } => {
-                    rustix::io::write(&writer, &pid.as_raw_nonzero().get().to_ne_bytes()).unwrap();
-                    0
+    in_namespaces(|| {
+        single_threaded(|| {
+            let (reader, writer) = pipe().unwrap();
+            let creator = fork(CloneArgs::default(), || {
+                let flags = CloneFlags::PARENT;
+                match clone3(CloneArgs { flags, ..CloneArgs::default() }).unwrap() {
+                    Fork::Child => exit_now(7),
+                    Fork::Parent { pid, .. } => {
+                        rustix::io::write(&writer, &pid.as_raw_nonzero().get().to_ne_bytes()).unwrap();
+                        0
+                    }
                 }
-            }
-        });
-        let mut bytes = [0u8; 4];
-        std::fs::File::from(reader).read_exact(&mut bytes).unwrap();
-        assert_eq!(creator.wait(false).unwrap().unwrap().code, 0);
-        let (pid, status) = waitid_any(false).unwrap().unwrap();
-        assert_eq!(pid.as_raw_nonzero().get(), i32::from_ne_bytes(bytes));
-        assert_eq!(status.code, 7);
-        assert!(waitid_any(true).unwrap().is_none());
-    }));
+            });
+            let mut bytes = [0u8; 4];
+            std::fs::File::from(reader).read_exact(&mut bytes).unwrap();
+            assert_eq!(creator.wait(false).unwrap().unwrap().code, 0);
+            let (pid, status) = waitid_any(false).unwrap().unwrap();
+            assert_eq!(pid.as_raw_nonzero().get(), i32::from_ne_bytes(bytes));
+            assert_eq!(status.code, 7);
+            assert!(waitid_any(true).unwrap().is_none());
+        })
+    });
 }
 
 #[test]
 fn a_child_can_be_born_in_a_cgroup() {
-    in_namespaces(|| single_threaded(|| {
-        let layout = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let Some(line) = layout.lines().find(|line| line.contains(" - cgroup2 ")) else {
-            eprintln!("no cgroup v2 hierarchy is mounted: nothing to test");
-            return;
-        };
-        let dir = format!("{}/berth-test-{}", line.split(' ').nth(4).unwrap(), std::process::id());
-        std::fs::create_dir(&dir).unwrap();
-        let folder = std::fs::File::open(&dir).unwrap();
-        let args = CloneArgs { cgroup: Some(folder.as_fd()), ..CloneArgs::default() };
-        let own = dir.rsplit('/').next().unwrap().to_owned();
-        let child = fork(args, || {
-            let text = std::fs::read_to_string("/proc/self/cgroup").unwrap();
-            i32::from(!text.lines().any(|line| line.starts_with("0::") && line.ends_with(&own)))
-        });
-        let status = child.wait(false).unwrap().unwrap();
-        std::fs::remove_dir(&dir).unwrap();
-        assert_eq!(status.code, 0);
-    }));
+    in_namespaces(|| {
+        single_threaded(|| {
+            let layout = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+            let Some(line) = layout.lines().find(|line| line.contains(" - cgroup2 ")) else {
+                eprintln!("no cgroup v2 hierarchy is mounted: nothing to test");
+                return;
+            };
+            let dir = format!("{}/berth-test-{}", line.split(' ').nth(4).unwrap(), std::process::id());
+            std::fs::create_dir(&dir).unwrap();
+            let folder = std::fs::File::open(&dir).unwrap();
+            let args = CloneArgs { cgroup: Some(folder.as_fd()), ..CloneArgs::default() };
+            let own = dir.rsplit('/').next().unwrap().to_owned();
+            let child = fork(args, || {
+                let text = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+                i32::from(!text.lines().any(|line| line.starts_with("0::") && line.ends_with(&own)))
+            });
+            let status = child.wait(false).unwrap().unwrap();
+            std::fs::remove_dir(&dir).unwrap();
+            assert_eq!(status.code, 0);
+        })
+    });
 }
 
 #[test]

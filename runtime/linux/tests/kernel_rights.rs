@@ -1,4 +1,5 @@
 //! Capabilities, ids, filters, limits, signals, terminals and sockets, with the real kernel.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 
@@ -26,27 +27,29 @@ fn status_field(name: &str) -> String {
 
 #[test]
 fn all_five_capability_sets_become_what_is_asked() {
-    in_namespaces(|| single_threaded(|| {
-        let status = in_child(CloneFlags::empty(), || {
-            let wanted = CapSet::from_name("CAP_NET_RAW").unwrap().union(CapSet::from_name("CAP_CHOWN").unwrap());
-            caps::set_bounding_drop(wanted).unwrap();
-            assert_eq!(caps::bounding(), wanted);
-            caps::set_keepcaps(true).unwrap();
-            creds::set_ids(1000, 1001, &[7, 8]).unwrap();
-            caps::capset(wanted, wanted, wanted).unwrap();
-            caps::set_ambient(wanted).unwrap();
-            for field in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
-                assert_eq!(u64::from_str_radix(&status_field(field), 16).unwrap(), wanted.0, "{field}");
-            }
-            assert_eq!(status_field("Uid"), "1000\t1000\t1000\t1000");
-            assert_eq!(status_field("Gid"), "1001\t1001\t1001\t1001");
-            assert_eq!(status_field("Groups").split_whitespace().collect::<Vec<_>>(), ["7", "8"]);
-            caps::set_ambient(CapSet::EMPTY).unwrap();
-            assert_eq!(u64::from_str_radix(&status_field("CapAmb"), 16).unwrap(), 0);
-            0
-        });
-        assert_eq!(status.code, 0);
-    }));
+    in_namespaces(|| {
+        single_threaded(|| {
+            let status = in_child(CloneFlags::empty(), || {
+                let wanted = CapSet::from_name("CAP_NET_RAW").unwrap().union(CapSet::from_name("CAP_CHOWN").unwrap());
+                caps::set_bounding_drop(wanted).unwrap();
+                assert_eq!(caps::bounding(), wanted);
+                caps::set_keepcaps(true).unwrap();
+                creds::set_ids(1000, 1001, &[7, 8]).unwrap();
+                caps::capset(wanted, wanted, wanted).unwrap();
+                caps::set_ambient(wanted).unwrap();
+                for field in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+                    assert_eq!(u64::from_str_radix(&status_field(field), 16).unwrap(), wanted.0, "{field}");
+                }
+                assert_eq!(status_field("Uid"), "1000\t1000\t1000\t1000");
+                assert_eq!(status_field("Gid"), "1001\t1001\t1001\t1001");
+                assert_eq!(status_field("Groups").split_whitespace().collect::<Vec<_>>(), ["7", "8"]);
+                caps::set_ambient(CapSet::EMPTY).unwrap();
+                assert_eq!(u64::from_str_radix(&status_field("CapAmb"), 16).unwrap(), 0);
+                0
+            });
+            assert_eq!(status.code, 0);
+        })
+    });
 }
 
 #[test]
@@ -55,45 +58,49 @@ fn a_loaded_filter_answers_for_the_kernel() {
     assert!(action_avail(libc::SECCOMP_RET_KILL_PROCESS));
     assert!(!action_avail(0x1234_0000));
     assert!(load(&[], SeccompFlags::empty()).is_err());
-    in_namespaces(|| single_threaded(|| {
-        let status = in_child(CloneFlags::empty(), || {
-            prctl::set_no_new_privs().unwrap();
-            let statement = |code, k| SockFilter { code, jt: 0, jf: 0, k };
-            let filter = [
-                statement(0x20, 0),
-                SockFilter { code: 0x15, jt: 0, jf: 1, k: libc::SYS_sethostname as u32 },
-                statement(0x06, libc::SECCOMP_RET_ERRNO | libc::EDOM as u32),
-                statement(0x06, libc::SECCOMP_RET_ALLOW),
-            ];
-            load(&filter, SeccompFlags::empty()).unwrap();
-            let error = prctl::set_hostname("x").unwrap_err();
-            assert_eq!(error.raw_os_error(), Some(libc::EDOM));
-            assert_eq!(status_field("Seccomp"), "2");
-            0
-        });
-        assert_eq!(status.code, 0);
-    }));
+    in_namespaces(|| {
+        single_threaded(|| {
+            let status = in_child(CloneFlags::empty(), || {
+                prctl::set_no_new_privs().unwrap();
+                let statement = |code, k| SockFilter { code, jt: 0, jf: 0, k };
+                let filter = [
+                    statement(0x20, 0),
+                    SockFilter { code: 0x15, jt: 0, jf: 1, k: libc::SYS_sethostname as u32 },
+                    statement(0x06, libc::SECCOMP_RET_ERRNO | libc::EDOM as u32),
+                    statement(0x06, libc::SECCOMP_RET_ALLOW),
+                ];
+                load(&filter, SeccompFlags::empty()).unwrap();
+                let error = prctl::set_hostname("x").unwrap_err();
+                assert_eq!(error.raw_os_error(), Some(libc::EDOM));
+                assert_eq!(status_field("Seccomp"), "2");
+                0
+            });
+            assert_eq!(status.code, 0);
+        })
+    });
 }
 
 #[test]
 fn signals_come_by_descriptor_and_a_child_starts_clean() {
-    in_namespaces(|| single_threaded(|| {
-        let signals = SignalFd::new(&[libc::SIGTERM, libc::SIGCHLD]).unwrap();
-        assert_eq!(signals.read().unwrap(), None);
-        let own = rustix::process::getpid();
-        rustix::process::kill_process(own, rustix::process::Signal::TERM).unwrap();
-        let info = signals.read().unwrap().unwrap();
-        assert_eq!((info.signal, info.pid), (libc::SIGTERM, own.as_raw_nonzero().get()));
-        let status = in_child(CloneFlags::empty(), || {
-            reset_signals();
-            assert_eq!(status_field("SigBlk"), "0000000000000000");
-            assert_eq!(status_field("SigIgn"), "0000000000000000");
-            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM).unwrap();
-            0
-        });
-        assert_eq!(status.signal, Some(libc::SIGTERM));
-        assert_eq!(signals.read().unwrap().unwrap().signal, libc::SIGCHLD);
-    }));
+    in_namespaces(|| {
+        single_threaded(|| {
+            let signals = SignalFd::new(&[libc::SIGTERM, libc::SIGCHLD]).unwrap();
+            assert_eq!(signals.read().unwrap(), None);
+            let own = rustix::process::getpid();
+            rustix::process::kill_process(own, rustix::process::Signal::TERM).unwrap();
+            let info = signals.read().unwrap().unwrap();
+            assert_eq!((info.signal, info.pid), (libc::SIGTERM, own.as_raw_nonzero().get()));
+            let status = in_child(CloneFlags::empty(), || {
+                reset_signals();
+                assert_eq!(status_field("SigBlk"), "0000000000000000");
+                assert_eq!(status_field("SigIgn"), "0000000000000000");
+                rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM).unwrap();
+                0
+            });
+            assert_eq!(status.signal, Some(libc::SIGTERM));
+            assert_eq!(signals.read().unwrap().unwrap().signal, libc::SIGCHLD);
+        })
+    });
 }
 
 #[test]
@@ -120,26 +127,28 @@ fn epoll_tells_what_is_ready_by_token() {
 
 #[test]
 fn a_terminal_has_a_size_and_becomes_the_controlling_one() {
-    in_namespaces(|| single_threaded(|| {
-        let before = open_fds();
-        let pty = tty::open_pty().unwrap();
-        tty::set_window_size(pty.master.as_fd(), 132, 43).unwrap();
-        assert_eq!(tty::window_size(pty.slave.as_fd()).unwrap(), (132, 43));
-        let status = in_child(CloneFlags::empty(), || {
-            session::new_session().unwrap();
-            tty::set_controlling_terminal(pty.slave.as_fd()).unwrap();
-            let mut tty = std::fs::File::options().write(true).open("/dev/tty").unwrap();
-            tty.write_all(b"hello").unwrap();
-            0
-        });
-        assert_eq!(status.code, 0);
-        let mut master = std::fs::File::from(pty.master);
-        let mut buffer = [0u8; 16];
-        let read = master.read(&mut buffer).unwrap();
-        assert_eq!(&buffer[..read], b"hello");
-        drop((master, pty.slave));
-        assert_eq!(open_fds(), before);
-    }));
+    in_namespaces(|| {
+        single_threaded(|| {
+            let before = open_fds();
+            let pty = tty::open_pty().unwrap();
+            tty::set_window_size(pty.master.as_fd(), 132, 43).unwrap();
+            assert_eq!(tty::window_size(pty.slave.as_fd()).unwrap(), (132, 43));
+            let status = in_child(CloneFlags::empty(), || {
+                session::new_session().unwrap();
+                tty::set_controlling_terminal(pty.slave.as_fd()).unwrap();
+                let mut tty = std::fs::File::options().write(true).open("/dev/tty").unwrap();
+                tty.write_all(b"hello").unwrap();
+                0
+            });
+            assert_eq!(status.code, 0);
+            let mut master = std::fs::File::from(pty.master);
+            let mut buffer = [0u8; 16];
+            let read = master.read(&mut buffer).unwrap();
+            assert_eq!(&buffer[..read], b"hello");
+            drop((master, pty.slave));
+            assert_eq!(open_fds(), before);
+        })
+    });
 }
 
 #[test]
@@ -179,30 +188,32 @@ fn a_netlink_dump_arrives_whole() {
 
 #[test]
 fn settings_of_a_child_are_set_or_kept_and_said_so() {
-    in_namespaces(|| single_threaded(|| {
-        let status = in_child(CloneFlags::NEWUTS, || {
-            prctl::set_hostname("pod-1").unwrap();
-            prctl::set_domainname("example").unwrap();
-            assert_eq!(rustix::system::uname().nodename(), c"pod-1");
-            prctl::set_umask(0o027);
-            assert_eq!(prctl::set_umask(0o022), 0o027);
-            prctl::set_parent_death_signal(libc::SIGKILL).unwrap();
-            prctl::set_dumpable(false).unwrap();
-            prctl::set_dumpable(true).unwrap();
-            prctl::set_child_subreaper(true).unwrap();
-            prctl::set_name(c"short").unwrap();
-            assert_eq!(status_field("Name"), "short");
-            assert_eq!(prctl::set_oom_score_adj(None, 500).unwrap(), OomScore::Set);
-            // Lowering is allowed with CAP_SYS_RESOURCE alone.
-            match prctl::set_oom_score_adj(None, -999).unwrap() {
-                OomScore::Set => {}
-                OomScore::Kept(value) => assert_eq!(value, 500),
-            }
-            session::join_session_keyring(c"_ses.test").unwrap();
-            0
-        });
-        assert_eq!(status.code, 0);
-    }));
+    in_namespaces(|| {
+        single_threaded(|| {
+            let status = in_child(CloneFlags::NEWUTS, || {
+                prctl::set_hostname("pod-1").unwrap();
+                prctl::set_domainname("example").unwrap();
+                assert_eq!(rustix::system::uname().nodename(), c"pod-1");
+                prctl::set_umask(0o027);
+                assert_eq!(prctl::set_umask(0o022), 0o027);
+                prctl::set_parent_death_signal(libc::SIGKILL).unwrap();
+                prctl::set_dumpable(false).unwrap();
+                prctl::set_dumpable(true).unwrap();
+                prctl::set_child_subreaper(true).unwrap();
+                prctl::set_name(c"short").unwrap();
+                assert_eq!(status_field("Name"), "short");
+                assert_eq!(prctl::set_oom_score_adj(None, 500).unwrap(), OomScore::Set);
+                // Lowering is allowed with CAP_SYS_RESOURCE alone.
+                match prctl::set_oom_score_adj(None, -999).unwrap() {
+                    OomScore::Set => {}
+                    OomScore::Kept(value) => assert_eq!(value, 500),
+                }
+                session::join_session_keyring(c"_ses.test").unwrap();
+                0
+            });
+            assert_eq!(status.code, 0);
+        })
+    });
 }
 
 #[test]

@@ -108,10 +108,9 @@ fn apply_memory(cgroup: &Cgroup, memory: &Memory, writer: &mut Writer) -> Result
 }
 
 fn apply_cpuset(cgroup: &Cgroup, cpu: &Cpu, writer: &mut Writer) -> Result<()> {
-    for (value, file, name) in [
-        (&cpu.cpus, "cpuset.cpus", "linux.resources.cpu.cpus"),
-        (&cpu.mems, "cpuset.mems", "linux.resources.cpu.mems"),
-    ] {
+    for (value, file, name) in
+        [(&cpu.cpus, "cpuset.cpus", "linux.resources.cpu.cpus"), (&cpu.mems, "cpuset.mems", "linux.resources.cpu.mems")]
+    {
         if let Some(value) = wished_list(value) {
             writer.set(folder(cgroup, "cpuset", name)?, file, value, name)?;
         }
@@ -153,7 +152,8 @@ fn apply_cpu(cgroup: &Cgroup, cpu: &Cpu, writer: &mut Writer) -> Result<()> {
 /// other.
 fn apply_bandwidth(cgroup: &Cgroup, cpu: &Cpu, writer: &mut Writer) -> Result<()> {
     let (period, quota) = (wished_count(cpu.period), wished(cpu.quota));
-    let burst = cpu.burst.filter(|burst| *burst != 0 || cgroup.v1_dir("cpu").is_some_and(|dir| dir.join("cpu.cfs_burst_us").exists()));
+    let burst =
+        cpu.burst.filter(|burst| *burst != 0 || cgroup.v1_dir("cpu").is_some_and(|dir| dir.join("cpu.cfs_burst_us").exists()));
     let (burst_name, period_name) = ("linux.resources.cpu.burst", "linux.resources.cpu.period");
     let is_refusal = |error: &Error| error.raw_errno() == Some(Errno::INVAL.raw_os_error());
 

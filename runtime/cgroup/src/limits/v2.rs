@@ -83,18 +83,15 @@ fn apply_memory(dir: &Path, memory: &Memory, writer: &mut Writer) -> Result<()> 
 fn apply_cpu(dir: &Path, cpu: &Cpu, writer: &mut Writer) -> Result<()> {
     unsupported(wished_count(cpu.realtime_period).is_some(), "linux.resources.cpu.realtimePeriod")?;
     unsupported(wished(cpu.realtime_runtime).is_some(), "linux.resources.cpu.realtimeRuntime")?;
-    for (value, file, name) in [
-        (&cpu.cpus, "cpuset.cpus", "linux.resources.cpu.cpus"),
-        (&cpu.mems, "cpuset.mems", "linux.resources.cpu.mems"),
-    ] {
+    for (value, file, name) in
+        [(&cpu.cpus, "cpuset.cpus", "linux.resources.cpu.cpus"), (&cpu.mems, "cpuset.mems", "linux.resources.cpu.mems")]
+    {
         if let Some(value) = wished_list(value) {
             writer.set(dir, file, value, name)?;
         }
     }
-    if let Some(idle) = cpu.idle {
-        if idle != 0 || dir.join("cpu.idle").exists() {
-            writer.set(dir, "cpu.idle", &idle.to_string(), "linux.resources.cpu.idle")?;
-        }
+    if let Some(idle) = cpu.idle.filter(|idle| *idle != 0 || dir.join("cpu.idle").exists()) {
+        writer.set(dir, "cpu.idle", &idle.to_string(), "linux.resources.cpu.idle")?;
     }
     if let Some(shares) = wished_count(cpu.shares) {
         // The weight of an idle group is fixed, and the kernel refuses to set it.
@@ -135,13 +132,7 @@ fn apply_bandwidth(dir: &Path, cpu: &Cpu, writer: &mut Writer) -> Result<()> {
 }
 
 /// Writes a limit of huge pages and, where the kernel has it, of their reservations. The names of v1 and v2 differ in the last part.
-pub(super) fn write_hugepages(
-    dir: &Path,
-    limit: &HugepageLimit,
-    suffix: &str,
-    name: &str,
-    writer: &mut Writer,
-) -> Result<()> {
+pub(super) fn write_hugepages(dir: &Path, limit: &HugepageLimit, suffix: &str, name: &str, writer: &mut Writer) -> Result<()> {
     let size = &limit.page_size;
     if size.is_empty() || !size.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
         return Err(Error::Invalid { field: name.to_owned(), reason: "it is no page size".to_owned() });

@@ -75,7 +75,9 @@ pub(super) fn read_memory(cgroup: &Cgroup, memory: &mut MemoryStats) -> Result<(
     let unlimited = |value: u64| if value >= NO_LIMIT { u64::MAX } else { value };
     memory.usage = number("memory.usage_in_bytes")?.unwrap_or(0);
     memory.max_usage = number("memory.max_usage_in_bytes")?.unwrap_or(0);
-    memory.limit_hits = number("memory.failcnt")?.unwrap_or(0);
+    // With the same limit for memory alone and with swap it is the second that is met.
+    let hits = [number("memory.failcnt")?, number("memory.memsw.failcnt")?];
+    memory.limit_hits = hits.into_iter().flatten().sum();
     memory.kernel = number("memory.kmem.usage_in_bytes")?.unwrap_or(0);
     let text = file::read_optional(&dir.join("memory.stat"))?.unwrap_or_default();
     let mut inactive_file = 0;

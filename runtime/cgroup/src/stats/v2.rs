@@ -2,9 +2,7 @@
 
 use std::path::Path;
 
-use super::{
-    CpuStats, HugetlbStats, IoStats, MemoryStats, Pressure, PressureLine, Stats, device_entry, device_number, keys,
-};
+use super::{CpuStats, HugetlbStats, IoStats, MemoryStats, Pressure, PressureLine, Stats, device_entry, device_number, keys};
 use crate::{Result, file};
 
 pub(super) fn read(dir: &Path, stats: &mut Stats) -> Result<()> {

@@ -22,13 +22,8 @@ pub enum Abi {
 pub const X32_BIT: u32 = 0x4000_0000;
 
 /// Private calls of 32-bit ARM that lie outside the common table.
-const ARM_PRIVATE: [(&str, u32); 5] = [
-    ("breakpoint", 0xf0001),
-    ("cacheflush", 0xf0002),
-    ("usr26", 0xf0003),
-    ("usr32", 0xf0004),
-    ("set_tls", 0xf0005),
-];
+const ARM_PRIVATE: [(&str, u32); 5] =
+    [("breakpoint", 0xf0001), ("cacheflush", 0xf0002), ("usr26", 0xf0003), ("usr32", 0xf0004), ("set_tls", 0xf0005)];
 
 impl Abi {
     /// The interface of programs like this one.

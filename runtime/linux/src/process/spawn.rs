@@ -167,14 +167,7 @@ fn child_steps(plan: &mut ChildPlan) -> io::Result<std::convert::Infallible> {
     // SAFETY: all strings and arrays are null-terminated and outlive us.
     unsafe {
         if plan.exe_path.is_null() {
-            libc::syscall(
-                libc::SYS_execveat,
-                plan.exe_fd,
-                c"".as_ptr(),
-                plan.argv,
-                plan.envp,
-                libc::AT_EMPTY_PATH,
-            );
+            libc::syscall(libc::SYS_execveat, plan.exe_fd, c"".as_ptr(), plan.argv, plan.envp, libc::AT_EMPTY_PATH);
         } else {
             libc::execve(plan.exe_path, plan.argv, plan.envp);
         }
