@@ -13,6 +13,17 @@ use serde::de::DeserializeOwned;
 /// Output that the other side has not taken; beyond it the other side is taken for dead.
 const MAX_QUEUED: usize = 4 << 20;
 
+/// What a [`Link::fill`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filled {
+    /// Something.
+    Some,
+    /// Nothing now.
+    Nothing,
+    /// The end of the stream.
+    End,
+}
+
 /// One end of a connection.
 #[derive(Debug)]
 pub struct Link {
@@ -48,21 +59,26 @@ impl Link {
         Ok((Self::new(one), Self::new(other)))
     }
 
+    /// Like [`Link::fill`]; `false` when nothing more will come, whatever the reason.
+    pub fn take_in(&mut self) -> bool {
+        self.fill().is_ok_and(|filled| filled != Filled::End)
+    }
+
     /// The socket, without what has been read or queued.
     pub fn into_socket(self) -> OwnedFd {
         self.socket
     }
 
-    /// Takes in what has arrived, at most one piece. `false` at the end of the stream.
-    pub fn fill(&mut self) -> io::Result<bool> {
+    /// Takes in what has arrived, at most one piece.
+    pub fn fill(&mut self) -> io::Result<Filled> {
         let mut buffer = [0u8; 4096];
         match recv_with_fds(self.socket.as_fd(), &mut buffer, MAX_FDS) {
-            Ok((0, _)) => Ok(false),
+            Ok((0, _)) => Ok(Filled::End),
             Ok((count, fds)) => {
                 self.decoder.push(&buffer[..count], fds);
-                Ok(true)
+                Ok(Filled::Some)
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Filled::Nothing),
             Err(error) => Err(error),
         }
     }
@@ -132,7 +148,7 @@ mod tests {
         one.send(&vec![8u32], Vec::new()).unwrap();
         let mut seen = Vec::new();
         while seen.len() < 2 {
-            assert!(other.fill().unwrap());
+            assert_ne!(other.fill().unwrap(), Filled::End);
             while let Some((numbers, fds)) = other.next::<Vec<u32>>().unwrap() {
                 seen.push((numbers.len(), fds.len()));
             }
@@ -140,7 +156,7 @@ mod tests {
         }
         assert_eq!(seen, [(3, 600), (1, 0)]);
         drop(one);
-        assert!(!other.fill().unwrap());
+        assert_eq!(other.fill().unwrap(), Filled::End);
     }
 
     #[test]

@@ -50,7 +50,7 @@ impl Daemon {
         let Some(connection) = self.connections.get_mut(&token) else {
             return;
         };
-        if !matches!(connection.link.fill(), Ok(true)) {
+        if !connection.link.take_in() {
             return self.close_connection(token);
         }
         while let Some(connection) = self.connections.get_mut(&token) {

@@ -228,7 +228,7 @@ impl Daemon {
         let Some(Wait::Creating { link, .. }) = self.waits.get_mut(&token) else {
             return;
         };
-        let open = link.fill().unwrap_or(false);
+        let open = link.take_in();
         let (report, fds) = match link.next::<Report>() {
             Ok(Some(message)) => message,
             Ok(None) if open => return,

@@ -103,7 +103,7 @@ impl Daemon {
         let Some(Wait::ExecCreating { link, .. }) = self.waits.get_mut(&token) else {
             return;
         };
-        let open = link.fill().unwrap_or(false);
+        let open = link.take_in();
         let (report, fds) = match link.next::<Report>() {
             Ok(Some(message)) => message,
             Ok(None) if open => return,

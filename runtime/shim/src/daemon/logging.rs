@@ -132,7 +132,7 @@ impl Daemon {
         let Some(link) = &mut self.logs.link else {
             return;
         };
-        let open = link.flush().is_ok() && link.fill().unwrap_or(false);
+        let open = link.flush().is_ok() && link.take_in();
         let mut interest = EventFlags::IN;
         if link.wants_write() {
             interest |= EventFlags::OUT;

@@ -13,12 +13,14 @@ use super::file::{LogFile, Stream};
 use super::format::Splitter;
 use super::{FromWriter, LogError, ToWriter};
 use crate::clock;
-use crate::link::Link;
+use crate::link::{Filled, Link};
 
 /// What one read takes at most: all that a pipe holds.
 const CHUNK: usize = 64 * 1024;
 /// After that long without output, memory is given back.
 const IDLE: Duration = Duration::from_millis(500);
+/// So many events come at once at most; then the link may have been left out.
+const BATCH: usize = 32;
 /// The link's token; containers count from 0 in steps of 2, stderr being odd.
 const LINK: u64 = u64::MAX;
 
@@ -61,11 +63,11 @@ pub fn run(link: Link) -> io::Result<()> {
             continue;
         }
         busy = true;
-        for event in &ready {
-            match event.token {
-                LINK => writer.serve_link(),
-                token => writer.serve_source(token),
-            }
+        if ready.len() >= BATCH || ready.iter().any(|event| event.token == LINK) {
+            writer.serve_link();
+        }
+        for event in ready.iter().filter(|event| event.token != LINK) {
+            writer.serve_source(event.token);
         }
     }
     Ok(())
@@ -76,7 +78,15 @@ impl Writer {
         let Some(link) = &mut self.link else {
             return;
         };
-        let mut open = link.flush().is_ok() && link.fill().unwrap_or(false);
+        let mut open = link.flush().is_ok();
+        // All of it: a tap that was asked for before some output must be there before that output is read.
+        while open {
+            match link.fill() {
+                Ok(Filled::Some) => {}
+                Ok(Filled::Nothing) => break,
+                _ => open = false,
+            }
+        }
         loop {
             let Some(link) = &mut self.link else {
                 return;
