@@ -34,9 +34,7 @@ pub(crate) struct Descriptor {
 impl Descriptor {
     /// The digest; anything but SHA-256 is refused by name.
     pub(crate) fn digest(&self) -> Result<Digest, Error> {
-        self.digest
-            .parse()
-            .map_err(|source| Error::Digest { subject: format!("descriptor of {}", self.media_type), source })
+        self.digest.parse().map_err(|source| Error::Digest { subject: format!("descriptor of {}", self.media_type), source })
     }
 }
 
@@ -121,11 +119,7 @@ fn check_image(config: &Descriptor, layers: &[Descriptor]) -> Result<(), String>
 }
 
 /// The best entry of an index for a platform.
-pub(crate) fn choose<'a>(
-    subject: &str,
-    manifests: &'a [Descriptor],
-    wanted: &Platform,
-) -> Result<&'a Descriptor, Error> {
+pub(crate) fn choose<'a>(subject: &str, manifests: &'a [Descriptor], wanted: &Platform) -> Result<&'a Descriptor, Error> {
     manifests
         .iter()
         .enumerate()
@@ -352,12 +346,17 @@ mod tests {
 
     #[test]
     fn configurations_are_read_with_nulls_and_without() {
-        let full = br#"{"architecture":"amd64","os":"linux","created":"2024-01-01T00:00:00Z","config":{"User":"1000:1","Env":["A=b"],
+        let full =
+            br#"{"architecture":"amd64","os":"linux","created":"2024-01-01T00:00:00Z","config":{"User":"1000:1","Env":["A=b"],
             "Entrypoint":["/e"],"Cmd":["c"],"WorkingDir":"/w","StopSignal":"SIGQUIT","Labels":{"k":"v"},
             "ExposedPorts":{"80/tcp":{},"443/tcp":{}},"Volumes":{"/data":{}}},"rootfs":{"type":"layers","diff_ids":[]}}"#;
         let (config, _) = parse_config("x", full).unwrap();
-        assert_eq!((config.user.as_str(), config.exposed_ports.len(), config.volumes.as_slice()), ("1000:1", 2, &["/data".to_string()][..]));
-        let nulls = br#"{"config":{"User":null,"Env":null,"Entrypoint":null,"Cmd":null,"Labels":null},"rootfs":{"diff_ids":null}}"#;
+        assert_eq!(
+            (config.user.as_str(), config.exposed_ports.len(), config.volumes.as_slice()),
+            ("1000:1", 2, &["/data".to_string()][..])
+        );
+        let nulls =
+            br#"{"config":{"User":null,"Env":null,"Entrypoint":null,"Cmd":null,"Labels":null},"rootfs":{"diff_ids":null}}"#;
         assert_eq!(parse_config("x", nulls).unwrap().0, ImageConfig::default());
         let none = br#"{"config":null,"rootfs":{"type":"layers"}}"#;
         assert_eq!(parse_config("x", none).unwrap().0, ImageConfig::default());

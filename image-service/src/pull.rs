@@ -98,12 +98,7 @@ impl Pulls {
         }
         running.next += 1;
         let serial = running.next;
-        let job = Job {
-            core: core.clone(),
-            config: config.clone(),
-            layers: self.layers.clone(),
-            reference: key.0.clone(),
-        };
+        let job = Job { core: core.clone(), config: config.clone(), layers: self.layers.clone(), reference: key.0.clone() };
         let (credentials, ended, ended_key) = (key.1.clone(), self.running.clone(), key.clone());
         let task = tokio::spawn(async move {
             let done = job.run(credentials).await;
@@ -275,10 +270,8 @@ impl Job {
             .enumerate()
             .map(|(at, wanted)| self.layer(session, *wanted).map_ok(move |ready| (at, ready)).boxed())
             .collect();
-        let mut ready: Vec<(usize, Ready)> = stream::iter(jobs)
-            .buffer_unordered(self.config.parallel_layers.max(1))
-            .try_collect()
-            .await?;
+        let mut ready: Vec<(usize, Ready)> =
+            stream::iter(jobs).buffer_unordered(self.config.parallel_layers.max(1)).try_collect().await?;
         ready.sort_by_key(|(at, _)| *at);
         let mut placed: Vec<LayerPin> = Vec::new();
         for ((_, ready), wanted) in ready.into_iter().zip(wanted) {
@@ -300,7 +293,9 @@ impl Job {
         }
         let (sink, source) = mpsc::channel(CHUNKS_UNDER_WAY);
         let core = self.core.clone();
-        let unpacked = tokio::task::spawn_blocking(move || unpack_layer(&core, ChannelReader::new(source), Some((wanted.blob, wanted.size)), wanted.diff_id));
+        let unpacked = tokio::task::spawn_blocking(move || {
+            unpack_layer(&core, ChannelReader::new(source), Some((wanted.blob, wanted.size)), wanted.diff_id)
+        });
         let downloaded = session.blob(wanted.blob, wanted.size, &sink).await;
         drop(sink);
         let unpacked = unpacked.await.map_err(|_| Error::Worker { task: "unpacking a layer" })?;
@@ -314,7 +309,12 @@ impl Job {
 }
 
 /// Unpacks a layer into a staging folder and puts it in its place when it needs no parents.
-fn unpack_layer(core: &Core, source: impl Read + Send + 'static, blob: Option<(Digest, u64)>, diff_id: Digest) -> Result<Ready, Error> {
+fn unpack_layer(
+    core: &Core,
+    source: impl Read + Send + 'static,
+    blob: Option<(Digest, u64)>,
+    diff_id: Digest,
+) -> Result<Ready, Error> {
     let dir = core.stage()?;
     let root = dir.path().join("fs");
     std::fs::create_dir(&root).map_err(|source| Error::file("create", &root, source))?;

@@ -132,9 +132,7 @@ impl FromStr for Reference {
 fn split_host(name: &str) -> (&str, &str) {
     match name.split_once('/') {
         Some((first, rest))
-            if first == "localhost"
-                || first.contains(['.', ':'])
-                || first.bytes().any(|byte| byte.is_ascii_uppercase()) =>
+            if first == "localhost" || first.contains(['.', ':']) || first.bytes().any(|byte| byte.is_ascii_uppercase()) =>
         {
             match first {
                 "index.docker.io" | "registry-1.docker.io" => (DEFAULT_HOST, rest),
@@ -239,9 +237,38 @@ mod tests {
     fn bad_references_are_refused_with_a_reason() {
         let long = "a".repeat(300);
         let cases = [
-            "", ":tag", "@", "UPPER", "a//b", "/a", "a/", "a:", "a: b", "a:-x", "-a", "a_", "a___b", "a._b", "a..b",
-            "host:port/x", "host:99999/x", "exa_mple.com/x", "[::1/x", "[zz]:1/x", "a@sha256:abc", "a@", "é",
-            "a b", "a\nb", "../etc", "a/../b", "a:b:c", "h.o/a?x=1", "h.o/a#b", "h.o/a%2e", &long,
+            "",
+            ":tag",
+            "@",
+            "UPPER",
+            "a//b",
+            "/a",
+            "a/",
+            "a:",
+            "a: b",
+            "a:-x",
+            "-a",
+            "a_",
+            "a___b",
+            "a._b",
+            "a..b",
+            "host:port/x",
+            "host:99999/x",
+            "exa_mple.com/x",
+            "[::1/x",
+            "[zz]:1/x",
+            "a@sha256:abc",
+            "a@",
+            "é",
+            "a b",
+            "a\nb",
+            "../etc",
+            "a/../b",
+            "a:b:c",
+            "h.o/a?x=1",
+            "h.o/a#b",
+            "h.o/a%2e",
+            &long,
         ];
         for text in cases {
             assert!(Reference::parse(text).is_err(), "{text:?}");

@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests are told what happens")]
 
 pub mod image;
+pub mod registry;
 pub mod rootfs;
 pub mod sandbox;
 mod skip;

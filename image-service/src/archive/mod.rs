@@ -164,11 +164,7 @@ impl Archive<'_> {
         let bytes = self.source.read(&blob_name(digest), manifest::MAX_DOCUMENT)?;
         match Digest::of(&bytes) {
             found if found == *digest => Ok(bytes),
-            found => Err(Error::DigestMismatch {
-                subject: format!("blob of {}", self.path.display()),
-                expected: *digest,
-                found,
-            }),
+            found => Err(Error::DigestMismatch { subject: format!("blob of {}", self.path.display()), expected: *digest, found }),
         }
     }
 

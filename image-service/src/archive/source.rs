@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, Read, Seek};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -48,9 +48,9 @@ impl Source {
             let dir = core.stage()?;
             let copy = dir.path().join("archive");
             let failed = |source| Error::file("decompress", path, source);
-            let mut plain =
-                File::options().read(true).write(true).create_new(true).open(&copy).map_err(failed)?;
+            let mut plain = File::options().read(true).write(true).create_new(true).open(&copy).map_err(failed)?;
             io::copy(&mut Decoder::new(file), &mut plain).map_err(failed)?;
+            plain.rewind().map_err(failed)?;
             file = plain;
             staged = Some(dir);
         }
@@ -125,9 +125,7 @@ fn scan(file: &File) -> io::Result<HashMap<String, Item>> {
         if let Some(name) = plain(&entry.path) {
             let target = |from: &str| plain(&[from.as_bytes(), b"/", &entry.link].concat());
             let item = match entry.kind {
-                Kind::File if entry.sparse.is_none() => {
-                    Some(Item::Data { offset: tar.position(), length: entry.size })
-                }
+                Kind::File if entry.sparse.is_none() => Some(Item::Data { offset: tar.position(), length: entry.size }),
                 // Old Docker links a layer that two images share.
                 Kind::Symlink => target(&folder(&name)).map(Item::Link),
                 Kind::HardLink => target("").map(Item::Link),

@@ -211,7 +211,12 @@ impl Session {
     }
 
     /// A GET below the API's prefix, authorized as the host demands; redirects are followed.
-    async fn get(&self, remote: &Remote, path: &str, headers: &[(http::HeaderName, HeaderValue)]) -> Result<Response<Incoming>, Error> {
+    async fn get(
+        &self,
+        remote: &Remote,
+        path: &str,
+        headers: &[(http::HeaderName, HeaderValue)],
+    ) -> Result<Response<Incoming>, Error> {
         let endpoint = &remote.endpoint;
         let mut url = format!("{}://{}{}/{path}", endpoint.scheme, endpoint.authority, endpoint.prefix);
         if endpoint.mirror {
@@ -266,7 +271,14 @@ impl Session {
         Err(self.protocol(remote, "too many redirects"))
     }
 
-    async fn send(&self, remote: &Remote, method: Method, url: Uri, headers: HeaderMap, body: Bytes) -> Result<Response<Incoming>, Error> {
+    async fn send(
+        &self,
+        remote: &Remote,
+        method: Method,
+        url: Uri,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, Error> {
         let host = url.authority().map(ToString::to_string).unwrap_or_default();
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
@@ -315,12 +327,8 @@ impl Session {
             // Another request of this pull has done it meanwhile.
             return Ok(());
         }
-        let offers: Vec<Challenge> = headers
-            .get_all(WWW_AUTHENTICATE)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(challenge::parse)
-            .collect();
+        let offers: Vec<Challenge> =
+            headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok()).flat_map(challenge::parse).collect();
         let secret = self.secret_for(remote);
         let offer = |scheme: &str| offers.iter().find(|challenge| challenge.scheme == scheme);
         let value = if let Some(bearer) = offer("bearer") {
@@ -345,7 +353,7 @@ impl Session {
     fn secret_for(&self, remote: &Remote) -> Option<&Secret> {
         let credentials = self.credentials.as_ref()?;
         let allowed =
-            credentials.are_for(&remote.endpoint.authority) || (!remote.endpoint.mirror && credentials.are_for(&self.host));
+            credentials.are_for(&remote.endpoint.authority) || (remote.endpoint.server && credentials.are_for(&self.host));
         allowed.then_some(&credentials.secret)
     }
 

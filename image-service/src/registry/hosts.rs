@@ -19,8 +19,10 @@ pub(crate) struct Endpoint {
     pub prefix: String,
     pub pull: bool,
     pub resolve: bool,
-    /// Not the registry itself: it is told which one is meant.
+    /// Has another name than the registry: it is told which one is meant.
     pub mirror: bool,
+    /// Stands for the registry itself: the registry's credentials are for it.
+    pub server: bool,
     pub tls: Tls,
     pub headers: Vec<(HeaderName, HeaderValue)>,
 }
@@ -64,6 +66,7 @@ impl Endpoint {
             pull: true,
             resolve: true,
             mirror: false,
+            server: true,
             tls: Tls::default(),
             headers: Vec::new(),
         })
@@ -91,8 +94,7 @@ pub(crate) fn endpoints(config_dirs: &[PathBuf], host: &str) -> Result<Vec<Endpo
 }
 
 fn default_endpoint(host: &str, file: &Path) -> Result<Endpoint, Error> {
-    let mut endpoint =
-        Endpoint::new(host).map_err(|reason| Error::HostsFile { path: file.to_path_buf(), reason })?;
+    let mut endpoint = Endpoint::new(host).map_err(|reason| Error::HostsFile { path: file.to_path_buf(), reason })?;
     endpoint.add_version(false);
     Ok(endpoint)
 }
@@ -145,7 +147,8 @@ fn parse(text: &str, dir: &Path, host: &str) -> Result<Vec<Endpoint>, String> {
         let hosts = hosts.as_table().ok_or("host is not a table")?;
         for (url, settings) in hosts {
             let settings = settings.as_table().ok_or_else(|| format!("host {url:?} is not a table"))?;
-            endpoints.push(endpoint(url, settings, dir, host)?);
+            let mirror = endpoint(url, settings, dir, host)?;
+            endpoints.push(Endpoint { server: !mirror.mirror, ..mirror });
         }
     }
     let server = match table.get("server") {
@@ -296,7 +299,7 @@ mod tests {
         let here = dir.path().join("docker.io");
         assert_eq!(all[2].tls.ca, [here.join("ca.pem"), PathBuf::from("/abs/ca.pem")]);
         assert_eq!(all[2].tls.client, [(here.join("c.pem"), Some(here.join("k.pem"))), (here.join("both.pem"), None)]);
-        assert!(!all[3].mirror);
+        assert!(!all[3].mirror && all[3].server && !all[1].server);
     }
 
     #[test]
@@ -325,7 +328,15 @@ mod tests {
 
     #[test]
     fn broken_files_are_reported_by_name() {
-        for text in ["server = ", "server = 1", "server = 'ftp://x'", "[host.'http://']", "host = 3", "skip_verify = 'yes'", "[host.'http://a b']"] {
+        for text in [
+            "server = ",
+            "server = 1",
+            "server = 'ftp://x'",
+            "[host.'http://']",
+            "host = 3",
+            "skip_verify = 'yes'",
+            "[host.'http://a b']",
+        ] {
             let dir = tree(&[("r.example/hosts.toml", text)]);
             let error = endpoints(&[dir.path().into()], "r.example").unwrap_err();
             assert!(error.to_string().contains("r.example/hosts.toml"), "{text}: {error}");

@@ -75,9 +75,7 @@ fn roots(more: &[PathBuf]) -> Result<RootCertStore, Error> {
     }
     for file in more {
         for certificate in certificates(file)? {
-            store
-                .add(certificate)
-                .map_err(|error| Error::HostsFile { path: file.clone(), reason: error.to_string() })?;
+            store.add(certificate).map_err(|error| Error::HostsFile { path: file.clone(), reason: error.to_string() })?;
         }
     }
     Ok(store)

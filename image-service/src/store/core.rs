@@ -319,11 +319,7 @@ fn list(dir: &Path, known: impl Fn(&str) -> bool) -> Vec<PathBuf> {
     let Ok(items) = fs::read_dir(dir) else {
         return Vec::new();
     };
-    items
-        .flatten()
-        .filter(|item| !item.file_name().to_str().is_some_and(&known))
-        .map(|item| item.path())
-        .collect()
+    items.flatten().filter(|item| !item.file_name().to_str().is_some_and(&known)).map(|item| item.path()).collect()
 }
 
 pub(crate) fn remove_file(path: &Path) -> Result<(), Error> {
@@ -348,9 +344,8 @@ fn link_name(key: &str, taken: &[&str]) -> String {
         let digest = Digest::of(text.as_bytes()).hex();
         // 35 bits in base 32.
         let bits = u64::from_str_radix(&digest[..9], 16).unwrap_or_default();
-        let name: String = (0..7)
-            .map(|at| char::from(b"0123456789abcdefghijklmnopqrstuv"[(bits >> (5 * at)) as usize & 31]))
-            .collect();
+        let name: String =
+            (0..7).map(|at| char::from(b"0123456789abcdefghijklmnopqrstuv"[(bits >> (5 * at)) as usize & 31])).collect();
         if !taken.contains(&name.as_str()) {
             return name;
         }

@@ -136,9 +136,10 @@ impl ImageStore {
             // The layer's own folder, its record and its link.
             (bytes + layer.record.bytes + 8192, inodes + layer.record.inodes + 3)
         });
-        let (bytes, inodes) = self.core.blobs.fold((bytes, inodes), |(bytes, inodes), _, blob| {
-            (bytes + blob.size.next_multiple_of(4096), inodes + 1)
-        });
+        let (bytes, inodes) = self
+            .core
+            .blobs
+            .fold((bytes, inodes), |(bytes, inodes), _, blob| (bytes + blob.size.next_multiple_of(4096), inodes + 1));
         FsUsage { mountpoint: self.core.layout.root().to_path_buf(), bytes, inodes }
     }
 
@@ -182,9 +183,7 @@ fn rootfs(content: &Content, links: &Path) -> Rootfs {
 }
 
 /// Runs what blocks on a thread for it.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(_) => Err(Error::Worker { task: "blocking work of the image store" }),

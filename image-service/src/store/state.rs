@@ -107,12 +107,8 @@ impl State {
             None => content(signal, new),
         };
         let mut records = Vec::new();
-        let losers: BTreeSet<ImageId> = tags
-            .iter()
-            .chain(&digests)
-            .filter_map(|name| self.names.get(name).copied())
-            .filter(|owner| *owner != id)
-            .collect();
+        let losers: BTreeSet<ImageId> =
+            tags.iter().chain(&digests).filter_map(|name| self.names.get(name).copied()).filter(|owner| *owner != id).collect();
         for loser in losers {
             if let Some(mut record) = self.record(&loser) {
                 record.tags.retain(|tag| !tags.contains(tag));

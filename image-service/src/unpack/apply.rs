@@ -192,8 +192,7 @@ impl Applier {
                 Ok(())
             }
             Ok(stat) if meta::is_dir(&stat) => {
-                let dir = rustix::fs::openat(parent, hidden, DIR_READ, Mode::empty())
-                    .map_err(failed(path, "open the folder"))?;
+                let dir = rustix::fs::openat(parent, hidden, DIR_READ, Mode::empty()).map_err(failed(path, "open the folder"))?;
                 meta::set_opaque(dir.as_fd(), path)
             }
             Ok(_) => Ok(()),
@@ -206,8 +205,7 @@ impl Applier {
         match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o700)) {
             Ok(()) => self.count(4096),
             Err(Errno::EXIST) => {
-                let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
-                    .map_err(failed(&entry.path, "stat"))?;
+                let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed(&entry.path, "stat"))?;
                 if !meta::is_dir(&stat) {
                     opaque = meta::is_whiteout(&stat);
                     self.folders.remove(parent, name, &entry.path)?;
@@ -218,8 +216,7 @@ impl Applier {
             }
             Err(errno) => return Err(failed(&entry.path, "make the folder")(errno)),
         }
-        let dir = rustix::fs::openat(parent, name, DIR_READ, Mode::empty())
-            .map_err(failed(&entry.path, "open the folder"))?;
+        let dir = rustix::fs::openat(parent, name, DIR_READ, Mode::empty()).map_err(failed(&entry.path, "open the folder"))?;
         if !self.folders.implied.is_empty() {
             let stat = rustix::fs::fstat(&dir).map_err(failed(&entry.path, "stat"))?;
             self.folders.implied.remove(&stat.st_ino);
@@ -232,17 +229,9 @@ impl Applier {
         Ok(())
     }
 
-    fn apply_file<R: Read>(
-        &mut self,
-        entry: &Entry,
-        parent: &OwnedFd,
-        name: &[u8],
-        tar: &mut TarReader<R>,
-    ) -> Result<(), Error> {
+    fn apply_file<R: Read>(&mut self, entry: &Entry, parent: &OwnedFd, name: &[u8], tar: &mut TarReader<R>) -> Result<(), Error> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = self.create(entry, parent, name, || {
-            rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o600))
-        })?;
+        let fd = self.create(entry, parent, name, || rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o600)))?;
         let mut file = File::from(fd);
         match &entry.sparse {
             None => self.copy(entry, tar, |bytes| file.write_all(bytes))?,
@@ -275,13 +264,7 @@ impl Applier {
         }
     }
 
-    fn copy_sparse<R: Read>(
-        &mut self,
-        entry: &Entry,
-        sparse: &Sparse,
-        tar: &mut TarReader<R>,
-        file: &File,
-    ) -> Result<(), Error> {
+    fn copy_sparse<R: Read>(&mut self, entry: &Entry, sparse: &Sparse, tar: &mut TarReader<R>, file: &File) -> Result<(), Error> {
         rustix::fs::ftruncate(file, sparse.real_size).map_err(failed(&entry.path, "set the size"))?;
         let mut chunks = sparse.chunks.iter().copied().filter(|chunk| chunk.1 > 0);
         let mut chunk = chunks.next();
@@ -349,9 +332,7 @@ impl Applier {
             Kind::Fifo => 0,
             _ => rustix::fs::makedev(entry.device.0, entry.device.1),
         };
-        self.create(entry, parent, name, || {
-            rustix::fs::mknodat(parent, name, kind, Mode::from_raw_mode(0o600), device)
-        })?;
+        self.create(entry, parent, name, || rustix::fs::mknodat(parent, name, kind, Mode::from_raw_mode(0o600), device))?;
         meta::dress_at(parent.as_fd(), name, entry, true)
     }
 

@@ -60,9 +60,7 @@ impl Completion<'_> {
     /// instead, the path that it means is returned: the archive's entries belong there.
     fn dress_implied(&self, path: &[u8]) -> Result<Option<Vec<u8>>, Error> {
         let root = self.folders.root();
-        let dir = match find(&*root, path)
-            .and_then(|dir| rustix::fs::openat(dir, ".", DIR_READ, Mode::empty()))
-        {
+        let dir = match find(&*root, path).and_then(|dir| rustix::fs::openat(dir, ".", DIR_READ, Mode::empty())) {
             Ok(dir) => dir,
             // Moved or replaced meanwhile.
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
@@ -71,8 +69,8 @@ impl Completion<'_> {
         let lower = if self.is_cut_off(path)? { None } else { self.parents.at(path).map_err(failed(path, "look below"))? };
         match lower {
             Some(found) if meta::is_dir(&found.stat) => {
-                let lower = rustix::fs::openat(&found.fd, ".", DIR_READ, Mode::empty())
-                    .map_err(failed(path, "open the folder below"))?;
+                let lower =
+                    rustix::fs::openat(&found.fd, ".", DIR_READ, Mode::empty()).map_err(failed(path, "open the folder below"))?;
                 meta::copy(lower.as_fd(), dir.as_fd()).map_err(|source| Error::LayerApply {
                     entry: String::from_utf8_lossy(path).into_owned(),
                     operation: "copy the metadata of the folder below",
@@ -176,10 +174,12 @@ impl Completion<'_> {
                     copied.insert(target.clone());
                 }
                 None if present.is_some() => {}
-                None => return Err(refused(&link.path, format!(
-                    "a hard link to {:?}, which no layer has",
-                    String::from_utf8_lossy(&link.target)
-                ))),
+                None => {
+                    return Err(refused(
+                        &link.path,
+                        format!("a hard link to {:?}, which no layer has", String::from_utf8_lossy(&link.target)),
+                    ));
+                }
             }
         }
         let own = self.folders.ensure(target_folder)?;
@@ -200,16 +200,16 @@ fn copy_up(found: &Found, parent: &OwnedFd, name: &[u8], entry: &[u8]) -> Result
         let read = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .map_err(failed(entry, "open the file below"))?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let write = rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o600))
-            .map_err(failed(entry, "create a copy"))?;
+        let write =
+            rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o600)).map_err(failed(entry, "create a copy"))?;
         let (mut from, mut to) = (std::fs::File::from(read), std::fs::File::from(write));
-        return std::io::copy(&mut from, &mut to)
-            .and_then(|_| meta::copy(from.as_fd(), to.as_fd()))
-            .map_err(|source| Error::LayerApply {
+        return std::io::copy(&mut from, &mut to).and_then(|_| meta::copy(from.as_fd(), to.as_fd())).map_err(|source| {
+            Error::LayerApply {
                 entry: String::from_utf8_lossy(entry).into_owned(),
                 operation: "copy from the layer below",
                 source,
-            });
+            }
+        });
     }
     let stat = &found.stat;
     if kind.is_symlink() {
@@ -220,13 +220,12 @@ fn copy_up(found: &Found, parent: &OwnedFd, name: &[u8], entry: &[u8]) -> Result
             .map_err(failed(entry, "create a copy"))?;
     }
     let owner = (rustix::fs::Uid::from_raw(stat.st_uid), rustix::fs::Gid::from_raw(stat.st_gid));
-    rustix::fs::chownat(parent, name, Some(owner.0), Some(owner.1), AtFlags::SYMLINK_NOFOLLOW)
-        .map_err(failed(entry, "chown"))?;
+    rustix::fs::chownat(parent, name, Some(owner.0), Some(owner.1), AtFlags::SYMLINK_NOFOLLOW).map_err(failed(entry, "chown"))?;
     if !kind.is_symlink() {
         rustix::fs::chmodat(parent, name, Mode::from_raw_mode(stat.st_mode & 0o7777), AtFlags::empty())
             .map_err(failed(entry, "chmod"))?;
     }
-    let time = meta::timestamps((stat.st_mtime as i64, stat.st_mtime_nsec as u32));
+    let time = meta::timestamps((stat.st_mtime, stat.st_mtime_nsec as u32));
     rustix::fs::utimensat(parent, name, &time, AtFlags::SYMLINK_NOFOLLOW).map_err(failed(entry, "set times"))
 }
 

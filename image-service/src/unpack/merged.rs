@@ -57,8 +57,8 @@ impl Merged {
                     break;
                 }
                 folders.push(layer);
-                let opaque = rustix::fs::openat(&found.fd, ".", DIR_READ, Mode::empty())
-                    .is_ok_and(|dir| meta::is_opaque(dir.as_fd()));
+                let opaque =
+                    rustix::fs::openat(&found.fd, ".", DIR_READ, Mode::empty()).is_ok_and(|dir| meta::is_opaque(dir.as_fd()));
                 top.get_or_insert(found);
                 if opaque {
                     break;

@@ -43,8 +43,7 @@ pub(crate) fn dress(fd: BorrowedFd<'_>, entry: &Entry) -> Result<(), Error> {
 /// As [`dress`] for what cannot be opened: links, devices, fifos.
 pub(crate) fn dress_at(parent: BorrowedFd<'_>, name: &[u8], entry: &Entry, mode: bool) -> Result<(), Error> {
     let owner = (Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)));
-    rustix::fs::chownat(parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)
-        .map_err(failed(&entry.path, "chown"))?;
+    rustix::fs::chownat(parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW).map_err(failed(&entry.path, "chown"))?;
     if mode {
         rustix::fs::chmodat(parent, name, Mode::from_raw_mode(entry.mode), AtFlags::empty())
             .map_err(failed(&entry.path, "chmod"))?;
@@ -100,7 +99,7 @@ pub(crate) fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
     for (name, value) in attributes(from)? {
         tolerate(&name, rustix::fs::fsetxattr(to, name.as_slice(), &value, XattrFlags::empty()))?;
     }
-    rustix::fs::futimens(to, &timestamps((stat.st_mtime as i64, stat.st_mtime_nsec as u32)))?;
+    rustix::fs::futimens(to, &timestamps((stat.st_mtime, stat.st_mtime_nsec as u32)))?;
     Ok(())
 }
 

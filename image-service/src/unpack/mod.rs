@@ -17,6 +17,6 @@ pub(crate) use merged::Merged;
 pub(crate) use resolve::clean;
 
 #[cfg(test)]
-pub(crate) mod testtar;
-#[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) mod testtar;

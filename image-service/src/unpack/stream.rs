@@ -120,6 +120,7 @@ impl<R: Read> Read for Hashed<R> {
 type Compressed<R> = BufReader<io::Chain<io::Cursor<Vec<u8>>, Hashed<R>>>;
 
 /// The decoders; the format is told by the first bytes, as media types are often wrong.
+#[allow(clippy::large_enum_variant, reason = "one per layer, and it becomes the large variant at once")]
 pub(crate) enum Decoder<R: Read> {
     /// Before the first read.
     Start(Option<Hashed<R>>),

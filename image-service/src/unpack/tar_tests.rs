@@ -50,7 +50,8 @@ fn gnu_and_pax_long_names_are_read() {
 #[test]
 fn ustar_prefix_is_joined() {
     let long = "d".repeat(90);
-    let all = entries(&foreign(&format!("mkdir -p {long}; echo hi > {long}/file-name-of-some-length"), &["--format=ustar"])).unwrap();
+    let all =
+        entries(&foreign(&format!("mkdir -p {long}; echo hi > {long}/file-name-of-some-length"), &["--format=ustar"])).unwrap();
     assert!(all.iter().any(|(entry, _)| entry.path == format!("./{long}/file-name-of-some-length").into_bytes()));
 }
 
@@ -78,7 +79,8 @@ fn every_sparse_form_gives_the_same_map() {
 
 #[test]
 fn many_sparse_chunks_are_read_from_extension_blocks() {
-    let script = "truncate -s 8M f; for i in $(seq 0 39); do printf x | dd of=f bs=1 seek=$((i*200000)) conv=notrunc status=none; done";
+    let script =
+        "truncate -s 8M f; for i in $(seq 0 39); do printf x | dd of=f bs=1 seek=$((i*200000)) conv=notrunc status=none; done";
     for form in [&["-S", "--format=gnu"][..], &["-S", "--format=pax"][..]] {
         let all = entries(&foreign(script, form)).unwrap();
         let (entry, _) = all.iter().find(|(entry, _)| entry.path == b"./f").unwrap();
@@ -96,7 +98,9 @@ fn truncated_and_damaged_archives_are_errors() {
     let mut damaged = whole.clone();
     damaged[3] ^= 1;
     assert!(entries(&damaged).is_err());
-    assert!(entries(b"this is no archive at all, just some text that is long enough for one block".repeat(10).as_slice()).is_err());
+    assert!(
+        entries(b"this is no archive at all, just some text that is long enough for one block".repeat(10).as_slice()).is_err()
+    );
 }
 
 #[test]
@@ -169,4 +173,36 @@ fn push(archive: &mut Vec<u8>, name: &[u8], flag: u8, data: &[u8]) {
     archive.extend_from_slice(&block);
     archive.extend_from_slice(data);
     archive.resize(archive.len().next_multiple_of(BLOCK), 0);
+}
+
+#[test]
+fn damaged_headers_are_errors_and_never_panics() {
+    let script = "mkdir d; echo hi > d/f; ln d/f h; ln -s d s; truncate -s 10M sp; printf x | dd of=sp bs=1 seek=5000000 conv=notrunc status=none; \
+                  touch $(printf 'n%.0s' $(seq 150))";
+    let mut state = 88_172_645_463_325_252u64;
+    let mut random = move |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % below as u64) as usize
+    };
+    for format in [
+        &["-S", "--format=gnu"][..],
+        &["-S", "--format=pax", "--sparse-version=1.0"],
+        &["-S", "--format=pax", "--sparse-version=0.1"],
+    ] {
+        let whole = foreign(script, format);
+        for _ in 0..3000 {
+            let mut bytes = whole.clone();
+            let block = random(bytes.len() / BLOCK) * BLOCK;
+            for _ in 0..=random(3) {
+                let at = block + [random(512), 124 + random(12), 156, 386 + random(110)][random(4)];
+                bytes[at] = [random(256) as u8, b'9', 0xff, 0x80, b'7', 0][random(6)];
+            }
+            bytes[block + 148..block + 156].copy_from_slice(b"        ");
+            let sum: u32 = bytes[block..block + BLOCK].iter().map(|&byte| u32::from(byte)).sum();
+            bytes[block + 148..block + 155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+            let _ = entries(&bytes);
+        }
+    }
 }

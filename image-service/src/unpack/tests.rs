@@ -85,8 +85,16 @@ fn apply_over(parents: &[&Layer], tar: TestTar) -> Layer {
 #[test]
 fn owners_modes_times_and_set_id_bits_are_kept() {
     let (layer, applied) = apply(
-        TestTar::new().owned(1000, 1001).dir("./", 0o555).dir("d", 0o1777).file_mode("d/su", 0o6755, "x").at(1_600_000_000)
-            .symlink("d/link", "su").fifo("d/pipe", 0o620).device("d/null", 0o666, false, 1, 3).device("d/loop", 0o660, true, 7, 0),
+        TestTar::new()
+            .owned(1000, 1001)
+            .dir("./", 0o555)
+            .dir("d", 0o1777)
+            .file_mode("d/su", 0o6755, "x")
+            .at(1_600_000_000)
+            .symlink("d/link", "su")
+            .fifo("d/pipe", 0o620)
+            .device("d/null", 0o666, false, 1, 3)
+            .device("d/loop", 0o660, true, 7, 0),
     );
     assert!(applied.is_self_contained());
     assert_eq!(applied.root_meta, Some(RootMeta { mode: 0o555, uid: 1000, gid: 1001 }));
@@ -110,10 +118,16 @@ fn owners_modes_times_and_set_id_bits_are_kept() {
 fn attributes_survive_except_those_that_overlayfs_reads() {
     let capability = b"\x01\0\0\x02\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
     let (layer, _) = apply(
-        TestTar::new().owned(5, 5)
-            .xattr("security.capability", capability).xattr("user.note", b"a\0b").xattr("trusted.overlay.opaque", b"y")
-            .xattr("trusted.overlay.redirect", b"/etc").file_mode("ping", 0o755, "x")
-            .xattr("trusted.overlay.opaque", b"y").xattr("user.dir", b"1").dir("d", 0o755),
+        TestTar::new()
+            .owned(5, 5)
+            .xattr("security.capability", capability)
+            .xattr("user.note", b"a\0b")
+            .xattr("trusted.overlay.opaque", b"y")
+            .xattr("trusted.overlay.redirect", b"/etc")
+            .file_mode("ping", 0o755, "x")
+            .xattr("trusted.overlay.opaque", b"y")
+            .xattr("user.dir", b"1")
+            .dir("d", 0o755),
     );
     assert_eq!(layer.xattr("ping", "security.capability").as_deref(), Some(&capability[..]));
     assert_eq!(layer.xattr("ping", "user.note").as_deref(), Some(&b"a\0b"[..]));
@@ -125,12 +139,22 @@ fn attributes_survive_except_those_that_overlayfs_reads() {
 #[test]
 fn whiteouts_hide_lower_layers_and_never_the_same_layer() {
     let (layer, applied) = apply(
-        TestTar::new().dir("etc", 0o755).whiteout("etc", "gone").whiteout("", "root-file")
-            .file("etc/kept", "own").whiteout("etc", "kept")
-            .whiteout("etc", "before").file("etc/before", "own")
-            .dir("etc/dir", 0o755).file("etc/dir/f", "own").whiteout("etc", "dir")
-            .whiteout("etc", "dir2").dir("etc/dir2", 0o755)
-            .dir("etc/opq", 0o755).opaque("etc/opq").file("etc/opq/f", "own"),
+        TestTar::new()
+            .dir("etc", 0o755)
+            .whiteout("etc", "gone")
+            .whiteout("", "root-file")
+            .file("etc/kept", "own")
+            .whiteout("etc", "kept")
+            .whiteout("etc", "before")
+            .file("etc/before", "own")
+            .dir("etc/dir", 0o755)
+            .file("etc/dir/f", "own")
+            .whiteout("etc", "dir")
+            .whiteout("etc", "dir2")
+            .dir("etc/dir2", 0o755)
+            .dir("etc/opq", 0o755)
+            .opaque("etc/opq")
+            .file("etc/opq/f", "own"),
     );
     assert!(applied.is_self_contained() && !applied.root_opaque);
     assert!(layer.is_whiteout("etc/gone") && layer.is_whiteout("root-file"));
@@ -145,7 +169,8 @@ fn whiteouts_hide_lower_layers_and_never_the_same_layer() {
 
 #[test]
 fn an_opaque_root_and_aufs_leftovers_are_understood() {
-    let (layer, applied) = apply(TestTar::new().opaque("").dir(".wh..wh.plnk", 0o700).file(".wh..wh.plnk/1.2", "x").file("f", "x"));
+    let (layer, applied) =
+        apply(TestTar::new().opaque("").dir(".wh..wh.plnk", 0o700).file(".wh..wh.plnk/1.2", "x").file("f", "x"));
     assert!(applied.root_opaque && applied.is_self_contained());
     assert_eq!(std::fs::read_dir(layer.path("")).unwrap().count(), 1);
 }
@@ -153,10 +178,20 @@ fn an_opaque_root_and_aufs_leftovers_are_understood() {
 #[test]
 fn later_entries_replace_earlier_ones_of_any_kind() {
     let (layer, applied) = apply(
-        TestTar::new().dir("a", 0o755).file("a/x/y", "implied inside").file("a", "file now")
-            .file("b", "file").dir("b", 0o700).file("b/in", "in")
-            .symlink("c", "/etc").dir("c", 0o755).file("c/in", "not in etc")
-            .file("d", "one").file("d", "two").symlink("e", "nowhere").file("e", "file now"),
+        TestTar::new()
+            .dir("a", 0o755)
+            .file("a/x/y", "implied inside")
+            .file("a", "file now")
+            .file("b", "file")
+            .dir("b", 0o700)
+            .file("b/in", "in")
+            .symlink("c", "/etc")
+            .dir("c", 0o755)
+            .file("c/in", "not in etc")
+            .file("d", "one")
+            .file("d", "two")
+            .symlink("e", "nowhere")
+            .file("e", "file now"),
     );
     assert!(applied.is_self_contained(), "{:?}", applied.implied);
     assert_eq!(layer.read("a"), "file now");
@@ -170,8 +205,13 @@ fn later_entries_replace_earlier_ones_of_any_kind() {
 #[test]
 fn hard_links_share_an_inode() {
     let (layer, applied) = apply(
-        TestTar::new().dir("bin", 0o755).file("bin/busybox", "elf").hard("bin/sh", "bin/busybox").hard("bin/ls", "./bin//busybox")
-            .symlink("bin/s", "busybox").hard("bin/s2", "/bin/s"),
+        TestTar::new()
+            .dir("bin", 0o755)
+            .file("bin/busybox", "elf")
+            .hard("bin/sh", "bin/busybox")
+            .hard("bin/ls", "./bin//busybox")
+            .symlink("bin/s", "busybox")
+            .hard("bin/s2", "/bin/s"),
     );
     assert!(applied.is_self_contained());
     assert_eq!(layer.meta("bin/busybox").nlink(), 3);
@@ -210,9 +250,17 @@ fn nothing_is_written_outside_the_root() {
         assert!(result.is_err(), "case {at}");
     }
     let (layer, _) = apply(
-        TestTar::new().symlink("up", "../../..").file("up/outside", "in root").symlink("abs", "/").file("abs/abs-file", "in root")
-            .symlink("loop/../x", "y").file("/absolute", "in root").symlink("deep", "../../../../tmp/new").file("deep/f", "in root")
-            .opaque("up").whiteout("up", "hidden"),
+        TestTar::new()
+            .symlink("up", "../../..")
+            .file("up/outside", "in root")
+            .symlink("abs", "/")
+            .file("abs/abs-file", "in root")
+            .symlink("loop/../x", "y")
+            .file("/absolute", "in root")
+            .symlink("deep", "../../../../tmp/new")
+            .file("deep/f", "in root")
+            .opaque("up")
+            .whiteout("up", "hidden"),
     );
     for name in ["outside", "abs-file", "absolute", "tmp/new/f"] {
         assert_eq!(layer.read(name), "in root", "{name}");
@@ -245,9 +293,8 @@ fn implied_folders_make_a_layer_depend_on_its_parents() {
 
 #[test]
 fn implied_folders_take_after_the_layer_below() {
-    let (base, _) = apply(
-        TestTar::new().owned(7, 8).xattr("user.k", b"v").dir("tmp", 0o1777).dir("a", 0o711).owned(0, 0).file("plain", "x"),
-    );
+    let (base, _) =
+        apply(TestTar::new().owned(7, 8).xattr("user.k", b"v").dir("tmp", 0o1777).dir("a", 0o711).owned(0, 0).file("plain", "x"));
     let layer = apply_over(&[&base], TestTar::new().file("tmp/x", "x").file("a/b/c", "c").file("plain/under", "x"));
     let tmp = layer.meta("tmp");
     assert_eq!((tmp.mode(), tmp.uid(), tmp.gid(), tmp.mtime()), (0o41777, 7, 8, 1_700_000_000));
@@ -279,13 +326,26 @@ fn the_same_layer_differs_over_two_bases() {
 #[test]
 fn hard_links_into_lower_layers_copy_the_file_up() {
     let (base, _) = apply(
-        TestTar::new().dir("bin", 0o750).owned(9, 9).xattr("user.k", b"v").file_mode("bin/tool", 0o4755, "tool").owned(0, 0)
-            .dir("lib", 0o755).symlink("usr", "lib").file("lib/so", "so").symlink("lib/alias", "so"),
+        TestTar::new()
+            .dir("bin", 0o750)
+            .owned(9, 9)
+            .xattr("user.k", b"v")
+            .file_mode("bin/tool", 0o4755, "tool")
+            .owned(0, 0)
+            .dir("lib", 0o755)
+            .symlink("usr", "lib")
+            .file("lib/so", "so")
+            .symlink("lib/alias", "so"),
     );
     let layer = apply_over(
         &[&base],
-        TestTar::new().dir("new", 0o755).hard("new/one", "bin/tool").hard("new/two", "bin/tool").hard("new/three", "new/one")
-            .hard("new/so", "usr/so").hard("new/alias", "lib/alias"),
+        TestTar::new()
+            .dir("new", 0o755)
+            .hard("new/one", "bin/tool")
+            .hard("new/two", "bin/tool")
+            .hard("new/three", "new/one")
+            .hard("new/so", "usr/so")
+            .hard("new/alias", "lib/alias"),
     );
     for name in ["new/one", "new/two", "new/three", "bin/tool"] {
         let meta = layer.meta(name);
@@ -319,10 +379,16 @@ fn a_link_to_nothing_is_refused_by_name() {
 
 #[test]
 fn entries_below_a_link_of_a_lower_layer_go_where_it_leads() {
-    let (base, _) = apply(TestTar::new().dir("usr", 0o755).dir("usr/lib", 0o711).symlink("lib", "usr/lib").symlink("lib64", "/lib"));
+    let (base, _) =
+        apply(TestTar::new().dir("usr", 0o755).dir("usr/lib", 0o711).symlink("lib", "usr/lib").symlink("lib64", "/lib"));
     let layer = apply_over(
         &[&base],
-        TestTar::new().file("lib/x", "x").file("lib64/sub/y", "y").dir("lib64/own", 0o700).file("usr/lib/z", "z").hard("h", "lib/x"),
+        TestTar::new()
+            .file("lib/x", "x")
+            .file("lib64/sub/y", "y")
+            .dir("lib64/own", 0o700)
+            .file("usr/lib/z", "z")
+            .hard("h", "lib/x"),
     );
     assert!(!layer.exists("lib") && !layer.exists("lib64"));
     for name in ["usr/lib/x", "usr/lib/sub/y", "usr/lib/z", "usr/lib/own"] {
