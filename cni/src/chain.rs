@@ -51,6 +51,11 @@ impl Chain<'_> {
         self.runners().any(|(plugin, runner)| matches!(runner, Runner::External(_)) || external_ipam(plugin))
     }
 
+    /// Whether this plugin of ours takes part, run by this process.
+    pub(crate) fn runs(&self, builtin: Builtin) -> bool {
+        self.runners().any(|(_, runner)| runner == Runner::Builtin(builtin))
+    }
+
     /// Refuses what cannot work: fields that our plugins do not support.
     pub(crate) fn check_config(&self) -> Result<()> {
         for (plugin, runner) in self.runners() {

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::mpsc;
 
@@ -244,4 +244,17 @@ pub(crate) fn pod_socket<T: Send>(
         subject: subject.to_owned(),
         source: std::sync::Arc::new(std::io::Error::other(error)),
     })?
+}
+
+/// Refuses the network namespace that this process is in: an interface for a pod would be made on the host.
+pub(crate) fn refuse_own_netns(netns: BorrowedFd<'_>) -> Result<()> {
+    let id = |fd: BorrowedFd<'_>| berth_linux::ns::ns_id(fd);
+    let own = berth_linux::ns::open_ns(None, berth_linux::ns::NamespaceKind::Net).map_err(std::io::Error::other);
+    let same = own.and_then(|own| Ok(id(own.as_fd())? == id(netns)?));
+    let error =
+        |source| Error::Netns { subject: "a pod".to_owned(), source: std::sync::Arc::new(source) };
+    if same.map_err(error)? {
+        return Err(Error::InvalidName { what: "network namespace", value: "the host's own".to_owned() });
+    }
+    Ok(())
 }

@@ -22,6 +22,7 @@ mod names;
 mod netlink;
 mod network;
 mod nft;
+pub mod plugin;
 mod plugins;
 mod pod;
 mod reaper;

@@ -19,10 +19,6 @@ impl Attributes {
         Self::default()
     }
 
-    pub(crate) fn into_bytes(self) -> Vec<u8> {
-        self.0
-    }
-
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -99,7 +95,7 @@ mod tests {
             .string(1, "abc")
             .be32(2, 7)
             .nest(3, Attributes::new().bytes(1, &[9]).bytes(2, &[1, 2, 3, 4, 5]))
-            .into_bytes();
+            .0;
         let all: Vec<_> = attributes(&bytes).collect();
         assert_eq!(all[0], (1, &b"abc\0"[..]));
         assert_eq!(all[1], (2, &[0, 0, 0, 7][..]));

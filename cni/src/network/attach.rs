@@ -1,5 +1,6 @@
 //! Attach and detach as operations that own themselves: a caller that goes away changes nothing, a caller that comes again joins.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use super::inner::{Current, Inner, Operation, attachment_of, lock};
 use crate::cache::CachedResult;
 use crate::conf::NetworkConf;
 use crate::invocation::Invocation;
+use crate::kernel::refuse_own_netns;
 use crate::names::{check_container_id, check_ifname};
 use crate::plugins::Config;
 use crate::plugins::host_local::Owner;
@@ -141,6 +143,7 @@ async fn add(inner: &Inner, pod: &PodNetwork, owner: &Owner, netns: Netns) -> Re
     if inner.reaper.is_pending(owner) && !inner.reaper.settle(EARLIER_LINK).await {
         return Err(Error::NotReady { reason: format!("the earlier link of sandbox {} is not deleted yet", owner.container_id) });
     }
+    refuse_own_netns(netns.fd.as_fd())?;
     let Current { conf, .. } = inner.current()?;
     let chain = inner.chain(&conf);
     let (call, capabilities) = (invocation(pod, Some(netns)), capabilities(pod));

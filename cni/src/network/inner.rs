@@ -17,6 +17,7 @@ use crate::host::{Deletion, Host};
 use crate::kernel::{Kernel, Worker};
 use crate::names::Names;
 use crate::netlink::{Socket, link, route};
+use crate::plugins::Builtin;
 use crate::plugins::host_local::Owner;
 use crate::plugins::portmap;
 use crate::reaper::Reaper;
@@ -101,8 +102,8 @@ impl Inner {
         for cached in self.cached()? {
             let ports = portmap::cached_mappings(&cached.capability_args);
             let result = CniResult::parse(&cached.result, CniVersion::V1_1_0, "cached result");
-            let is_ours = cached.config_bytes().and_then(|bytes| NetworkConf::parse(&bytes, "cached result", None));
-            let is_ours = is_ours.is_ok_and(|conf| conf.plugins.iter().any(|p| p.plugin == "portmap"));
+            let conf = cached.config_bytes().and_then(|bytes| NetworkConf::parse(&bytes, "cached result", None));
+            let is_ours = conf.is_ok_and(|conf| self.chain(&conf).runs(Builtin::Portmap));
             if let (Ok(result), true, false) = (result, is_ours, ports.is_empty())
                 && let Ok(ports) = portmap::host_ports(&ports, &result)
             {
