@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use berth_image::{Image, ImageConfig, Rootfs};
 use berth_shim::protocol::{CreateExt, LogSpec, PidMode, Reply, Request, Root};
+use rustix::fs::OFlags;
 
 use super::layers::Layers;
 use super::{devices, mounts, oci, security, user};
@@ -150,10 +151,14 @@ fn prepare(
     }
     added_files(server, live, &oci, &mut trees, &mut pass)?;
     let kept = writable_layer(server, id, rootfs)?;
-    let links = rustix::fs::open(&rootfs.links_dir, rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())
+    let links = rustix::fs::open(&rootfs.links_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, rustix::fs::Mode::empty())
         .map_err(|e| file("open", &rootfs.links_dir)(e.into()))?;
     let filter = match filter {
-        Some(compiled) => Some(pass(compiled.memfd.try_clone().map_err(file("duplicate", "seccomp filter"))?)),
+        // Opened anew: a duplicate would share its position with every other reader.
+        Some(compiled) => {
+            let reopened = berth_linux::memfd::reopen(compiled.memfd.as_fd(), OFlags::RDONLY | OFlags::CLOEXEC);
+            Some(pass(reopened.map_err(file("open", "seccomp filter"))?))
+        }
         None => None,
     };
     let log = log_path(&spec, log_directory);
@@ -272,7 +277,6 @@ async fn launch(server: &Arc<Server>, live: &Arc<Live>, id: &ContainerId, prepar
     .await?;
     let mut all = vec![memfd];
     all.extend(fds);
-    debug_assert!(all.iter().all(|fd| rustix::io::fcntl_getfd(fd.as_fd()).is_ok()));
     let shim = live.shim()?;
     let answer = shim.call("create container", Request::Create { id: id.as_str().into(), ext }, all).await?;
     let Reply::Created { pid, warnings } = answer.reply else { return Err(shim.unexpected("create container")) };

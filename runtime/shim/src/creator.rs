@@ -252,6 +252,19 @@ fn read_json<T: DeserializeOwned>(fd: OwnedFd, what: &'static str) -> Result<T, 
     serde_json::from_slice(&bytes).map_err(|source| Error::Parse { what, source })
 }
 
+/// The same folder by a mount of our own mount namespace: overlayfs takes no layers from mounts of another one, and the agent
+/// opened it in the host's. Where the path means something else here, the descriptor stays as it came.
+fn seen_from_here(dir: OwnedFd) -> OwnedFd {
+    let identity = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino)).ok();
+    let path = rustix::fs::readlink(berth_linux::memfd::proc_path(dir.as_fd()), Vec::new());
+    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+    let own = path.and_then(|path| rustix::fs::open(path, flags, rustix::fs::Mode::empty()));
+    match own {
+        Ok(own) if identity(&own).is_some() && identity(&own) == identity(&dir) => own,
+        _ => dir,
+    }
+}
+
 fn make_container(order: ContainerOrder<'_>) -> Result<Init, Error> {
     let mut given = Given(order.fds.into_iter().map(Some).collect());
     let spec: berth_oci::spec::Spec = read_json(given.take(0)?, "the OCI spec")?;
@@ -262,7 +275,7 @@ fn make_container(order: ContainerOrder<'_>) -> Result<Init, Error> {
     let root = match order.ext.root {
         Root::Spec => RootSource::Spec,
         Root::Overlay { dir, lowers, upper, work, volatile } => {
-            RootSource::Overlay { dir: given.take(dir)?, lowers, upper, work, volatile }
+            RootSource::Overlay { dir: seen_from_here(given.take(dir)?), lowers, upper, work, volatile }
         }
     };
     let mut mounts = BTreeMap::new();
