@@ -41,7 +41,8 @@ impl Crictl {
 
     /// Runs it with `-o json`.
     pub fn json(&self, arguments: &[&str]) -> Value {
-        let text = output(self.command(arguments).args(["-o", "json"]));
+        // Flags come before what they are about.
+        let text = output(self.command(&arguments[..1]).args(["-o", "json"]).args(&arguments[1..]));
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("crictl {arguments:?}: {e}: {text}"))
     }
 }

@@ -20,8 +20,11 @@ fn the_verbs_of_a_pod_and_its_container_work() {
         assert!(ready >= 2, "{info}");
 
         let pod_file = file(&berth.dir, "pod.json", &sandbox(&berth.dir, "smoke", PidShape::PerContainer));
-        let container_file =
-            file(&berth.dir, "container.json", &container("main", "echo to-out; echo to-err >&2; exec sleep 1000"));
+        let container_file = file(
+            &berth.dir,
+            "container.json",
+            &container("main", PidShape::PerContainer, "echo to-out; echo to-err >&2; exec sleep 1000"),
+        );
         let pod = crictl.run(&["runp", &pod_file]);
         assert_eq!(pod.len(), 64);
         let id = crictl.run(&["create", &pod, &container_file, &pod_file]);
@@ -77,7 +80,7 @@ fn an_entrypoint_that_cannot_start_is_told_with_its_path() {
             ("/not/there", "no such file or directory"),
             ("/etc/passwd", "permission denied"),
         ] {
-            let mut config = container("wrong", "");
+            let mut config = container("wrong", PidShape::PerContainer, "");
             config["command"] = serde_json::json!([command]);
             let config = file(&berth.dir, "container.json", &config);
             let id = crictl.run(&["create", &pod, &config, &pod_file]);

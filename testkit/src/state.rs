@@ -10,10 +10,12 @@ pub struct TempState {
 }
 
 impl TempState {
-    /// Makes a fresh folder under `$BERTH_TEST_DIR` or `/tmp`.
+    /// Makes a fresh folder on disk: in a sandbox in the sandbox's folder, elsewhere under `$BERTH_TEST_DIR` or `/tmp`.
     #[must_use]
     pub fn new() -> Self {
-        let parent = std::env::var_os("BERTH_TEST_DIR").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from);
+        let named = || std::env::var_os("BERTH_TEST_DIR").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from);
+        let sandboxed = Path::new(crate::sandbox::TESTS_DIR);
+        let parent = if sandboxed.is_dir() { sandboxed.to_path_buf() } else { named() };
         let dir = tempfile::Builder::new().prefix("bt-").tempdir_in(&parent).expect("make a folder for the test");
         Self { path: dir.keep() }
     }

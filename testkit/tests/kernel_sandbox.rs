@@ -4,7 +4,7 @@
 use std::fs;
 use std::process::Command;
 
-use berth_testkit::{Sandbox, in_namespaces, wait_until};
+use berth_testkit::{Sandbox, TempState, in_namespaces, wait_until};
 
 fn mountinfo() -> String {
     fs::read_to_string("/proc/self/mountinfo").unwrap()
@@ -28,6 +28,8 @@ fn inside_are_a_fresh_network_a_tmpfs_on_run_and_own_processes() {
 #[test]
 fn inside_every_cgroup_hierarchy_starts_at_the_sandbox() {
     in_namespaces(|| {
+        let file = TempState::new().file("x", "on disk");
+        assert!(file.starts_with("/run/t"));
         let own = fs::read_to_string("/proc/self/cgroup").unwrap();
         assert!(own.lines().all(|l| l.ends_with(":/") || l.ends_with(":/testkit")), "{own}");
         for dir in ["memory", "cpuset", "freezer"] {

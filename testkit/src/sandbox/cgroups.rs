@@ -174,7 +174,7 @@ fn remove_stale(hierarchy: &Hierarchy) {
 }
 
 /// Field 22 of /proc/PID/stat: with the pid it names a process for good.
-fn start_time(pid: u32) -> Option<u64> {
+pub fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }

@@ -8,6 +8,7 @@
 //! route, and every cgroup hierarchy starts at a cgroup of the sandbox's own, which is removed afterwards.
 
 mod cgroups;
+mod folder;
 mod init;
 mod network;
 
@@ -21,11 +22,12 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 use cgroups::CgroupTree;
+use folder::Folder;
 
 /// The address of the interface `uplink0` inside a sandbox.
 pub const NODE_IP: &str = "10.77.0.1";
 
-/// A tmpfs for the files of tests, in a sandbox only.
+/// A folder on disk for the files of tests, in a sandbox only.
 pub const TESTS_DIR: &str = "/run/t";
 
 /// Says which stage of a sandbox a re-executed process is: `init:NAME` or `run:NAME`.
@@ -105,8 +107,8 @@ impl Sandbox {
     fn test_outside(&self, name: &str) {
         let mut command = test_command(name, "init");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let made = self.cgroups().and_then(|tree| {
-            let inside = || self.prepare(tree.as_ref(), &mut command).and_then(|()| command.output());
+        let made = self.outside().and_then(|outside| {
+            let inside = || self.prepare(&outside, &mut command).and_then(|()| command.output());
             std::thread::scope(|scope| scope.spawn(inside).join().expect("the sandbox's thread"))
         });
         let output = made.unwrap_or_else(|error| panic!("sandbox: {error} (root is needed)"));
@@ -132,17 +134,18 @@ impl Sandbox {
     /// When the namespaces cannot be made.
     pub fn run(&self, own: &mut Command) -> io::Result<ExitStatus> {
         own.env(STAGE, "init:");
-        // Removed by this thread: the other one's view of /sys/fs/cgroup becomes the sandbox's.
-        let tree = self.cgroups()?;
-        init::pass_on_signals(|| self.prepare(tree.as_ref(), own).and_then(|()| own.spawn()))
+        // Removed by this thread: the other one's view of the machine becomes the sandbox's.
+        let outside = self.outside()?;
+        init::pass_on_signals(|| self.prepare(&outside, own).and_then(|()| own.spawn()))
     }
 
-    fn cgroups(&self) -> io::Result<Option<CgroupTree>> {
-        if self.own_cgroups { CgroupTree::create().map(Some) } else { Ok(None) }
+    fn outside(&self) -> io::Result<Outside> {
+        let cgroups = if self.own_cgroups { Some(CgroupTree::create()?) } else { None };
+        Ok(Outside { cgroups, folder: Folder::create()? })
     }
 
     /// Moves the calling thread into fresh namespaces and prepares them; the thread's next child is PID 1 there.
-    fn prepare(&self, tree: Option<&CgroupTree>, command: &mut Command) -> io::Result<()> {
+    fn prepare(&self, outside: &Outside, command: &mut Command) -> io::Result<()> {
         let context = |what: &'static str| move |e: nix::Error| io::Error::other(format!("{what}: {e}"));
         let flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC;
         unshare(flags).map_err(context("unshare"))?;
@@ -150,13 +153,14 @@ impl Sandbox {
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(context("make mounts private"))?;
         mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=0755"))
             .map_err(context("mount /run"))?;
+        outside.folder.mount()?;
         if self.shared_root {
             mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none).map_err(context("make mounts shared"))?;
         }
         network::configure()?;
         // Last: the next child of this thread will be PID 1.
         unshare(CloneFlags::CLONE_NEWPID).map_err(context("unshare the PID namespace"))?;
-        if let Some(tree) = tree {
+        if let Some(tree) = &outside.cgroups {
             command.env(CGROUP, tree.name());
         }
         if let Some(timeout) = self.timeout {
@@ -164,6 +168,12 @@ impl Sandbox {
         }
         Ok(())
     }
+}
+
+/// What a sandbox has outside its namespaces; removed on drop.
+struct Outside {
+    cgroups: Option<CgroupTree>,
+    folder: Folder,
 }
 
 /// True in the process that must call [`init_main`]: the one [`Sandbox::run`] started.
