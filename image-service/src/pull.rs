@@ -18,9 +18,10 @@ use crate::image::{ImageConfig, ImageId};
 use crate::manifest::{self, Descriptor, Manifest, Parsed};
 use crate::reference::Reference;
 use crate::registry::Session;
-use crate::store::blocking;
+use crate::store::busy_blocking;
 use crate::store::core::{BlobPin, Core, LayerPin, NewImage, Staged};
 use crate::store::disk;
+use crate::store::reaper::Busy;
 use crate::unpack::stream::{Expected, unpack};
 
 /// Chunks of a download that wait for the decoder; a chunk is what one read of the connection brought.
@@ -98,7 +99,13 @@ impl Pulls {
         }
         running.next += 1;
         let serial = running.next;
-        let job = Job { core: core.clone(), config: config.clone(), layers: self.layers.clone(), reference: key.0.clone() };
+        let job = Job {
+            core: core.clone(),
+            config: config.clone(),
+            layers: self.layers.clone(),
+            reference: key.0.clone(),
+            _busy: Busy::new(&core.signal),
+        };
         let (credentials, ended, ended_key) = (key.1.clone(), self.running.clone(), key.clone());
         let task = tokio::spawn(async move {
             let done = job.run(credentials).await;
@@ -155,6 +162,7 @@ struct Job {
     config: RegistryConfig,
     layers: Arc<LayerLocks>,
     reference: Reference,
+    _busy: Busy,
 }
 
 /// A layer that is in the store, or waits for its parents.
@@ -184,7 +192,7 @@ struct Resolved {
 impl Job {
     async fn run(self, credentials: Option<Credentials>) -> Result<ImageId, Error> {
         let (config, reference) = (self.config.clone(), self.reference.clone());
-        let session = blocking(move || Session::open(&config, &reference, credentials)).await?;
+        let session = self.blocking(move || Session::open(&config, &reference, credentials)).await?;
         let mut resolved = self.resolve(&session).await?;
         let (id, config, diff_ids) = self.configuration(&session, &mut resolved).await?;
         let layers = self.layers(&session, &resolved.content.layers, &diff_ids).await?;
@@ -201,7 +209,11 @@ impl Job {
         };
         let core = self.core.clone();
         // Not undone when everybody leaves now: the image is complete.
-        blocking(move || core.commit(new)).await
+        self.blocking(move || core.commit(new)).await
+    }
+
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+        busy_blocking(&self.core.signal, work).await
     }
 
     async fn resolve(&self, session: &Session) -> Result<Resolved, Error> {
@@ -217,7 +229,7 @@ impl Job {
             let subject = format!("{}@{}", self.reference.repository(), fetched.digest);
             let (core, digest, bytes) = (self.core.clone(), fetched.digest, fetched.bytes.clone());
             let parsed = manifest::parse(&subject, &fetched.bytes)?;
-            blobs.push(blocking(move || core.place_blob(digest, &bytes)).await?);
+            blobs.push(self.blocking(move || core.place_blob(digest, &bytes)).await?);
             let top = *top.get_or_insert(digest);
             match parsed {
                 Parsed::Manifest(content) => return Ok(Resolved { top, manifest: digest, content, blobs }),
@@ -244,12 +256,12 @@ impl Job {
         let (pin, bytes) = match self.core.blobs.pin(&digest) {
             Some(pin) => {
                 let core = self.core.clone();
-                (pin, blocking(move || core.read_blob(&digest)).await?)
+                (pin, self.blocking(move || core.read_blob(&digest)).await?)
             }
             None => {
                 let bytes = session.document(digest, descriptor.size).await?;
                 let core = self.core.clone();
-                blocking(move || Ok((core.place_blob(digest, &bytes)?, bytes))).await?
+                self.blocking(move || Ok((core.place_blob(digest, &bytes)?, bytes))).await?
             }
         };
         resolved.blobs.push(pin);
@@ -279,7 +291,7 @@ impl Job {
                 Ready::Placed(pin) => pin,
                 Ready::Waits(staged) => {
                     let (core, parents) = (self.core.clone(), placed.clone());
-                    blocking(move || core.place_over(staged, &parents, &wanted.chain_id)).await?
+                    self.blocking(move || core.place_over(staged, &parents, &wanted.chain_id)).await?
                 }
             });
         }
@@ -293,13 +305,14 @@ impl Job {
         }
         let (sink, source) = mpsc::channel(CHUNKS_UNDER_WAY);
         let core = self.core.clone();
-        let unpacked = tokio::task::spawn_blocking(move || {
-            unpack_layer(&core, ChannelReader::new(source), Some((wanted.blob, wanted.size)), wanted.diff_id)
-        });
-        let downloaded = session.blob(wanted.blob, wanted.size, &sink).await;
-        drop(sink);
-        let unpacked = unpacked.await.map_err(|_| Error::Worker { task: "unpacking a layer" })?;
-        match (downloaded, unpacked) {
+        let unpacked = self
+            .blocking(move || unpack_layer(&core, ChannelReader::new(source), Some((wanted.blob, wanted.size)), wanted.diff_id));
+        let downloaded = async {
+            let done = session.blob(wanted.blob, wanted.size, &sink).await;
+            drop(sink);
+            done
+        };
+        match tokio::join!(downloaded, unpacked) {
             (Ok(()), unpacked) => unpacked,
             // The unpacker closed the channel: it knows why.
             (Err(Error::Canceled), Err(error)) => Err(error),

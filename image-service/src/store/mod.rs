@@ -4,7 +4,7 @@ pub(crate) mod core;
 pub(crate) mod disk;
 mod open;
 mod pool;
-mod reaper;
+pub(crate) mod reaper;
 mod record;
 mod state;
 
@@ -14,6 +14,7 @@ use std::sync::Arc;
 pub use self::open::Problem;
 
 use self::core::Core;
+use self::reaper::{Busy, Signal};
 use self::state::Content;
 use crate::auth::Credentials;
 use crate::config::StoreConfig;
@@ -88,7 +89,7 @@ impl ImageStore {
         self.core.signal.arm();
     }
 
-    /// Waits until everything that may be deleted is deleted.
+    /// Waits until no pull or import is under way and everything that may be deleted is deleted.
     pub async fn settled(&self) {
         // An error means that the sender is gone, which this store owns.
         let _ = self.core.signal.settled().wait_for(|settled| *settled).await;
@@ -109,7 +110,8 @@ impl ImageStore {
     /// Names come from the archive; `name` is given to an image that has none there.
     pub async fn import(self: &Arc<Self>, path: &Path, name: Option<Reference>) -> Result<Vec<Image>, Error> {
         let (core, path, platform) = (self.core.clone(), path.to_path_buf(), self.config.registry.platform.clone());
-        blocking(move || crate::archive::import(&core, &path, name.as_ref(), &platform)).await
+        let signal = core.signal.clone();
+        busy_blocking(&signal, move || crate::archive::import(&core, &path, name.as_ref(), &platform)).await
     }
 
     /// The image that a text means: an ID with or without `sha256:`, a unique prefix of one, a name with tag,
@@ -186,6 +188,19 @@ fn rootfs(content: &Content, links: &Path) -> Rootfs {
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
+        Err(_) => Err(Error::Worker { task: "blocking work of the image store" }),
+    }
+}
+
+/// As [`blocking`] for work that may leave something over when nobody waits for it any more.
+pub(crate) async fn busy_blocking<T: Send + 'static>(
+    signal: &Arc<Signal>,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let busy = Busy::new(signal);
+    // The result is dropped before the guard, also when it is dropped unseen.
+    match tokio::task::spawn_blocking(move || (work(), busy)).await {
+        Ok((done, _busy)) => done,
         Err(_) => Err(Error::Worker { task: "blocking work of the image store" }),
     }
 }

@@ -23,11 +23,29 @@ struct Work {
     idle: bool,
     armed: bool,
     stop: bool,
+    /// Pulls and imports under way, and what is left of those that were given up.
+    busy: usize,
 }
 
 impl Work {
     fn is_due(&self) -> bool {
         !self.discarded.is_empty() || (self.idle && self.armed)
+    }
+}
+
+/// Work of which something may be left over: the store is not settled before it has ended.
+pub(crate) struct Busy(Arc<Signal>);
+
+impl Busy {
+    pub(crate) fn new(signal: &Arc<Signal>) -> Self {
+        signal.change(|work| work.busy += 1);
+        Busy(signal.clone())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.change(|work| work.busy -= 1);
     }
 }
 
@@ -43,7 +61,7 @@ impl Signal {
     fn change(&self, change: impl FnOnce(&mut Work)) {
         let mut work = self.lock();
         change(&mut work);
-        if work.is_due() {
+        if work.is_due() || work.busy > 0 {
             self.settled.send_replace(false);
         }
         self.wake.notify_all();
@@ -91,7 +109,7 @@ pub(crate) fn run(core: &Core) {
                 if work.is_due() {
                     break;
                 }
-                signal.settled.send_replace(true);
+                signal.settled.send_replace(work.busy == 0);
                 work = signal.wake.wait(work).unwrap_or_else(PoisonError::into_inner);
             }
             let idle = work.idle && work.armed;
