@@ -64,13 +64,14 @@ pub async fn start(
     let mut tasks = JoinSet::new();
     if let Some(path) = &config.socket {
         let listener = bind_socket(path).map_err(|source| Error::Listen { address: path.display().to_string(), source })?;
-        let (api, shutdown) = (api.clone(), shutdown.clone());
+        let (api, shutdown, path) = (api.clone(), shutdown.clone(), path.clone());
         tasks.spawn(async move {
             let accept = futures::stream::unfold(listener, |listener| async {
                 let accepted = listener.accept().await.map(|(stream, _)| stream);
                 Some((accepted, listener))
             });
             serve(Box::pin(accept), api, Surface::Full, shutdown).await;
+            let _ = std::fs::remove_file(path);
         });
     }
     if let Some(port) = config.healthz_port {

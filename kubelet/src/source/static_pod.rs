@@ -13,6 +13,7 @@ use super::defaults::apply_defaults;
 use super::parse::{ParsedPod, Problem};
 use super::validate::validate_pod;
 use crate::pod;
+use crate::resources::qos_class;
 
 /// A pod of a file, complete.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,7 +60,8 @@ pub fn complete(parsed: ParsedPod, origin: &Origin<'_>, accepted: &[StaticPod]) 
     if !problems.is_empty() {
         return Err(problems);
     }
-    let identity = digest(&[&canonical(&without_resizable(&document))]);
+    // Another QoS class is another cgroup, which a running pod cannot change to.
+    let identity = digest(&[&canonical(&without_resizable(&document)), qos_class(&pod).as_str()]);
     let name = format!("{}-{}", pod::name(&pod), origin.node_name);
     let full_name = pod::FullName { namespace: pod::namespace(&pod).to_owned(), name };
     let before = accepted.iter().find(|a| a.full_name() == full_name && a.identity == identity);
@@ -126,8 +128,21 @@ fn without_resizable(document: &Value) -> Value {
                 map.shift_remove("memory");
             }
         }
+        drop_empty(container, "resources", &["requests", "limits"]);
     }
     document
+}
+
+/// Removes the given maps of `parent[key]` when they are empty, and `parent[key]` when nothing is left in it.
+fn drop_empty(parent: &mut Value, key: &str, inner: &[&str]) {
+    let is_empty = |value: &Value| value.as_object().is_some_and(Map::is_empty);
+    let Some(parent) = parent.as_object_mut() else { return };
+    if let Some(map) = parent.get_mut(key).and_then(Value::as_object_mut) {
+        map.retain(|name, value| !(inner.contains(&name.as_str()) && is_empty(value)));
+    }
+    if parent.get(key).is_some_and(is_empty) {
+        parent.shift_remove(key);
+    }
 }
 
 /// The record of a file's accepted pods.
@@ -176,6 +191,7 @@ mod tests {
         assert_eq!(uid(POD, "/m/web.yaml", "n"), base);
         assert_eq!(uid(&format!("# comment\n{POD}"), "/m/web.yaml", "n"), base, "comments change nothing");
         assert_eq!(uid(&POD.replace("cpu: 1,", "cpu: 2,"), "/m/web.yaml", "n"), base, "resources are resizable");
+        assert_ne!(uid(&POD.replace("cpu: 1,", ""), "/m/web.yaml", "n"), base, "another QoS class is another pod");
         assert_ne!(uid(&POD.replace("image: i", "image: j"), "/m/web.yaml", "n"), base);
         assert_ne!(uid(POD, "/m/other.yaml", "n"), base);
         assert_ne!(uid(POD, "/m/web.yaml", "m"), base);

@@ -1,0 +1,142 @@
+//! A kubelet over a fake runtime, in throw-away folders.
+#![allow(dead_code, reason = "each suite uses a part")]
+
+pub mod fake_cri;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use berth_kubelet::{Config, Kubelet};
+use fake_cri::FakeCri;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// Folders that outlive a kubelet's restarts.
+pub struct Node {
+    pub root: tempfile::TempDir,
+    pub cri: FakeCri,
+    running: Option<(CancellationToken, JoinHandle<berth_kubelet::Result<()>>)>,
+}
+
+impl Node {
+    /// A node with an empty manifests folder; nothing runs yet.
+    pub fn new() -> Node {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("manifests")).unwrap();
+        std::fs::write(root.path().join("resolv.conf"), "nameserver 192.0.2.53\n").unwrap();
+        std::fs::write(root.path().join("hosts"), "127.0.0.1 localhost\n").unwrap();
+        Node { root, cri: FakeCri::new(), running: None }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    /// Writes a manifest as most tools do: beside it, then renamed.
+    pub fn apply(&self, file: &str, text: &str) {
+        let temporary = self.path("manifests").join(format!(".{file}"));
+        std::fs::write(&temporary, text).unwrap();
+        std::fs::rename(temporary, self.path("manifests").join(file)).unwrap();
+    }
+
+    pub fn delete(&self, file: &str) {
+        std::fs::remove_file(self.path("manifests").join(file)).unwrap();
+    }
+
+    pub async fn config(&self) -> Config {
+        let mut config = Config::new("n1", self.cri.connect().await);
+        config.node_ips = vec!["192.0.2.1".parse().unwrap()];
+        config.manifests = Some(self.path("manifests"));
+        config.kubelet_root = self.path("kubelet");
+        config.pod_logs_dir = self.path("logs");
+        config.container_logs_dir = Some(self.path("links"));
+        config.socket = Some(self.path("kubelet.sock"));
+        config.resolv_conf = self.path("resolv.conf");
+        config.hosts_file = self.path("hosts");
+        config.cgroup_root = None;
+        config
+    }
+
+    pub async fn start(&mut self) {
+        let config = self.config().await;
+        self.start_with(config);
+    }
+
+    pub fn start_with(&mut self, config: Config) {
+        let stop = CancellationToken::new();
+        let kubelet = Kubelet::new(config).unwrap();
+        let task = tokio::spawn(kubelet.run(stop.clone()));
+        self.running = Some((stop, task));
+    }
+
+    /// Ends the kubelet; the runtime stays as it is.
+    pub async fn stop(&mut self) {
+        let (stop, task) = self.running.take().unwrap();
+        stop.cancel();
+        tokio::time::timeout(Duration::from_secs(3600), task).await.unwrap().unwrap().unwrap();
+    }
+
+    /// Answer of the API: status line's code and body.
+    pub async fn get(&self, path: &str) -> (u16, String) {
+        get(&self.path("kubelet.sock"), path).await
+    }
+
+    /// The pod of a name as the API has it.
+    pub async fn pod(&self, name: &str) -> Option<serde_json::Value> {
+        let (code, body) = self.get("/pods").await;
+        assert_eq!(code, 200);
+        let list: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert_eq!((list["kind"].as_str(), list["apiVersion"].as_str()), (Some("PodList"), Some("v1")));
+        list["items"].as_array().unwrap().iter().find(|p| p["metadata"]["name"] == name).cloned()
+    }
+
+    /// Waits until the pod's JSON satisfies `condition`.
+    pub async fn wait_pod(
+        &self,
+        name: &str,
+        what: &str,
+        mut condition: impl FnMut(&serde_json::Value) -> bool,
+    ) -> serde_json::Value {
+        let limit = std::time::Instant::now() + Duration::from_secs(30);
+        let mut last = None;
+        while std::time::Instant::now() < limit {
+            if UnixStream::connect(self.path("kubelet.sock")).await.is_ok() {
+                last = self.pod(name).await;
+                if let Some(pod) = last.as_ref().filter(|pod| condition(pod)) {
+                    return pod.clone();
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("waited in vain for: {what}\n{last:#?}\n{:#?}", self.cri.call_names());
+    }
+}
+
+/// Waits until `condition` holds; bounded.
+pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let limit = std::time::Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(std::time::Instant::now() < limit, "waited in vain for: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub async fn get(socket: &Path, path: &str) -> (u16, String) {
+    let mut stream = UnixStream::connect(socket).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let code = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (code, body.to_owned())
+}
+
+/// A pod with one container `c`.
+pub fn pod(name: &str, extra: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 3\n  containers:\n  - {{name: c, image: 'img:1'}}\n{extra}"
+    )
+}
