@@ -40,15 +40,20 @@ pub(crate) struct ExecHandle {
     container: ContainerId,
     id: String,
     ended: Option<oneshot::Receiver<i32>>,
+    code: Option<i32>,
 }
 
 impl ExecHandle {
-    /// Waits for the command's end.
+    /// Waits for the command's end. May be asked again, and given up.
     pub(crate) async fn wait(&mut self) -> Result<i32, Error> {
+        if let Some(code) = self.code {
+            return Ok(code);
+        }
         let gone = || Error::ShimGone { id: self.container.as_str().into(), reason: "it ended before the command".into() };
         let Some(ended) = self.ended.as_mut() else { return Err(gone()) };
         let code = ended.await.map_err(|_| gone());
         self.ended = None;
+        self.code = code.as_ref().ok().copied();
         code
     }
 
@@ -113,7 +118,7 @@ pub(crate) async fn start(server: &Arc<Server>, live: &Arc<Live>, container: &Co
         ext: ExecExt { stdin, tty, console_size: (0, 0) },
     };
     // From here on the command is killed when nobody waits any more.
-    let handle = ExecHandle { shim: shim.clone(), container: container.clone(), id, ended: Some(ended) };
+    let handle = ExecHandle { shim: shim.clone(), container: container.clone(), id, ended: Some(ended), code: None };
     let mut answer = shim.call("exec", request, vec![memfd]).await.map_err(|e| match e {
         Error::Start { message, .. } => Error::Shim { action: "exec", message: format!("failed to exec in container: {message}") },
         other => other,

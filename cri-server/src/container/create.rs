@@ -59,17 +59,11 @@ fn image_error(action: &'static str, image: &str, error: berth_image::Error) -> 
     Error::Image { action, image: image.to_owned(), source: Box::new(error) }
 }
 
-/// What only both specs together can tell.
+/// What only both specs together can tell. Network and IPC are the pod's, whatever a container says: clients leave them out.
 fn fits(spec: &ContainerSpec, sandbox: &SandboxSpec) -> Result<(), Error> {
     let (own, pod) = (&spec.security.namespaces, &sandbox.namespaces);
     if spec.security.privileged && !sandbox.privileged {
         return Err(invalid("privileged", "the pod sandbox is not privileged"));
-    }
-    if own.network != pod.network {
-        return Err(invalid("namespace_options.network", "differs from the pod sandbox's"));
-    }
-    if own.ipc != pod.ipc {
-        return Err(invalid("namespace_options.ipc", "differs from the pod sandbox's"));
     }
     if own.own_users() != pod.own_users() {
         return Err(invalid("namespace_options.userns_options", "differ from the pod sandbox's"));

@@ -46,7 +46,7 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<Spec, Error> {
     let security = &spec.security;
     let process = process(&inputs)?;
     let mounts = mounts(&inputs)?;
-    let own_users = security.namespaces.own_users();
+    let own_users = inputs.sandbox.namespaces.own_users();
     let rules = device_rules(security.privileged, &inputs.devices);
     let mut resources = spec.resources.as_ref().map(limits).unwrap_or_default();
     resources.devices = rules;
@@ -165,10 +165,10 @@ fn env(inputs: &Inputs<'_>) -> Vec<EnvVar> {
 }
 
 fn namespaces(inputs: &Inputs<'_>) -> Vec<Namespace> {
-    let ns = &inputs.spec.security.namespaces;
+    let ns = &inputs.sandbox.namespaces;
     let node = |m| m == NamespaceMode::Node;
     let mut kinds = vec![NamespaceType::Mount];
-    if !node(ns.pid) {
+    if !node(inputs.spec.security.namespaces.pid) {
         kinds.push(NamespaceType::Pid);
     }
     if !node(ns.ipc) {
@@ -344,12 +344,16 @@ mod tests {
             security: Security {
                 privileged: true,
                 masked_paths: list(&["/proc/kcore"]),
-                namespaces: Namespaces { network: NamespaceMode::Node, pid: NamespaceMode::Node, ..Default::default() },
+                namespaces: Namespaces { pid: NamespaceMode::Node, ..Default::default() },
                 ..Default::default()
             },
             ..Default::default()
         };
-        let oci = with(&spec, &image, vec![], |i| build(i).unwrap());
+        let host = SandboxSpec {
+            namespaces: Namespaces { network: NamespaceMode::Node, ..Default::default() },
+            ..Default::default()
+        };
+        let oci = with(&spec, &image, vec![], |i| build(Inputs { sandbox: &host, ..i }).unwrap());
         let kinds: Vec<_> = oci.linux.namespaces.iter().map(|n| n.kind).collect();
         assert_eq!(kinds, [NamespaceType::Mount, NamespaceType::Ipc]);
         assert!(oci.linux.masked_paths.is_empty());

@@ -148,7 +148,7 @@ pub(crate) async fn connect(live: &mut Live, socket: &std::path::Path, mail: &Ma
                 let exit = process_exit(&exit);
                 let _ = events.send(Event::Exited { id: id.into(), exit });
             }
-            ShimEvent::PauseExited { pid } => tracing::warn!(pid, "the pause process of a pod has ended"),
+            ShimEvent::PauseExited { pid } => tracing::debug!(pid, "the pause process of a pod has ended"),
             _ => {}
         },
         // A broken connection to a living shim is a shim that can not be used: it counts as dead.

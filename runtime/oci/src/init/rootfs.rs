@@ -112,7 +112,9 @@ pub(super) fn build(
     let Some(tree) = &container.root else { return Err(Failure::new("no root filesystem")) };
     mount::move_mount(tree.as_fd(), CWD, Path::new("/"), MoveMountFlags::empty()).during("attach root filesystem")?;
     let default = container.plan.propagation.unwrap_or(Propagation::Slave);
-    set_propagation(tree.as_fd(), true, default).during("set propagation of the root filesystem")?;
+    // The root cannot be changed to a shared mount: it becomes one afterwards.
+    let before = if default == Propagation::Shared { Propagation::Private } else { default };
+    set_propagation(tree.as_fd(), true, before).during("set propagation of the root filesystem")?;
     let root = Root::in_root(tree.try_clone().during("duplicate descriptor")?);
     let mut covers = Covers::default();
     let mut trees = std::mem::take(&mut container.trees);

@@ -1,6 +1,8 @@
 //! The root filesystem as a detached tree: a folder of the machine, or an overlay mounted for this container alone.
 
+use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use berth_linux::memfd::proc_path;
@@ -104,20 +106,22 @@ impl Overlay {
     fn mount_mapped(&self, userns: BorrowedFd<'_>, (uid, gid): (u32, u32)) -> Result<OwnedFd, Error> {
         rustix::fs::chownat(CWD, &self.upper, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), rustix::fs::AtFlags::empty())
             .map_err(|errno| self.os("upper folder", errno))?;
+        // Copied here: a descriptor of this mount namespace is none of the child's below.
+        let mut layers = Vec::new();
+        for lower in &self.lowers {
+            let tree = mount::open_tree(self.dir.as_fd(), Path::new(lower), true, false).map_err(|source| self.fail(source))?;
+            idmap_tree(tree.as_fd(), userns, false).map_err(|source| self.fail(source))?;
+            layers.push(tree);
+        }
+        let place = rustix::fs::readlink(proc_path(self.dir.as_fd()), Vec::new()).map_err(|errno| self.os("layer folder", errno))?;
+        let place = PathBuf::from(OsString::from_vec(place.into_bytes()));
         // Kernels before 6.15 take only layers that are attached in the mounter's own mount namespace.
         in_mount_namespace(|| {
             let folder = mount::fs_context("tmpfs")?;
             folder.set_string("size", "64k")?.create()?;
             let folder = folder.mount(MountAttrs::empty())?;
             let io = |subject: &str, errno: Errno| berth_linux::Error::Open { subject: subject.to_owned(), source: errno.into() };
-            let place = PathBuf::from(proc_path(self.dir.as_fd()));
             let mut names = Vec::new();
-            let mut layers = Vec::new();
-            for lower in &self.lowers {
-                let tree = mount::open_tree(self.dir.as_fd(), Path::new(lower), true, false)?;
-                idmap_tree(tree.as_fd(), userns, false)?;
-                layers.push(tree);
-            }
             mount::move_mount(folder.as_fd(), CWD, &place, MoveMountFlags::MOVE_MOUNT_T_SYMLINKS)?;
             rustix::process::fchdir(&folder).map_err(|errno| io("layer folder", errno))?;
             for (number, layer) in layers.iter().enumerate() {
