@@ -181,7 +181,19 @@ impl Scanner {
             return;
         }
         state.digest = digest;
-        let read = content.and_then(|bytes| read_pods(path, &bytes, &state.pods, &self.config));
+        let origin = Origin {
+            path,
+            node_name: &self.config.node_name,
+            seen: self.config.clock.now(),
+            allowed_unsafe_sysctls: &self.config.allowed_unsafe_sysctls,
+        };
+        let read = content.and_then(|bytes| {
+            let manifest = read_manifest(&bytes, &origin, &state.pods);
+            for warning in &manifest.warnings {
+                tracing::warn!("{warning}");
+            }
+            if manifest.errors.is_empty() { Ok(manifest.pods) } else { Err(manifest.errors) }
+        });
         scan.changed = true;
         match read {
             Ok(pods) => {
@@ -262,42 +274,49 @@ pub fn is_manifest_name(path: &Path) -> bool {
     !hidden && path.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json")
 }
 
-/// Pods of a file's content, or its problems as `file:line: message`.
-pub fn read_pods(
-    path: &Path,
-    bytes: &[u8],
-    accepted: &[StaticPod],
-    config: &FileSourceConfig,
-) -> Result<Vec<StaticPod>, Vec<String>> {
+/// A file's content, read.
+#[derive(Clone, Debug, Default)]
+pub struct Manifest {
+    /// Its pods; none where there are errors.
+    pub pods: Vec<StaticPod>,
+    /// What cannot be carried out, as `file:line: message`.
+    pub errors: Vec<String>,
+    /// What has no effect, as `file:line: message`.
+    pub warnings: Vec<String>,
+}
+
+/// Reads a file's content. `accepted` are the pods that the file stood for before.
+pub fn read_manifest(bytes: &[u8], origin: &Origin<'_>, accepted: &[StaticPod]) -> Manifest {
+    let path = origin.path.display();
     let locate = |p: Problem| match p.line {
-        0 => format!("{}: {}", path.display(), p.message),
-        line => format!("{}:{line}: {}", path.display(), p.message),
+        0 => format!("{path}: {}", p.message),
+        line => format!("{path}:{line}: {}", p.message),
     };
-    let text = str::from_utf8(bytes).map_err(|e| vec![format!("{}: not UTF-8: {e}", path.display())])?;
-    let parsed = parse_manifest(text).map_err(|problems| problems.into_iter().map(locate).collect::<Vec<_>>())?;
-    for warning in parsed.warnings {
-        tracing::warn!("{}", locate(warning));
-    }
-    let origin = Origin {
-        path,
-        node_name: &config.node_name,
-        seen: config.clock.now(),
-        allowed_unsafe_sysctls: &config.allowed_unsafe_sysctls,
+    let failed = |errors| Manifest { errors, ..Manifest::default() };
+    let parsed = match str::from_utf8(bytes) {
+        Ok(text) => parse_manifest(text),
+        Err(e) => return failed(vec![format!("{path}: not UTF-8: {e}")]),
     };
-    let mut pods: Vec<StaticPod> = Vec::new();
-    let mut problems = Vec::new();
+    let parsed = match parsed {
+        Ok(parsed) => parsed,
+        Err(problems) => return failed(problems.into_iter().map(locate).collect()),
+    };
+    let mut manifest = Manifest { warnings: parsed.warnings.into_iter().map(locate).collect(), ..Manifest::default() };
     for pod in parsed.pods {
         let line = pod.lines.start();
-        match complete(pod, &origin, accepted) {
-            Ok(pod) if pods.iter().any(|other| other.full_name() == pod.full_name()) => {
+        match complete(pod, origin, accepted) {
+            Ok(pod) if manifest.pods.iter().any(|other| other.full_name() == pod.full_name()) => {
                 let message = format!("pod {} is defined twice in this file", pod.full_name());
-                problems.push(locate(Problem { line, message }));
+                manifest.errors.push(locate(Problem { line, message }));
             }
-            Ok(pod) => pods.push(pod),
-            Err(found) => problems.extend(found.into_iter().map(locate)),
+            Ok(pod) => manifest.pods.push(pod),
+            Err(found) => manifest.errors.extend(found.into_iter().map(locate)),
         }
     }
-    if problems.is_empty() { Ok(pods) } else { Err(problems) }
+    if !manifest.errors.is_empty() {
+        manifest.pods.clear();
+    }
+    manifest
 }
 
 fn stamp_of(metadata: &fs::Metadata) -> Stamp {
@@ -430,5 +449,178 @@ impl Watch {
                 return names;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Folder {
+        root: tempfile::TempDir,
+        now: Instant,
+    }
+
+    impl Folder {
+        fn new() -> Folder {
+            let root = tempfile::tempdir().unwrap();
+            fs::create_dir(root.path().join("m")).unwrap();
+            Folder { root, now: Instant::now() }
+        }
+
+        fn scanner(&self) -> Scanner {
+            Scanner::new(FileSourceConfig {
+                path: self.root.path().join("m"),
+                node_name: "n".into(),
+                kubelet_root: self.root.path().join("k"),
+                settle: Duration::from_millis(300),
+                rescan: Duration::from_secs(20),
+                allowed_unsafe_sysctls: Vec::new(),
+                clock: Clock::default(),
+            })
+        }
+
+        /// Writes a file as if it had been there for a while.
+        fn write(&self, name: &str, text: &str) {
+            let path = self.root.path().join("m").join(name);
+            fs::write(&path, text).unwrap();
+            let old = SystemTime::now() - Duration::from_secs(10);
+            fs::File::options().write(true).open(path).unwrap().set_modified(old).unwrap();
+        }
+
+        fn remove(&self, name: &str) {
+            fs::remove_file(self.root.path().join("m").join(name)).unwrap();
+        }
+    }
+
+    fn pod(name: &str, image: &str) -> String {
+        format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec: {{containers: [{{name: c, image: {image}}}]}}\n")
+    }
+
+    fn names(scanner: &Scanner) -> Vec<String> {
+        let images = |p: &k8s_openapi::api::core::v1::Pod| p.spec.as_ref().unwrap().containers[0].image.clone().unwrap();
+        scanner.update().pods.iter().map(|p| format!("{}={}", crate::pod::name(p), images(p))).collect()
+    }
+
+    const NONE: &BTreeSet<OsString> = &BTreeSet::new();
+
+    #[test]
+    fn only_manifests_count_and_links_are_followed() {
+        let folder = Folder::new();
+        folder.write("b.yaml", &pod("b", "i"));
+        folder.write(".a.yaml", &pod("hidden", "i"));
+        folder.write("c.txt", &pod("text", "i"));
+        folder.write("d.yml", &format!("{}---\n{}", pod("d", "i"), pod("e", "i")));
+        fs::create_dir(folder.root.path().join("m/sub.yaml")).unwrap();
+        fs::write(folder.root.path().join("target"), pod("linked", "i")).unwrap();
+        std::os::unix::fs::symlink("../target", folder.root.path().join("m/l.yaml")).unwrap();
+        let mut scanner = folder.scanner();
+        assert!(scanner.scan(folder.now, NONE).changed);
+        assert_eq!(names(&scanner), ["b-n=i", "d-n=i", "e-n=i", "linked-n=i"]);
+        assert!(!scanner.scan(folder.now, NONE).changed);
+    }
+
+    #[test]
+    fn an_edit_counts_at_once_when_an_event_vouches_for_it_and_later_otherwise() {
+        let folder = Folder::new();
+        folder.write("a.yaml", &pod("a", "i"));
+        let mut scanner = folder.scanner();
+        scanner.scan(folder.now, NONE);
+        fs::write(folder.root.path().join("m/a.yaml"), pod("a", "j")).unwrap();
+        let scan = scanner.scan(folder.now, NONE);
+        assert_eq!(scan, Scan { changed: false, look_again: Some(folder.now + Duration::from_millis(300)) });
+        assert_eq!(names(&scanner), ["a-n=i"]);
+        let scan = scanner.scan(folder.now, &BTreeSet::from(["a.yaml".into()]));
+        assert!(scan.changed && scan.look_again.is_none());
+        assert_eq!(names(&scanner), ["a-n=j"]);
+    }
+
+    #[test]
+    fn a_removal_counts_after_a_short_absence_only() {
+        let folder = Folder::new();
+        folder.write("a.yaml", &pod("a", "i"));
+        let mut scanner = folder.scanner();
+        scanner.scan(folder.now, NONE);
+        folder.remove("a.yaml");
+        let soon = folder.now + Duration::from_millis(10);
+        assert_eq!(scanner.scan(soon, NONE).look_again, Some(soon + Duration::from_millis(300)));
+        folder.write("a.yaml", &pod("a", "i"));
+        assert!(!scanner.scan(soon + Duration::from_millis(20), NONE).changed, "it came back as it was");
+        folder.remove("a.yaml");
+        let later = soon + Duration::from_secs(1);
+        assert!(!scanner.scan(later, NONE).changed);
+        assert!(scanner.scan(later + Duration::from_millis(300), NONE).changed);
+        assert!(names(&scanner).is_empty());
+    }
+
+    #[test]
+    fn a_broken_file_keeps_its_pods_and_is_named() {
+        let folder = Folder::new();
+        folder.write("a.yaml", &pod("a", "i"));
+        let mut scanner = folder.scanner();
+        scanner.scan(folder.now, NONE);
+        for broken in ["", "apiVersion: v1\nkind: Pod\nmetadata: {", "a: [", &pod("A", "i")] {
+            folder.write("a.yaml", broken);
+            assert!(scanner.scan(folder.now, NONE).changed);
+            assert_eq!(names(&scanner), ["a-n=i"], "{broken:?}");
+            let problems = scanner.update().problems;
+            assert!(problems[0].starts_with(&folder.root.path().join("m/a.yaml").display().to_string()), "{problems:?}");
+        }
+        folder.write("a.yaml", &pod("a", "k"));
+        scanner.scan(folder.now, NONE);
+        assert!(scanner.update().problems.is_empty());
+        assert_eq!(names(&scanner), ["a-n=k"]);
+    }
+
+    #[test]
+    fn the_file_that_has_a_name_keeps_it() {
+        let folder = Folder::new();
+        folder.write("b.yaml", &pod("web", "first"));
+        let mut scanner = folder.scanner();
+        scanner.scan(folder.now, NONE);
+        folder.write("a.yaml", &pod("web", "second"));
+        scanner.scan(folder.now, NONE);
+        assert_eq!(names(&scanner), ["web-n=first"]);
+        assert!(scanner.update().problems[0].contains("a.yaml: pod default/web-n is already defined by"));
+        // Also after a restart.
+        let mut scanner = folder.scanner();
+        scanner.scan(folder.now, NONE);
+        assert_eq!(names(&scanner), ["web-n=first"]);
+        folder.remove("b.yaml");
+        scanner.scan(folder.now, NONE);
+        scanner.scan(folder.now + Duration::from_secs(1), NONE);
+        assert_eq!(names(&scanner), ["web-n=second"]);
+    }
+
+    #[test]
+    fn accepted_pods_outlive_a_restart_with_a_broken_file() {
+        let folder = Folder::new();
+        folder.write("a.yaml", &pod("a", "i"));
+        let mut scanner = folder.scanner();
+        scanner.scan(folder.now, NONE);
+        let before = scanner.update().pods;
+        folder.write("a.yaml", "{{{");
+        let mut scanner = folder.scanner();
+        scanner.scan(folder.now, NONE);
+        assert!(scanner.is_ready());
+        assert_eq!(scanner.update().pods, before);
+        // A file that went meanwhile holds the first set back until it has been away long enough.
+        folder.remove("a.yaml");
+        let mut scanner = folder.scanner();
+        scanner.scan(folder.now, NONE);
+        assert!(!scanner.is_ready());
+        scanner.scan(folder.now + Duration::from_millis(300), NONE);
+        assert!(scanner.is_ready() && scanner.update().pods.is_empty());
+    }
+
+    #[test]
+    fn large_files_are_refused_unread() {
+        let folder = Folder::new();
+        folder.write("a.yaml", "");
+        let path = folder.root.path().join("m/a.yaml");
+        fs::File::options().write(true).open(path).unwrap().set_len(MAX_FILE + 1).unwrap();
+        let mut scanner = folder.scanner();
+        scanner.scan(folder.now, NONE);
+        assert!(scanner.update().problems[0].ends_with("larger than 10 MB"));
     }
 }
