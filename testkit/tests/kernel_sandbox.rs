@@ -108,3 +108,15 @@ fn a_killed_sandbox_leaves_no_process_and_the_next_one_removes_its_cgroups() {
 fn find(line: &[u8], mark: &str) -> bool {
     line.split(|b| *b == 0).any(|argument| argument == mark.as_bytes())
 }
+
+#[test]
+fn a_signal_to_a_sandbox_reaches_its_program() {
+    let script = "trap 'echo told; exit 7' TERM; echo ready; while :; do /bin/busybox sleep 0.01; done";
+    let mut command = Command::new(env!("CARGO_BIN_EXE_berth-sandbox"));
+    let mut outer = command.args(["/bin/busybox", "sh", "-c", script]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(outer.stdout.take().unwrap()));
+    assert_eq!(lines.next().unwrap().unwrap(), "ready");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(outer.id() as i32), nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert_eq!(lines.next().unwrap().unwrap(), "told");
+    assert_eq!(outer.wait().unwrap().code(), Some(7));
+}

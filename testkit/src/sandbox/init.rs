@@ -34,7 +34,11 @@ fn init(program: &mut Command) -> io::Result<i32> {
         CgroupTree::enter(&name)?;
     }
     let forwarded = passed_on_signals();
+    // A program inherits the mask: blocked signals would never end it.
+    forwarded.thread_unblock()?;
+    let child = program.spawn()?;
     forwarded.thread_block()?;
+    let pid = Pid::from_raw(child.id() as i32);
     if let Some(seconds) = std::env::var(TIMEOUT).ok().and_then(|s| s.parse().ok()) {
         std::thread::spawn(move || {
             std::thread::sleep(Duration::from_secs(seconds));
@@ -43,8 +47,6 @@ fn init(program: &mut Command) -> io::Result<i32> {
             std::process::exit(124)
         });
     }
-    let child = program.spawn()?;
-    let pid = Pid::from_raw(child.id() as i32);
     std::thread::spawn(move || pass_on(&forwarded, pid));
     loop {
         match waitpid(None, None) {
