@@ -31,6 +31,8 @@ pub mod pod;
 pub mod quantity;
 pub mod resources;
 pub mod sandbox_config;
+#[cfg(test)]
+mod scene;
 pub mod security;
 pub mod server;
 pub mod source;

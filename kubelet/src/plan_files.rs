@@ -46,11 +46,9 @@ pub fn plan_files(paths: &[PathBuf], node_name: &str) -> PlanReport {
         for pod in manifest.pods {
             let name = pod.full_name();
             match owners.get(&name) {
-                Some(owner) => report.errors.push(format!(
-                    "{}: pod {name} is already defined by {}",
-                    path.display(),
-                    owner.display()
-                )),
+                Some(owner) => {
+                    report.errors.push(format!("{}: pod {name} is already defined by {}", path.display(), owner.display()))
+                }
                 None => {
                     owners.insert(name, path.clone());
                     report.pods.push((path.clone(), pod.pod));
@@ -64,8 +62,7 @@ pub fn plan_files(paths: &[PathBuf], node_name: &str) -> PlanReport {
 /// The file itself, or the manifests of a folder by name.
 fn files_of(path: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(path) else { return vec![path.to_owned()] };
-    let mut files: Vec<PathBuf> =
-        entries.flatten().map(|e| e.path()).filter(|p| is_manifest_name(p) && p.is_file()).collect();
+    let mut files: Vec<PathBuf> = entries.flatten().map(|e| e.path()).filter(|p| is_manifest_name(p) && p.is_file()).collect();
     files.sort();
     files
 }
@@ -74,7 +71,8 @@ fn files_of(path: &Path) -> Vec<PathBuf> {
 mod tests {
     use super::*;
 
-    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  containers: [{name: c, image: i, imagePullPolcy: x}]\n";
+    const POD: &str =
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  containers: [{name: c, image: i, imagePullPolcy: x}]\n";
 
     #[test]
     fn a_folder_is_planned_file_by_file_with_errors_and_warnings() {

@@ -377,3 +377,196 @@ impl Verdict {
         Verdict { status: false, reason: Some(reason), message: Some(message) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{ProbeResults, Reason};
+    use crate::observed::State::{Created, Exited, Running, Unknown};
+    use crate::scene::Scene;
+
+    const INIT: &str = "{initContainers: [{name: x, image: i}, {name: z, image: i}], containers: [{name: c, image: i}]}";
+
+    fn conditions(status: &PodStatus) -> String {
+        let short =
+            |c: &PodCondition| format!("{}{}", &c.status[..1], c.reason.as_deref().map(|r| format!(":{r}")).unwrap_or_default());
+        status.conditions.iter().flatten().map(short).collect::<Vec<_>>().join(" ")
+    }
+
+    /// `waiting ContainerCreating`, `running`, `exit 1`.
+    fn state(state: Option<&ContainerState>) -> String {
+        match state {
+            Some(ContainerState { waiting: Some(w), .. }) => format!("waiting {}", w.reason.as_deref().unwrap_or("-")),
+            Some(ContainerState { running: Some(_), .. }) => "running".to_owned(),
+            Some(ContainerState { terminated: Some(t), .. }) => format!("exit {}", t.exit_code),
+            _ => "none".to_owned(),
+        }
+    }
+
+    #[tokio::test]
+    async fn phases_and_states_follow_the_records() {
+        let always = || Scene::with_policy("Always");
+        let on_failure = || Scene::with_policy("OnFailure");
+        let never = || Scene::with_policy("Never");
+        let cases: Vec<(&str, Scene, &str, &str, &str)> = vec![
+            ("nothing there", always(), "Pending", "waiting ContainerCreating", "none"),
+            ("sandbox only", always().sandbox(0, true), "Pending", "waiting ContainerCreating", "none"),
+            ("created", always().sandbox(0, true).container("c", 0, Created, 0), "Pending", "waiting -", "none"),
+            ("running", always().sandbox(0, true).container("c", 0, Running, 0), "Running", "running", "none"),
+            ("crashed", always().sandbox(0, true).container("c", 0, Exited, 3), "Running", "exit 3", "none"),
+            (
+                "again",
+                always().sandbox(0, true).container("c", 0, Exited, 3).container("c", 1, Running, 0),
+                "Running",
+                "running",
+                "exit 3",
+            ),
+            ("done, OnFailure", on_failure().sandbox(0, true).container("c", 0, Exited, 0), "Succeeded", "exit 0", "none"),
+            ("failed, OnFailure", on_failure().sandbox(0, true).container("c", 0, Exited, 1), "Running", "exit 1", "none"),
+            ("done, Never", never().sandbox(0, true).container("c", 0, Exited, 0), "Succeeded", "exit 0", "none"),
+            ("failed, Never", never().sandbox(0, true).container("c", 0, Exited, 1), "Failed", "exit 1", "none"),
+            ("lost", always().sandbox(0, true).container("c", 0, Unknown, 0), "Pending", "waiting -", "none"),
+            (
+                "pull error",
+                always().sandbox(0, true).remembering(|m, _| _ = m.reasons.insert("c".into(), Reason::new("ErrImagePull", "no"))),
+                "Pending",
+                "waiting ErrImagePull",
+                "none",
+            ),
+            (
+                "crash loop",
+                always()
+                    .sandbox(0, true)
+                    .container("c", 0, Exited, 3)
+                    .remembering(|m, _| _ = m.reasons.insert("c".into(), Reason::new("CrashLoopBackOff", "wait"))),
+                "Running",
+                "waiting CrashLoopBackOff",
+                "exit 3",
+            ),
+        ];
+        for (what, mut scene, phase, now, last) in cases {
+            let status = scene.status();
+            let container = &status.container_statuses.as_ref().unwrap()[0];
+            let found = (status.phase.as_deref().unwrap(), state(container.state.as_ref()), state(container.last_state.as_ref()));
+            assert_eq!(found, (phase, now.to_owned(), last.to_owned()), "{what}");
+        }
+    }
+
+    #[tokio::test]
+    async fn init_containers_hold_the_pod_pending() {
+        let cases: Vec<(&str, Scene, &str, &str)> = vec![
+            (
+                "first",
+                Scene::new(INIT).sandbox(0, true),
+                "Pending",
+                "T F:ContainersNotInitialized F:ContainersNotReady F:ContainersNotReady T",
+            ),
+            (
+                "first done",
+                Scene::new(INIT).sandbox(0, true).container("x", 0, Exited, 0),
+                "Pending",
+                "T F:ContainersNotInitialized F:ContainersNotReady F:ContainersNotReady T",
+            ),
+            (
+                "failed",
+                Scene::new(INIT).sandbox(0, true).container("x", 0, Exited, 1),
+                "Pending",
+                "T F:ContainersNotInitialized F:ContainersNotReady F:ContainersNotReady T",
+            ),
+            (
+                "done",
+                Scene::new(INIT).sandbox(0, true).container("x", 0, Exited, 0).container("z", 0, Exited, 0),
+                "Pending",
+                "T T F:ContainersNotReady F:ContainersNotReady T",
+            ),
+            ("records lost", Scene::new(INIT).sandbox(0, true).container("c", 0, Running, 0), "Running", "T T T T T"),
+        ];
+        for (what, mut scene, phase, expected) in cases {
+            let status = scene.status();
+            assert_eq!((status.phase.as_deref().unwrap(), conditions(&status).as_str()), (phase, expected), "{what}");
+        }
+        let mut lost = Scene::new(INIT).sandbox(0, true).container("c", 0, Running, 0);
+        let status = lost.status();
+        let first = &status.init_container_statuses.as_ref().unwrap()[0];
+        assert_eq!((first.name.as_str(), first.ready), ("x", true));
+        assert!(
+            first
+                .state
+                .as_ref()
+                .unwrap()
+                .terminated
+                .as_ref()
+                .unwrap()
+                .message
+                .as_ref()
+                .unwrap()
+                .starts_with("Unable to get init container status")
+        );
+        let mut waiting = Scene::new(INIT).sandbox(0, true);
+        assert_eq!(state(waiting.status().container_statuses.unwrap()[0].state.as_ref()), "waiting PodInitializing");
+    }
+
+    #[tokio::test]
+    async fn ends_are_reported_in_the_conditions_and_addresses() {
+        let mut done = Scene::with_policy("Never").sandbox(0, false).container("c", 0, Exited, 0);
+        let status = done.status();
+        assert_eq!(conditions(&status), "F T:PodCompleted F:PodCompleted F:PodCompleted T");
+        assert_eq!((status.pod_ip, status.host_ip.as_deref()), (None, Some("192.0.2.1")));
+        let mut failed = Scene::with_policy("Never").sandbox(0, false).container("c", 0, Exited, 1);
+        assert_eq!(conditions(&failed.status()), "F T F:PodFailed F:PodFailed T");
+        let mut down = Scene::with_policy("Always").sandbox(7, true);
+        assert_eq!(down.status().pod_ip.as_deref(), Some("10.0.0.7"));
+        down.observed.sandboxes[0].ready = false;
+        down.observed.sandboxes[0].ips.clear();
+        assert_eq!(down.status().pod_ip.as_deref(), Some("10.0.0.7"), "the last address is kept");
+    }
+
+    #[tokio::test]
+    async fn transition_times_move_only_with_the_status() {
+        let mut scene = Scene::with_policy("Always").sandbox(0, true).container("c", 0, Running, 0);
+        let first = scene.status();
+        scene.memory.status = Some(first.clone());
+        scene.now.wall = k8s_openapi::jiff::Timestamp::from_second(9000).unwrap();
+        let mut second = scene.status();
+        assert_eq!(second, first);
+        scene.memory.probes.insert("c0".into(), ProbeResults { started: true, ready: false });
+        second = scene.status();
+        let moved: Vec<_> = second
+            .conditions
+            .iter()
+            .flatten()
+            .filter(|c| c.last_transition_time.as_ref().unwrap().0.as_second() == 9000)
+            .map(|c| c.type_.as_str())
+            .collect();
+        assert_eq!(moved, ["Ready", "ContainersReady"]);
+        assert_eq!(second.conditions.unwrap()[2].message.as_deref(), Some("containers with unready status: [c]"));
+    }
+
+    #[tokio::test]
+    async fn a_terminal_phase_never_changes() {
+        let mut scene = Scene::with_policy("Never").sandbox(0, true).container("c", 0, Exited, 0);
+        scene.memory.status = Some(scene.status());
+        scene.observed = PodObserved::default();
+        assert_eq!(scene.status().phase.as_deref(), Some("Succeeded"));
+        assert!(is_terminal(&scene.pod, &scene.observed, &scene.memory));
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_lost_record_is_remembered() {
+        let mut scene = Scene::with_policy("Always").sandbox(0, true).container("c", 2, Exited, 5);
+        scene.memory.status = Some(scene.status());
+        scene.observed.containers.clear();
+        let status = scene.status();
+        let container = &status.container_statuses.unwrap()[0];
+        assert_eq!((container.restart_count, state(container.last_state.as_ref()).as_str()), (2, "exit 5"));
+    }
+
+    #[tokio::test]
+    async fn messages_are_cut_to_the_pods_share() {
+        let mut scene = Scene::with_policy("Never").sandbox(0, true).container("c", 0, Exited, 1);
+        scene.observed.containers[0].message = "x".repeat(10_000);
+        let status = scene.status();
+        let message = status.container_statuses.unwrap()[0].state.clone().unwrap().terminated.unwrap().message.unwrap();
+        assert_eq!(message.len(), 4096);
+    }
+}
