@@ -19,7 +19,7 @@ const TUPLE_PROTOCOL: u16 = 2;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
 const INET: u8 = 2;
-const INET6: u8 = 10;
+const UNSPECIFIED: u8 = 0;
 
 /// A tracked flow, as far as host ports need it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,11 +39,12 @@ fn request(kind: u16, family: u8, attributes: &[u8]) -> Request {
     Request { kind: SUBSYSTEM << 8 | kind, flags: flags::ACK, body }
 }
 
-fn dump(socket: &mut Socket, family: u8) -> Result<Vec<Flow>> {
-    let mut get = request(GET, family, &[]);
+/// All flows of both families. The kernel walks its whole table for this (milliseconds), so nobody should ask more than once.
+fn dump(socket: &mut Socket) -> Result<Vec<Flow>> {
+    let mut get = request(GET, UNSPECIFIED, &[]);
     get.flags = 0;
     match socket.dump(get) {
-        Ok(messages) => Ok(messages.iter().filter_map(|m| flow(m, family)).collect()),
+        Ok(messages) => Ok(messages.iter().filter_map(flow).collect()),
         // A kernel without connection tracking has no entries.
         Err(error) if matches!(error.errno, Some(code) if no_conntrack().contains(&code)) => Ok(Vec::new()),
         Err(error) => Err(Error::netlink("list", "conntrack entries")(error)),
@@ -55,7 +56,8 @@ fn no_conntrack() -> [i32; 3] {
     [Errno::OPNOTSUPP, Errno::INVAL, Errno::PROTONOSUPPORT].map(Errno::raw_os_error)
 }
 
-fn flow(message: &Message, family: u8) -> Option<Flow> {
+fn flow(message: &Message) -> Option<Flow> {
+    let family = *message.body.first()?;
     let bytes = message.body.get(HEADER..)?;
     let original = find(bytes, ORIGINAL)?;
     let address = |tuple, v4, v6| {
@@ -93,11 +95,6 @@ fn delete(socket: &mut Socket, flows: &[Flow]) -> Result<()> {
     Ok(())
 }
 
-fn families(ports: &[HostPort]) -> Vec<u8> {
-    let family = |v4: bool, number| ports.iter().any(|p| p.pod.is_ipv4() == v4).then_some(number);
-    [family(true, INET), family(false, INET6)].into_iter().flatten().collect()
-}
-
 /// Whether a flow was sent to this host port.
 fn is_to(flow: &Flow, port: &HostPort) -> bool {
     flow.protocol == port.protocol.number()
@@ -109,30 +106,26 @@ fn is_to(flow: &Flow, port: &HostPort) -> bool {
 /// After host ports were added: forgets connectionless flows to them that lead elsewhere, so that their next datagram reaches the
 /// pod. `local` are the host's addresses: flows that the host only forwards are left alone.
 pub(crate) fn forget_old(socket: &mut Socket, ports: &[HostPort], local: &HashSet<IpAddr>) -> Result<()> {
-    let udp: Vec<HostPort> = ports.iter().filter(|p| p.protocol == Protocol::Udp).cloned().collect();
-    for family in families(&udp) {
-        let stale: Vec<Flow> = dump(socket, family)?
-            .into_iter()
-            .filter(|flow| is_local(flow.destination, local))
-            .filter(|flow| udp.iter().any(|port| is_to(flow, port) && flow.answers != port.pod))
-            .collect();
-        delete(socket, &stale)?;
+    let udp: Vec<&HostPort> = ports.iter().filter(|p| p.protocol == Protocol::Udp).collect();
+    if udp.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let is_stale =
+        |flow: &Flow| is_local(flow.destination, local) && udp.iter().any(|port| is_to(flow, port) && flow.answers != port.pod);
+    let stale: Vec<Flow> = dump(socket)?.into_iter().filter(is_stale).collect();
+    delete(socket, &stale)
 }
 
 fn is_local(ip: IpAddr, local: &HashSet<IpAddr>) -> bool {
     ip.is_loopback() || local.contains(&ip)
 }
 
-/// After host ports were removed: forgets every flow through them to the pod.
-pub(crate) fn forget_pod(socket: &mut Socket, ports: &[HostPort]) -> Result<()> {
-    for family in families(ports) {
-        let dead: Vec<Flow> = dump(socket, family)?
-            .into_iter()
-            .filter(|flow| ports.iter().any(|port| is_to(flow, port) && flow.answers == port.pod))
-            .collect();
-        delete(socket, &dead)?;
+/// After host ports were removed: forgets every flow through them to their pods.
+pub(crate) fn forget_pods(socket: &mut Socket, ports: &[HostPort]) -> Result<()> {
+    if ports.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let is_dead = |flow: &Flow| ports.iter().any(|port| is_to(flow, port) && flow.answers == port.pod);
+    let dead: Vec<Flow> = dump(socket)?.into_iter().filter(is_dead).collect();
+    delete(socket, &dead)
 }

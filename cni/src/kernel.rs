@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use berth_linux::netlink::{NETFILTER, ROUTE};
 use tokio::sync::oneshot;
@@ -18,9 +18,15 @@ use crate::{Cidr, Error, Result, records, sysctl};
 
 type Job = Box<dyn FnOnce(&mut Kernel) + Send>;
 
+/// Host ports that were closed, and who waits until the flows through them are forgotten.
+type Closed = (Vec<HostPort>, oneshot::Sender<Result<()>>);
+
 /// Sends jobs to the thread. The thread ends with the last sender.
 #[derive(Debug, Clone)]
-pub(crate) struct Worker(mpsc::Sender<Job>);
+pub(crate) struct Worker {
+    jobs: mpsc::Sender<Job>,
+    closed: Arc<Mutex<Vec<Closed>>>,
+}
 
 impl Worker {
     /// Starts the thread in the calling thread's network namespace.
@@ -37,7 +43,7 @@ impl Worker {
             subject: "the netlink thread".to_owned(),
             source: source.into(),
         })?;
-        Ok(Self(sender))
+        Ok(Self { jobs: sender, closed: Arc::default() })
     }
 
     /// Runs a job and waits for what it returns. The job runs even when the waiting future is dropped.
@@ -54,7 +60,28 @@ impl Worker {
 
     /// Queues a job without waiting for it.
     pub(crate) fn submit(&self, job: impl FnOnce(&mut Kernel) + Send + 'static) -> Result<()> {
-        self.0.send(Box::new(job)).map_err(|_| Error::WorkerEnded)
+        self.jobs.send(Box::new(job)).map_err(|_| Error::WorkerEnded)
+    }
+
+    /// Forgets the flows through host ports that were closed. Whoever asks while others wait shares one look at the kernel's table
+    /// with them: it takes milliseconds.
+    pub(crate) async fn forget_flows(&self, ports: Vec<HostPort>) -> Result<()> {
+        if ports.is_empty() {
+            return Ok(());
+        }
+        let (sender, receiver) = oneshot::channel();
+        self.closed.lock().unwrap_or_else(PoisonError::into_inner).push((ports, sender));
+        let closed = Arc::clone(&self.closed);
+        self.submit(move |kernel| {
+            let closed = std::mem::take(&mut *closed.lock().unwrap_or_else(PoisonError::into_inner));
+            let ports: Vec<HostPort> = closed.iter().flat_map(|(ports, _)| ports.clone()).collect();
+            let outcome = conntrack::forget_pods(&mut kernel.netfilter, &ports);
+            for (_, waiting) in closed {
+                // Nobody waits any more: the work is done all the same.
+                let _ = waiting.send(outcome.clone());
+            }
+        })?;
+        receiver.await.map_err(|_| Error::WorkerEnded)?
     }
 }
 
@@ -100,6 +127,15 @@ impl Kernel {
         self.netfilter.inner().port().map_err(|e| Error::netlink("look at", "netlink socket")(e.into()))
     }
 
+    /// Sees to it that a bridge's subnets are masqueraded, and that its pods pass where the host forwards nothing by default.
+    pub(crate) fn ensure_masquerade(&mut self, bridge: &str, networks: &[Cidr]) -> Result<()> {
+        if self.nat.bridges.insert(bridge.to_owned()) {
+            self.nat_in_place = false;
+            records::write(&self.nat_path, &self.nat)?;
+        }
+        self.ensure_nat(networks, true, None)
+    }
+
     /// Sees to it that these subnets are known to the NAT rules and that the rules are there.
     pub(crate) fn ensure_nat(&mut self, networks: &[Cidr], masquerade: bool, mark_bit: Option<u32>) -> Result<()> {
         let mut changed = false;
@@ -115,6 +151,7 @@ impl Kernel {
         }
         if changed || !self.nat_in_place {
             nft::ensure_table(&mut self.netfilter, &self.table, &self.nat)?;
+            nft::ensure_forward(&mut self.netfilter, &self.table, &self.nat.bridges)?;
             self.nat_in_place = true;
         }
         Ok(())
@@ -173,14 +210,13 @@ impl Kernel {
         }
     }
 
-    /// Closes every host port of an owner, and forgets the flows through them. `ports`, where known, are those that it opened.
-    pub(crate) fn close_host_ports(&mut self, owner: &str, ports: &[HostPort]) -> Result<()> {
+    /// Closes every host port of an owner; which they were, for [`Worker::forget_flows`].
+    pub(crate) fn close_host_ports(&mut self, owner: &str) -> Result<Vec<HostPort>> {
         let elements = self.elements_of(|other| other == owner)?;
         nft::delete_elements(&mut self.netfilter, &self.table, &elements)?;
-        let known = self.host_ports.get(owner).cloned().unwrap_or_else(|| ports.to_vec());
-        conntrack::forget_pod(&mut self.netfilter, &known)?;
-        self.host_ports.remove(owner);
-        Ok(())
+        // What was remembered counts too: an earlier try may have ended between the two steps.
+        let known = self.host_ports.remove(owner).unwrap_or_default();
+        Ok(elements.iter().filter_map(nft::Element::host_port).chain(known).collect())
     }
 
     /// Closes the host ports of every owner that is not wanted.
@@ -188,7 +224,8 @@ impl Kernel {
         let elements = self.elements_of(|owner| !wanted(owner))?;
         nft::delete_elements(&mut self.netfilter, &self.table, &elements)?;
         self.host_ports.retain(|owner, _| wanted(owner));
-        Ok(())
+        let ports: Vec<HostPort> = elements.iter().filter_map(nft::Element::host_port).collect();
+        conntrack::forget_pods(&mut self.netfilter, &ports)
     }
 
     /// The elements in the maps of those owners.
@@ -202,6 +239,7 @@ impl Kernel {
         if !nft::is_intact(&mut self.netfilter, &self.table, &self.nat)? {
             nft::ensure_table(&mut self.netfilter, &self.table, &self.nat)?;
         }
+        nft::ensure_forward(&mut self.netfilter, &self.table, &self.nat.bridges)?;
         self.nat_in_place = true;
         let present = nft::dump_elements(&mut self.netfilter, &self.table)?;
         for (owner, ports) in &self.host_ports {
@@ -225,6 +263,7 @@ impl Kernel {
         self.host_ports.clear();
         self.nat_in_place = false;
         nft::delete_table(&mut self.netfilter, &self.table)?;
+        nft::remove_forward(&mut self.netfilter, &self.table)?;
         records::remove(&self.nat_path)
     }
 }
@@ -240,10 +279,7 @@ pub(crate) fn pod_socket<T: Send>(
         let socket = Socket::open(ROUTE).map_err(|e| Error::netlink("open", "netlink socket")(e.into()))?;
         Ok((socket, prepared))
     });
-    opened.map_err(|error| Error::Netns {
-        subject: subject.to_owned(),
-        source: std::sync::Arc::new(std::io::Error::other(error)),
-    })?
+    opened.map_err(|error| Error::Netns { subject: subject.to_owned(), source: Arc::new(std::io::Error::other(error)) })?
 }
 
 /// Refuses the network namespace that this process is in: an interface for a pod would be made on the host.
@@ -251,8 +287,7 @@ pub(crate) fn refuse_own_netns(netns: BorrowedFd<'_>) -> Result<()> {
     let id = |fd: BorrowedFd<'_>| berth_linux::ns::ns_id(fd);
     let own = berth_linux::ns::open_ns(None, berth_linux::ns::NamespaceKind::Net).map_err(std::io::Error::other);
     let same = own.and_then(|own| Ok(id(own.as_fd())? == id(netns)?));
-    let error =
-        |source| Error::Netns { subject: "a pod".to_owned(), source: std::sync::Arc::new(source) };
+    let error = |source| Error::Netns { subject: "a pod".to_owned(), source: Arc::new(source) };
     if same.map_err(error)? {
         return Err(Error::InvalidName { what: "network namespace", value: "the host's own".to_owned() });
     }

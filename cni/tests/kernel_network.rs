@@ -1,4 +1,5 @@
 //! The built-in network against a real kernel: addresses, reachability, host ports, deletion in batches, recovery.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 
@@ -245,7 +246,9 @@ fn fifty_pods_come_and_go_at_once() {
             let settled = begun.elapsed();
             assert!(links("vabc123").is_empty());
             assert_eq!(network.leaks(&live(&[])).await.unwrap(), []);
-            println!("50 attached in {attached:?}, detached in {detached:?}, gone in {settled:?}");
+            berth_testkit::report_measured(&format!(
+                "cni: 50 attached in {attached:?}, detached in {detached:?}, gone in {settled:?}"
+            ));
         });
     });
 }
@@ -372,5 +375,110 @@ fn a_deleted_bridge_is_made_again_for_the_next_pod() {
             b.serve(80);
             assert_eq!(who(ask("10.88.0.3:80")), "b");
         });
+    });
+}
+
+#[test]
+fn pods_pass_a_host_that_forwards_nothing_by_default() {
+    in_namespaces(|| {
+        block_on(async {
+            let network = network();
+            let outside = outside();
+            outside.serve(81);
+            run("ip", &["-n", "outside", "route", "add", "10.88.0.0/16", "via", "10.99.0.1"]);
+            run("iptables-nft", &["-P", "FORWARD", "DROP"]);
+            run("ip6tables-nft", &["-P", "FORWARD", "DROP"]);
+            let (a, _) = attach(&network, &with_port(pod("a"), None, 8080, 80, Protocol::Tcp)).await;
+            let (b, _) = attach(&network, &pod("b")).await;
+            a.serve(80);
+            let all_pass = || {
+                who(b.ask("10.88.0.2:80")) == "a"
+                    && who(b.ask("[fd88::2]:80")) == "a"
+                    && who(b.ask("10.99.0.2:81")) == "outside"
+                    && who(outside.ask("10.99.0.1:8080")) == "a"
+                    && who(ask("127.0.0.1:8080")) == "a"
+            };
+            assert!(all_pass());
+            assert!(outside.ask("10.88.0.2:80").is_err(), "the policy still holds for what nobody published");
+            let listed = run("iptables-nft", &["-S", "FORWARD"]);
+            assert!(
+                listed.contains(&format!("-A FORWARD -i {BRIDGE} -m comment --comment \"{TABLE} from {BRIDGE}\" -j ACCEPT")),
+                "{listed}"
+            );
+            assert!(
+                listed.contains(&format!("-A FORWARD -o {BRIDGE} -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -m comment")),
+                "{listed}"
+            );
+            // Somebody resets the firewall while pods run.
+            let patience = std::time::Duration::from_secs(2);
+            run("iptables-nft", &["-F", "FORWARD"]);
+            assert!(wait_until(patience, all_pass));
+            run("nft", &["flush", "ruleset"]);
+            run("iptables-nft", &["-P", "FORWARD", "DROP"]);
+            assert!(
+                wait_until(patience, || run("iptables-nft", &["-S", "FORWARD"]).matches("-A FORWARD").count() == 2 && all_pass())
+            );
+            network.remove_all().await.unwrap();
+            assert!(!run("iptables-nft", &["-S", "FORWARD"]).contains(BRIDGE));
+        });
+    });
+}
+
+/// The other half of the test below: attaches pods, detaches them and prints a line each, until it is killed.
+#[test]
+fn agent_that_is_killed() {
+    if std::env::var_os("BERTH_TEST_AGENT").is_none() {
+        return;
+    }
+    block_on(async {
+        let network = network();
+        for round in 0.. {
+            let ids: Vec<String> = (0..8).map(|n| format!("p{}x{round}x{n}", std::process::id())).collect();
+            for (port, id) in (9000..).zip(&ids) {
+                attach(&network, &with_port(pod(id), None, port, 80, Protocol::Tcp)).await;
+            }
+            for id in &ids {
+                network.detach(&pod(id), None).await.unwrap();
+            }
+        }
+    });
+}
+
+#[test]
+fn whenever_the_agent_is_killed_the_next_one_leaves_nothing_behind() {
+    in_namespaces(|| {
+        let own = std::env::current_exe().unwrap();
+        for round in 0..12 {
+            let mut agent = std::process::Command::new(&own)
+                .args(["agent_that_is_killed", "--exact", "--nocapture"])
+                .env("BERTH_TEST_AGENT", "1")
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .unwrap();
+            // Killed while it attaches, or while it detaches and deletes; each time a little later.
+            let count = |folder: &str| std::fs::read_dir(format!("{DIR}/state/{folder}")).map_or(0, Iterator::count);
+            let mut seen = 0;
+            let mut last = 0;
+            assert!(wait_until(PATIENCE, || {
+                let now = if round % 2 == 0 { count("results") } else { count("pending") };
+                seen += usize::from(now > last);
+                last = now;
+                seen > round / 2
+            }));
+            agent.kill().unwrap();
+            agent.wait().unwrap();
+            block_on(async {
+                let network = network();
+                network.reconcile(&live(&[])).await.unwrap();
+                assert!(network.settle(PATIENCE).await);
+                assert_eq!(network.leaks(&live(&[])).await.unwrap(), []);
+                assert!(links("vabc123").is_empty(), "round {round}");
+                let leases = std::fs::read_dir(format!("{DIR}/state/leases/berth")).unwrap().flatten();
+                let leases: Vec<_> =
+                    leases.map(|e| e.file_name()).filter(|n| n.to_string_lossy().parse::<std::net::IpAddr>().is_ok()).collect();
+                assert!(leases.is_empty(), "round {round}: {leases:?}");
+                assert!(std::fs::read_dir(format!("{DIR}/state/pending")).map_or(0, Iterator::count) == 0);
+            });
+        }
     });
 }

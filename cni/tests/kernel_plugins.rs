@@ -1,4 +1,5 @@
 //! The plugins as programs, called as libcni calls them, with Debian's reference plugins as the oracle.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 
@@ -78,9 +79,10 @@ fn host_local_gives_what_the_reference_gives() {
                     let config = json!({"cniVersion": version, "name": "net", "type": "x", "ipam": ipam});
                     let call = |id: &str, verb: &str| {
                         let done = Call { dir, plugin: "host-local", id, netns: Some(Path::new("/proc/1/ns/none")) };
-                        let done = done.run_with(verb, &config, &[("CNI_NETNS", if verb == "DEL" { "" } else { "/run/netns/x" })]);
+                        let done =
+                            done.run_with(verb, &config, &[("CNI_NETNS", if verb == "DEL" { "" } else { "/run/netns/x" })]);
                         // The texts of errors are everybody's own.
-                        done.map_err(|_| "error").map_or_else(|e| json!(e), |v| v)
+                        done.unwrap_or_else(|_| json!("error"))
                     };
                     let mut out: Vec<Value> = ["a", "b", "c"].iter().map(|id| call(id, "ADD")).collect();
                     out.push(call("b", "DEL"));
@@ -237,14 +239,18 @@ fn a_chain_of_our_programs_opens_and_closes_host_ports() {
         bridge["ipam"] = json!({"type": "host-local", "subnet": "10.9.0.0/24", "routes": [{"dst": "0.0.0.0/0"}]});
         let result = call("bridge").run("ADD", &bridge).unwrap();
         let mut portmap = common("portmap");
-        portmap["runtimeConfig"] = json!({"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ""}]});
+        portmap["runtimeConfig"] =
+            json!({"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ""}]});
         portmap["prevResult"] = result.clone();
         assert_eq!(call("portmap").run("ADD", &portmap).unwrap(), result);
         assert_eq!(who(ask("127.0.0.1:8080")), "pod");
         call("portmap").run("CHECK", &portmap).unwrap();
         call("portmap").run("STATUS", &common("portmap")).unwrap();
         let mut loopback = common("loopback");
-        assert_eq!(call("loopback").run_with("ADD", &loopback, &[("CNI_IFNAME", "lo")]).unwrap()["ips"][0]["address"], "127.0.0.1/8");
+        assert_eq!(
+            call("loopback").run_with("ADD", &loopback, &[("CNI_IFNAME", "lo")]).unwrap()["ips"][0]["address"],
+            "127.0.0.1/8"
+        );
         loopback["prevResult"] = result.clone();
         assert_eq!(call("loopback").run_with("ADD", &loopback, &[("CNI_IFNAME", "lo")]).unwrap(), result);
         // GC keeps those who are named.
@@ -344,7 +350,8 @@ fn a_configured_chain_works_with_anybody_s_plugins() {
                 network.detach(&pod(&id), Some(namespace.netns())).await.unwrap();
                 assert!(network.settle(PATIENCE).await);
                 assert!(ask("127.0.0.1:8080").is_err());
-                let leases = std::fs::read_dir("/run/t/leases/net").unwrap().flatten().map(|e| e.file_name().into_string().unwrap());
+                let leases =
+                    std::fs::read_dir("/run/t/leases/net").unwrap().flatten().map(|e| e.file_name().into_string().unwrap());
                 assert_eq!(leases.filter(|name| name.starts_with("10.")).count(), 0);
                 assert_eq!(network.leaks(&live(&[])).await.unwrap(), []);
                 run("ip", &["link", "del", "br9"]);
@@ -419,14 +426,23 @@ fn external_plugins_get_what_the_protocol_says() {
             assert_eq!(attachment.pod_ips()[0].to_string(), "10.5.0.2");
             assert_eq!(calls(), ["ADD first", "ADD second"]);
             let first = read("first.ADD.json");
-            assert_eq!((&first["name"], &first["cniVersion"], &first["prevResult"]), (&json!("net"), &json!("1.1.0"), &Value::Null));
-            assert_eq!(first["runtimeConfig"], json!({"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}],
-                "dns": {"servers": ["10.0.0.1"], "searches": [], "options": []}}));
+            assert_eq!(
+                (&first["name"], &first["cniVersion"], &first["prevResult"]),
+                (&json!("net"), &json!("1.1.0"), &Value::Null)
+            );
+            assert_eq!(
+                first["runtimeConfig"],
+                json!({"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}],
+                "dns": {"servers": ["10.0.0.1"], "searches": [], "options": []}})
+            );
             let second = read("second.ADD.json");
             assert_eq!(second["runtimeConfig"]["bandwidth"]["ingressRate"], 1000);
             assert_eq!(second["runtimeConfig"]["cgroupPath"], "/kubepods/x");
             assert_eq!(second["runtimeConfig"]["io.kubernetes.cri.pod-annotations"], json!({"k": "v"}));
-            assert_eq!((&second["custom"]["a"][0], &second["prevResult"]["ips"][0]["address"]), (&json!(1), &json!("10.5.0.2/24")));
+            assert_eq!(
+                (&second["custom"]["a"][0], &second["prevResult"]["ips"][0]["address"]),
+                (&json!(1), &json!("10.5.0.2/24"))
+            );
             let env = std::fs::read_to_string("/run/t/first.ADD.env").unwrap();
             for line in [
                 "CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod-abc;K8S_POD_INFRA_CONTAINER_ID=abc;K8S_POD_UID=uid-abc",
@@ -458,7 +474,8 @@ fn a_failed_add_is_undone_in_reverse_and_a_failed_del_is_tried_again() {
         block_on(async {
             let network = scripted(&json!({"disableCheck": true, "disableGC": true}));
             let namespace = Namespace::new("abc");
-            std::fs::write("/run/t/second.fail.ADD", r#"{"cniVersion":"1.1.0","code":11,"msg":"later","details":"maybe"}"#).unwrap();
+            std::fs::write("/run/t/second.fail.ADD", r#"{"cniVersion":"1.1.0","code":11,"msg":"later","details":"maybe"}"#)
+                .unwrap();
             let error = network.attach(&pod("abc"), namespace.netns()).await.unwrap_err();
             assert_eq!(error.to_string(), r#"plugin type="second" failed (ADD): later; maybe"#);
             assert_eq!(error.cni_code(), 11);
@@ -514,7 +531,11 @@ fn what_cannot_run_is_reported_by_name() {
             write("10-a.conflist", r#"{"cniVersion":"1.0.0","name":"a","plugins":[{"type":"bridge","vlan":5}]}"#);
             let status = network.status().await;
             assert!(!status.ready && status.reason == "NetworkPluginNotReady");
-            assert!(status.message.contains("10-a.conflist") && status.message.contains(r#"unsupported field "vlan" with value 5"#), "{}", status.message);
+            assert!(
+                status.message.contains("10-a.conflist") && status.message.contains(r#"unsupported field "vlan" with value 5"#),
+                "{}",
+                status.message
+            );
             write("20-b.conflist", r#"{"cniVersion":"1.0.0","name":"b","plugins":[{"type":"nobody-has-this"}]}"#);
             let status = network.status().await;
             assert!(!status.ready && status.message.contains("nobody-has-this"), "{}", status.message);
@@ -523,7 +544,10 @@ fn what_cannot_run_is_reported_by_name() {
             assert_eq!(network.status().await.network, "c");
             // A pod must not be given the host's own namespace.
             let own = berth_cni::Netns { fd: std::fs::File::open("/proc/self/ns/net").unwrap().into(), path: None };
-            assert_eq!(network.attach(&pod("x"), own).await.unwrap_err().to_string(), r#"invalid network namespace "the host's own""#);
+            assert_eq!(
+                network.attach(&pod("x"), own).await.unwrap_err().to_string(),
+                r#"invalid network namespace "the host's own""#
+            );
         });
     });
 }

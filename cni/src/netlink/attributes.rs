@@ -91,11 +91,8 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let bytes = Attributes::new()
-            .string(1, "abc")
-            .be32(2, 7)
-            .nest(3, Attributes::new().bytes(1, &[9]).bytes(2, &[1, 2, 3, 4, 5]))
-            .0;
+        let bytes =
+            Attributes::new().string(1, "abc").be32(2, 7).nest(3, Attributes::new().bytes(1, &[9]).bytes(2, &[1, 2, 3, 4, 5])).0;
         let all: Vec<_> = attributes(&bytes).collect();
         assert_eq!(all[0], (1, &b"abc\0"[..]));
         assert_eq!(all[1], (2, &[0, 0, 0, 7][..]));

@@ -10,7 +10,6 @@ use super::inner::{Inner, owner_of};
 use crate::cache::CachedResult;
 use crate::conf::NetworkConf;
 use crate::netlink::link;
-use crate::nft::Nat;
 use crate::plugins::host_local::{Owner, Store};
 use crate::plugins::portmap;
 use crate::reaper::Pending;
@@ -142,7 +141,7 @@ async fn settle_nat(inner: &Inner, kept: &[CachedResult]) -> Result<()> {
             if !kernel.uses_nat() {
                 return Ok(());
             }
-            let mut nat = Nat { mark_bit: kernel.nat().mark_bit, ..Nat::default() };
+            let mut nat = kernel.nat().clone();
             nat.subnets = kernel.nat().subnets.iter().filter(|subnet| used.contains(&subnet.network)).copied().collect();
             kernel.replace_nat(nat)?;
             kernel.repair()

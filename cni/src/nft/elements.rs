@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::expression::{Family, ip_bytes};
 use super::message::{DEL_ELEMENT, GET_ELEMENT, LIST_ELEMENT, NEW_ELEMENT, commit, create, delete, get, is_absent, parse};
-use crate::netlink::attributes::{as_string, find};
+use crate::netlink::attributes::{as_ip, as_string, find};
 use crate::netlink::{Attributes, Failure, Socket, attributes};
 use crate::{Error, Protocol, Result};
 
@@ -109,18 +109,22 @@ pub(crate) struct Element {
 }
 
 impl Element {
+    /// The host port that the element is; none if it is none of ours.
+    pub(crate) fn host_port(&self) -> Option<HostPort> {
+        let (host, rest) = self.key.split_at_checked(self.key.len().checked_sub(8)?)?;
+        let (pod, pod_port) = self.data.split_at_checked(self.data.len().checked_sub(4)?)?;
+        let port = |at: &[u8]| Some(u16::from_be_bytes([*at.first()?, *at.get(1)?]));
+        let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|p| Some(&p.number()) == rest.first())?;
+        Some(HostPort { host: as_ip(host), protocol, host_port: port(&rest[4..])?, pod: as_ip(pod)?, pod_port: port(pod_port)? })
+    }
+
     /// `tcp 8080` or `127.0.0.1 tcp 8080`.
     pub(crate) fn describe(&self) -> String {
-        let (ip, rest) = self.key.split_at(self.key.len().saturating_sub(8));
-        let ip = crate::netlink::attributes::as_ip(ip).map(|ip| format!("{ip} ")).unwrap_or_default();
-        let protocol = match rest.first() {
-            Some(6) => "tcp",
-            Some(17) => "udp",
-            Some(132) => "sctp",
-            _ => "?",
-        };
-        let port = rest.get(4..6).map_or(0, |p| u16::from_be_bytes([p[0], p[1]]));
-        format!("{ip}{protocol} {port}")
+        match self.host_port() {
+            Some(HostPort { host: Some(ip), protocol, host_port, .. }) => format!("{ip} {} {host_port}", protocol.name()),
+            Some(HostPort { protocol, host_port, .. }) => format!("{} {host_port}", protocol.name()),
+            None => "unknown".to_owned(),
+        }
     }
 }
 
@@ -241,6 +245,7 @@ mod tests {
         let element = Element { map: port.map(), key: port.key(), data: port.data(), owner: String::new() };
         assert_eq!(element.describe(), "127.0.0.1 udp 4660");
         assert!(port.is(&element));
+        assert_eq!(element.host_port(), Some(port));
     }
 
     #[test]

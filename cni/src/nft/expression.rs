@@ -16,6 +16,7 @@ const VERDICT: u32 = 0;
 
 const META_MARK: u32 = 3;
 const META_IN_NAME: u32 = 6;
+const META_OUT_NAME: u32 = 7;
 const META_FAMILY: u32 = 15;
 const META_PROTOCOL: u32 = 16;
 const NETWORK_HEADER: u32 = 1;
@@ -27,8 +28,16 @@ const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
 const DNAT: u32 = 1;
 const DROP: i32 = 0;
+const ACCEPT: i32 = 1;
 const JUMP: i32 = -3;
 const NAME_SIZE: usize = 16;
+/// `struct xt_conntrack_mtinfo3`: its size as the kernel aligns it, and the places of two of its fields.
+const CONNTRACK_INFO: usize = 168;
+const CONNTRACK_MATCH: usize = 146;
+const CONNTRACK_STATES: usize = 150;
+const CONNTRACK_REVISION: u32 = 3;
+/// ESTABLISHED, RELATED and DNAT in its state mask.
+const CONNTRACK_WANTED: u16 = 0x02 | 0x04 | 0x80;
 
 /// An IP family in a rule of the inet table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -131,11 +140,26 @@ impl Rule {
 
     /// Only packets that came in by another interface than this.
     pub(super) fn not_from(self, interface: &str) -> Self {
-        let mut name = [0; NAME_SIZE];
-        for (to, from) in name.iter_mut().zip(interface.bytes()) {
-            *to = from;
-        }
-        self.meta(META_IN_NAME, FIRST).compare(FIRST, NOT_EQUAL, &name)
+        self.meta(META_IN_NAME, FIRST).compare(FIRST, NOT_EQUAL, &whole_name(interface))
+    }
+
+    /// Only packets that came in by this interface.
+    pub(super) fn from(self, interface: &str) -> Self {
+        self.meta(META_IN_NAME, FIRST).compare(FIRST, EQUAL, &whole_name(interface))
+    }
+
+    /// Only packets that leave by this interface.
+    pub(super) fn to(self, interface: &str) -> Self {
+        self.meta(META_OUT_NAME, FIRST).compare(FIRST, EQUAL, &whole_name(interface))
+    }
+
+    /// Only packets of a known flow, of one related to it, or of one whose destination was rewritten. In the form of iptables'
+    /// `-m conntrack --ctstate RELATED,ESTABLISHED,DNAT`, for rules in tables that iptables lists.
+    pub(super) fn known_or_dnat(self) -> Self {
+        let mut info = [0; CONNTRACK_INFO];
+        info[CONNTRACK_MATCH..][..2].copy_from_slice(&1u16.to_ne_bytes());
+        info[CONNTRACK_STATES..][..2].copy_from_slice(&CONNTRACK_WANTED.to_ne_bytes());
+        self.push("match", Attributes::new().string(1, "conntrack").be32(2, CONNTRACK_REVISION).bytes(3, &info))
     }
 
     /// Only packets with an address inside, or outside, the network. The family has been matched before.
@@ -193,6 +217,11 @@ impl Rule {
         self.verdict(Attributes::new().bytes(1, &JUMP.to_be_bytes()).string(2, chain))
     }
 
+    /// Lets the packet pass this table.
+    pub(super) fn accept(self) -> Self {
+        self.verdict(Attributes::new().bytes(1, &ACCEPT.to_be_bytes()))
+    }
+
     /// Drops the packet.
     pub(super) fn drop(self) -> Self {
         self.verdict(Attributes::new().bytes(1, &DROP.to_be_bytes()))
@@ -202,6 +231,15 @@ impl Rule {
         let data = Attributes::new().nest(2, verdict);
         self.push("immediate", Attributes::new().be32(1, VERDICT).nest(2, data))
     }
+}
+
+/// A name as the kernel compares it: to its end, not as a prefix.
+fn whole_name(interface: &str) -> [u8; NAME_SIZE] {
+    let mut name = [0; NAME_SIZE];
+    for (to, from) in name.iter_mut().zip(interface.bytes()) {
+        *to = from;
+    }
+    name
 }
 
 /// An address as it stands in a packet.

@@ -14,6 +14,7 @@ const APPEND: u16 = 0x800;
 pub(super) const NEW_TABLE: u8 = 0;
 pub(super) const DEL_TABLE: u8 = 2;
 pub(super) const NEW_CHAIN: u8 = 3;
+pub(super) const GET_CHAIN: u8 = 4;
 pub(super) const DEL_CHAIN: u8 = 5;
 pub(super) const NEW_RULE: u8 = 6;
 pub(super) const GET_RULE: u8 = 7;
@@ -36,7 +37,26 @@ fn body(family: u8, resource: u16, attributes: &Attributes) -> Vec<u8> {
 }
 
 fn request(kind: u8, flags: u16, attributes: &Attributes) -> Request {
-    Request { kind: SUBSYSTEM << 8 | u16::from(kind), flags, body: body(FAMILY, 0, attributes) }
+    request_in(FAMILY, kind, flags, attributes)
+}
+
+fn request_in(family: u8, kind: u8, flags: u16, attributes: &Attributes) -> Request {
+    Request { kind: SUBSYSTEM << 8 | u16::from(kind), flags, body: body(family, 0, attributes) }
+}
+
+/// Request: put a rule at the head of a chain of another family's table.
+pub(super) fn insert_rule_in(family: u8, attributes: &Attributes) -> Request {
+    request_in(family, NEW_RULE, flags::ACK | flags::CREATE, attributes)
+}
+
+/// Request: delete a rule of another family's table.
+pub(super) fn delete_rule_in(family: u8, attributes: &Attributes) -> Request {
+    request_in(family, DEL_RULE, flags::ACK, attributes)
+}
+
+/// Request: one object of another family's table, or a dump.
+pub(super) fn get_in(family: u8, kind: u8, attributes: &Attributes) -> Request {
+    request_in(family, kind, flags::ACK, attributes)
 }
 
 /// Request: create, or nothing where the same exists.

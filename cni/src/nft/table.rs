@@ -10,7 +10,7 @@
 //! Pods change only elements of the maps. The mark is needed because a pod that reaches a pod of its own subnet through the
 //! host, or a process on 127.0.0.1, must get its answers back through the host; other people's DNAT is left alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -46,11 +46,14 @@ pub(crate) struct Subnet {
 pub(crate) struct Nat {
     pub subnets: Vec<Subnet>,
     pub mark_bit: u32,
+    /// Bridges of ours whose pods must pass where the host forwards nothing by default.
+    #[serde(default)]
+    pub bridges: BTreeSet<String>,
 }
 
 impl Default for Nat {
     fn default() -> Self {
-        Self { subnets: Vec::new(), mark_bit: MARK_BIT }
+        Self { subnets: Vec::new(), mark_bit: MARK_BIT, bridges: BTreeSet::new() }
     }
 }
 
@@ -228,7 +231,7 @@ mod tests {
         let mut nat = Nat::default();
         nat.add("fd00::/64".parse().unwrap(), true);
         let text = serde_json::to_string(&nat).unwrap();
-        assert_eq!(text, r#"{"subnets":[{"network":"fd00::/64","masquerade":true}],"mark_bit":13}"#);
+        assert_eq!(text, r#"{"subnets":[{"network":"fd00::/64","masquerade":true}],"mark_bit":13,"bridges":[]}"#);
         assert_eq!(serde_json::from_str::<Nat>(&text).unwrap(), nat);
     }
 }

@@ -8,9 +8,9 @@ use std::time::Duration;
 use berth_linux::netlink::{NETFILTER, NetlinkSocket};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use super::elements;
 use super::message::parse;
 use super::table::is_loss;
+use super::{elements, forward};
 use crate::error::KernelError;
 use crate::netlink::attributes::{as_string, find};
 use crate::netlink::socket::decode;
@@ -96,7 +96,8 @@ impl Watch {
         messages.iter().filter(|message| !self.own.contains(&message.port)).any(|message| {
             parse(message).is_some_and(|(kind, body)| {
                 // The table's name is attribute 1 in messages about tables, chains, rules, sets and elements alike.
-                (is_loss(kind) || elements::is_loss(kind)) && find(body, 1).map(as_string).as_deref() == Some(&self.table)
+                let table = find(body, 1).map(as_string).unwrap_or_default();
+                table == self.table && (is_loss(kind) || elements::is_loss(kind)) || forward::concerns(&table, kind)
             })
         })
     }

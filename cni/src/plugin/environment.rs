@@ -63,10 +63,8 @@ impl Environment {
 }
 
 fn open_netns(path: &Path) -> Result<OwnedFd> {
-    open_ns_path(path, NamespaceKind::Net).map_err(|error| Error::Netns {
-        subject: path.display().to_string(),
-        source: Arc::new(std::io::Error::other(error)),
-    })
+    open_ns_path(path, NamespaceKind::Net)
+        .map_err(|error| Error::Netns { subject: path.display().to_string(), source: Arc::new(std::io::Error::other(error)) })
 }
 
 /// `K=V;K=V`. A key that asks for something is refused, also under `IgnoreUnknown`: we would not do it.
@@ -77,7 +75,8 @@ fn parse_args(text: &str) -> Result<Vec<(String, String)>> {
         let (key, value) = pair.split_once('=').ok_or_else(|| invalid(format!("{pair:?} is not KEY=VALUE")))?;
         args.push((key.to_owned(), value.to_owned()));
     }
-    let ignore = args.iter().any(|(key, value)| key == "IgnoreUnknown" && matches!(value.as_str(), "1" | "true" | "True" | "TRUE"));
+    let ignore =
+        args.iter().any(|(key, value)| key == "IgnoreUnknown" && matches!(value.as_str(), "1" | "true" | "True" | "TRUE"));
     for (key, _) in &args {
         let asks = matches!(key.as_str(), "IP" | "GATEWAY" | "MAC");
         if asks || !ignore && key != "IgnoreUnknown" {

@@ -96,16 +96,20 @@ pub(super) async fn add(host: &Host, invocation: &Invocation, config: &Config) -
 }
 
 pub(super) async fn delete(host: &Host, invocation: &Invocation, config: &Config) -> Result<()> {
-    // A configuration that has become unreadable must not keep ports open.
-    let portmap = Portmap::parse(config).ok();
-    let asked = config.get("runtimeConfig").and_then(|r| r.get("portMappings"));
-    if asked.is_some_and(|v| v.as_array().is_some_and(Vec::is_empty)) && portmap.is_some() {
+    let portmap = Portmap::parse(config);
+    // The agent's own record of an attachment says for certain that there are none.
+    let recorded = host.is_agent() && matches!(previous_result(config), Ok(Some(_)));
+    if recorded && matches!(&portmap, Ok(portmap) if portmap.mappings.is_empty()) {
         return Ok(());
     }
-    let mappings = portmap.map(|p| p.mappings).unwrap_or_default();
-    let ports = previous_result(config).ok().flatten().and_then(|result| host_ports(&mappings, &result).ok());
+    // Whatever has become of the configuration, the owner's ports are closed; the kernel knows which they are.
     let owner = owner_text(&invocation.owner());
-    host.worker.run(move |kernel| kernel.close_host_ports(&owner, &ports.unwrap_or_default())).await
+    let mut closed = host.worker.run(move |kernel| kernel.close_host_ports(&owner)).await?;
+    // A repeated call has no elements to tell it where flows may still lead.
+    if let (Ok(portmap), Ok(Some(result))) = (portmap, previous_result(config)) {
+        closed.extend(host_ports(&portmap.mappings, &result).unwrap_or_default());
+    }
+    host.worker.forget_flows(closed).await
 }
 
 pub(super) async fn check(host: &Host, invocation: &Invocation, config: &Config) -> Result<()> {

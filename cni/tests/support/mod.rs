@@ -1,5 +1,5 @@
 //! What the kernel tests share: namespaces with servers in them, foreign tools, and a network on throw-away folders.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};

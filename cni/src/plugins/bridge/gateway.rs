@@ -94,10 +94,10 @@ fn ensure_addresses(kernel: &mut Kernel, bridge: &Bridge, link: &Link, gateways:
     for gateway in gateways.iter().filter(|gateway| !present.contains(gateway)) {
         let is_rival =
             |found: &&Cidr| found.is_ipv4() == gateway.is_ipv4() && !is_link_local(found.addr()) && !gateways.contains(found);
-        if let Some(found) = present.iter().find(is_rival) {
-            if gateway.is_ipv4() || found.overlaps(gateway) {
-                replace(kernel, bridge, link, *found, *gateway)?;
-            }
+        if let Some(found) = present.iter().find(is_rival)
+            && (gateway.is_ipv4() || found.overlaps(gateway))
+        {
+            replace(kernel, bridge, link, *found, *gateway)?;
         }
         match kernel.route.one(route::add_address(link.index, *gateway, false)) {
             Err(error) if error.errno != Some(rustix::io::Errno::EXIST.raw_os_error()) => {

@@ -28,7 +28,7 @@ pub(super) fn connect(
     let mut ensured = gateway::ensure(kernel, bridge, &result.ips)?;
     if bridge.masquerade {
         let networks: Vec<Cidr> = result.ips.iter().map(|ip| ip.address.network()).collect();
-        kernel.ensure_nat(&networks, true, None)?;
+        kernel.ensure_masquerade(&bridge.name, &networks)?;
     }
     let mac = match &bridge.mac {
         Some(text) => parse_mac(text)?,
