@@ -191,8 +191,14 @@ pub fn pivot_root(new_root: BorrowedFd<'_>) -> Result<()> {
         rustix::process::fchdir(&old_root)?;
         // Without this, the unmount would spread to peers of the old root in other namespaces.
         let attr = AttrChange { propagation: Some(Propagation::Slave), ..AttrChange::default() };
-        mount_setattr(rustix::fs::CWD, Path::new("."), true, attr)
-            .map_err(|e| io::Error::from_raw_os_error(e.raw_errno().unwrap_or(libc::EIO)))?;
+        let spread = match mount_setattr(rustix::fs::CWD, Path::new("."), true, attr) {
+            // Kernels before 5.12.
+            Err(e) if e.raw_errno() == Some(libc::ENOSYS) => {
+                mount_legacy(None, Path::new("."), None, libc::MS_SLAVE | libc::MS_REC, None)
+            }
+            result => result,
+        };
+        spread.map_err(|e| io::Error::from_raw_os_error(e.raw_errno().unwrap_or(libc::EIO)))?;
         rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
         rustix::process::chdir(c"/")?;
         Ok(())

@@ -375,7 +375,7 @@ fn enter_namespaces(container: &mut Container, channel: &Channel) -> Done {
     }
     wait_go(channel)?;
     if container.plan.in_userns {
-        become_root(&container.plan.process)?;
+        become_root()?;
     }
     if !container.unshare.is_empty() {
         ns::unshare(container.unshare).during("make namespaces")?;
@@ -384,9 +384,10 @@ fn enter_namespaces(container: &mut Container, channel: &Channel) -> Done {
 }
 
 /// Root of the user namespace: what is made from here on belongs to it.
-fn become_root(process: &ProcessPlan) -> Done {
+fn become_root() -> Done {
     match creds::set_groups(&[]) {
-        Err(error) if error.raw_os_error() == Some(1) && process.groups.is_empty() => {}
+        // Denied for the whole namespace; if the process is to have groups, that is said when they are set.
+        Err(error) if error.raw_os_error() == Some(1) => {}
         result => result.during("drop supplementary groups")?,
     }
     creds::set_gid(0).during("become group 0 of the user namespace")?;
