@@ -47,8 +47,10 @@ fn whoami() -> std::io::Result<()> {
 
 fn serve(stream: TcpStream, number: u64, greeting: &str) -> std::io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    let mut line = String::new();
-    BufReader::new((&stream).take(8192)).read_line(&mut line)?;
+    // The whole head: what is left unread at the end would turn the close into a reset.
+    let mut head = BufReader::new((&stream).take(8192)).lines();
+    let line = head.next().transpose()?.unwrap_or_default();
+    while head.next().transpose()?.is_some_and(|line| !line.is_empty()) {}
     let path = line.split(' ').nth(1).unwrap_or("/");
     println!("request {number}: {path}");
     let crash = path == "/crash";
