@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use berth_cgroup::{Cgroup, Layout};
@@ -244,11 +244,12 @@ impl Given {
     }
 }
 
+/// Reads a memfd from its beginning without moving its offset: the agent may have sent the same open file to others.
 fn read_json<T: DeserializeOwned>(fd: OwnedFd, what: &'static str) -> Result<T, Error> {
-    let mut file = File::from(fd);
-    let mut bytes = Vec::new();
-    let read = file.rewind().and_then(|()| file.read_to_end(&mut bytes));
-    read.map_err(|source| Error::Read { what, source })?;
+    let file = File::from(fd);
+    let length = file.metadata().map_err(|source| Error::Read { what, source })?.len();
+    let mut bytes = vec![0; length as usize];
+    file.read_exact_at(&mut bytes, 0).map_err(|source| Error::Read { what, source })?;
     serde_json::from_slice(&bytes).map_err(|source| Error::Parse { what, source })
 }
 
@@ -268,6 +269,9 @@ fn seen_from_here(dir: OwnedFd) -> OwnedFd {
 fn make_container(order: ContainerOrder<'_>) -> Result<Init, Error> {
     let mut given = Given(order.fds.into_iter().map(Some).collect());
     let spec: berth_oci::spec::Spec = read_json(given.take(0)?, "the OCI spec")?;
+    if spec.hooks.as_ref().is_some_and(|hooks| !hooks.poststart.is_empty() || !hooks.poststop.is_empty()) {
+        return Err(Error::Invalid("hooks.poststart and hooks.poststop are not supported"));
+    }
     let filter: Option<Filter> = match order.ext.filter {
         Some(index) => Some(read_json(given.take(index)?, "the compiled filter")?),
         None => None,

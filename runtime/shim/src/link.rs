@@ -84,6 +84,7 @@ impl Link {
     }
 
     /// The next complete message.
+    #[allow(clippy::should_implement_trait, reason = "each call names the type that it expects")]
     pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<(T, Vec<OwnedFd>)>, FrameError> {
         self.decoder.next()
     }

@@ -1,10 +1,14 @@
 //! Containers through the real protocol: create, start, exit codes, signals, failures, kill, delete, the agent's death.
+#![allow(clippy::unwrap_used, clippy::type_complexity, reason = "a test panics")]
 
 mod support;
 
 use std::path::Path;
 
-use berth_shim::protocol::{CreateExt, ExitRecord, FailureKind, Phase, PidMode, Reply, Request, Root};
+use berth_oci::spec::{Hook, Hooks};
+use berth_shim::protocol::{
+    CreateExt, ExecExt, ExitRecord, FailureKind, IdMapping, Phase, PidMode, Reply, Request, Root, UserNamespace,
+};
 use berth_testkit::{in_namespaces, wait_until};
 use support::{PATIENCE, Shim, children_named};
 
@@ -252,7 +256,7 @@ fn an_overlay_root_is_mounted_for_the_container_alone() {
         shim.make_rootfs();
         let mut client = shim.client();
         let links = shim.state.dir("l");
-        std::os::unix::fs::symlink(&shim.rootfs, links.join("A")).unwrap();
+        std::os::unix::fs::symlink("../rootfs", links.join("A")).unwrap();
         let (upper, work) = (shim.state.dir("upper"), shim.state.dir("work"));
         let root = Root::Overlay { dir: 1, lowers: vec!["A".into()], upper: upper.clone(), work, volatile: true };
         let ext = CreateExt { root, ..shim.ext("a") };
@@ -330,5 +334,73 @@ fn the_shims_death_ends_what_waits_at_a_gate_and_pause() {
                 stat.map_or(true, |stat| stat.contains(") Z "))
             }));
         }
+    });
+}
+
+#[test]
+fn a_create_that_hangs_can_be_given_up() {
+    in_namespaces(|| {
+        let shim = Shim::start();
+        shim.make_rootfs();
+        let mut client = shim.client();
+        let hook = |args: &[&str]| Hook {
+            path: "/bin/busybox".into(),
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+            ..Hook::default()
+        };
+        let mut spec = shim.spec(&["true"]);
+        let hangs = Hooks { create_runtime: vec![hook(&["sleep", "5432"])], ..Hooks::default() };
+        spec.hooks = Some(hangs);
+        let spec = support::json_memfd(&spec);
+        let create = client.send(Request::Create { id: "a".into(), ext: shim.ext("a") }, &[spec]);
+        assert!(wait_until(PATIENCE, || !support::processes_with("sleep\x005432").is_empty()));
+        // The shim serves others meanwhile.
+        shim.run(&mut client, "b", &["true"]);
+        assert_eq!(client.exited("b").code, 0);
+        client.ask(Request::Delete { id: "a".into(), force: true });
+        let (reply, _) = client.reply(create);
+        assert!(matches!(&reply, Reply::Error(failure) if failure.kind == FailureKind::Create), "{reply:?}");
+        assert!(support::processes_with("sleep\x005432").is_empty() && !cgroup_exists("a"));
+        assert_eq!(client.state().containers.len(), 1);
+
+        let mut spec = shim.spec(&["true"]);
+        spec.hooks = Some(Hooks { poststop: vec![hook(&["true"])], ..Hooks::default() });
+        let failure = client.create("a", &spec, shim.ext("a")).unwrap_err();
+        assert!(failure.message.contains("hooks.poststop"), "{}", failure.message);
+        shim.shut_down(&mut client);
+    });
+}
+
+#[test]
+fn containers_of_a_pod_with_a_user_namespace_are_in_it() {
+    in_namespaces(|| {
+        let map = vec![IdMapping { container_id: 0, host_id: 100_000, size: 65_536 }];
+        let user = UserNamespace { uid_mappings: map.clone(), gid_mappings: map };
+        let shim = Shim::start_with(|config| config.user = Some(user)).unwrap();
+        shim.make_rootfs();
+        let mut client = shim.client();
+        let links = shim.state.dir("l");
+        std::os::unix::fs::symlink("../rootfs", links.join("A")).unwrap();
+        let (upper, work) = (shim.state.dir("upper"), shim.state.dir("work"));
+        let root = Root::Overlay { dir: 1, lowers: vec!["A".into()], upper: upper.clone(), work, volatile: true };
+        let ext = CreateExt { root, ..shim.ext("a") };
+        let mut spec = shim.spec(&sh(
+            "cat /proc/self/uid_map; id -u; echo x >/dev/shm/x && stat -c %u /dev/shm /dev/shm/x; echo y >/y; hostname",
+        ));
+        let ids = vec![berth_oci::spec::IdMapping { container_id: 0, host_id: 100_000, size: 65_536 }];
+        spec.linux.uid_mappings = ids.clone();
+        spec.linux.gid_mappings = ids;
+        let fds = vec![std::fs::File::open(&links).unwrap().into()];
+        client.create_with("a", &spec, ext, fds).unwrap();
+        client.start("a").unwrap();
+        client.drained("a");
+        let log: Vec<String> =
+            shim.log("a").into_iter().map(|line| line.2.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        assert_eq!(log, ["0 100000 65536", "0", "0", "0", "the-pod"]);
+        let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(upper.join("y")).unwrap());
+        assert!(owner == 0 || owner == 100_000, "{owner}");
+        let exec = client.exec("a", "x", &sh("id -u; cat /proc/self/uid_map"), ExecExt::default()).err();
+        assert!(exec.is_some(), "the container has ended");
+        shim.shut_down(&mut client);
     });
 }

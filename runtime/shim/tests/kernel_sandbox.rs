@@ -1,4 +1,5 @@
 //! What a shim makes before there is a container: namespaces, hostname, sysctls, `/dev/shm`, pause; and how it ends.
+#![allow(clippy::unwrap_used, clippy::type_complexity, reason = "a test panics")]
 
 mod support;
 

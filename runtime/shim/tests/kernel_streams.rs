@@ -1,4 +1,5 @@
 //! Logs, attach, terminals and execs through the real protocol.
+#![allow(clippy::unwrap_used, clippy::type_complexity, reason = "a test panics")]
 
 mod support;
 
@@ -377,7 +378,7 @@ fn a_killed_exec_takes_its_children_along_and_nothing_else() {
             let exec = client.exec("a", "x", &sh(script), ExecExt::default()).unwrap();
             let mut text = Vec::new();
             read_until(exec.stdout.as_ref().unwrap(), &mut text, |text| text == b"up\n");
-            assert!(wait_until(PATIENCE, || (3331..=3333).all(|n| !processes_with(&format!("sleep\0{n}")).is_empty())));
+            assert!(wait_until(PATIENCE, || (3331..=3333).all(|n| !processes_with(&format!("sleep\x00{n}")).is_empty())));
             if all {
                 client.ask(Request::Kill { id: "a".into(), exec: Some("x".into()), signal: 9, all: true });
                 assert_eq!(client.exec_exited("x"), (137, 9));
@@ -386,12 +387,12 @@ fn a_killed_exec_takes_its_children_along_and_nothing_else() {
                 let mut other = shim.client();
                 std::mem::swap(&mut client, &mut other);
                 drop(other);
-                let gone = || (3331..=3333).all(|n| processes_with(&format!("sleep\0{n}")).is_empty());
+                let gone = || (3331..=3333).all(|n| processes_with(&format!("sleep\x00{n}")).is_empty());
                 assert!(wait_until(PATIENCE, gone));
                 assert!(wait_until(PATIENCE, || client.state().containers[0].execs.is_empty()));
             }
-            assert!((3331..=3333).all(|n| processes_with(&format!("sleep\0{n}")).is_empty()));
-            assert_eq!(processes_with("sleep\01111").len() + processes_with("sleep\02222").len(), 2);
+            assert!((3331..=3333).all(|n| processes_with(&format!("sleep\x00{n}")).is_empty()));
+            assert_eq!(processes_with("sleep\x001111").len() + processes_with("sleep\x002222").len(), 2);
         }
         shim.shut_down(&mut client);
     });

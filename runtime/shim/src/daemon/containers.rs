@@ -1,29 +1,24 @@
-//! Containers: create, start, kill, delete, attach, and their ends.
+//! Containers: what the shim knows of them, how they are made and started.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use berth_linux::pidfd::{ExitStatus, PidFd};
+use berth_linux::Pid;
+use berth_linux::pidfd::PidFd;
 use berth_linux::process::{CloneArgs, pipe};
-use berth_linux::{Pid, tty};
 use berth_oci::StartError;
-use berth_shim::protocol::{
-    ContainerState, CreateExt, Event, ExitRecord, Failure, FailureKind, FdIndex, LogSpec, Phase, PidMode, Reply,
-};
+use berth_shim::protocol::{ContainerState, CreateExt, ExitRecord, Failure, FailureKind, LogSpec, Phase, PidMode, Reply};
 
 use super::execs::Exec;
 use super::sweeps::{After, Sweep};
 use super::{Daemon, ReplyTo, Wait, failure, read_to_end, set_nonblocking, system_failure};
 use crate::creator::{self, ContainerOrder, Report, Streams};
 use crate::link::Link;
-use crate::logs::{LogError, ToWriter};
-use crate::{cgroups, child, clock};
-
-/// What a tap may hold before its reader is too slow. Taken from the kernel only as it fills.
-const TAP_BYTES: usize = 1 << 20;
+use crate::logs::LogError;
+use crate::{child, clock};
 
 /// How far a container is.
-enum Stage {
+pub(super) enum Stage {
     /// Its creator works.
     Creating { reply: ReplyTo },
     /// Its init waits at the gate.
@@ -39,7 +34,7 @@ enum Stage {
 }
 
 /// Where its log is.
-enum LogState {
+pub(super) enum LogState {
     /// The writer has not opened it yet.
     Opening,
     /// Open (or there is none).
@@ -50,31 +45,31 @@ enum LogState {
 
 /// A container.
 pub struct Container {
-    id: String,
-    stage: Stage,
-    pid: Option<Pid>,
-    pidfd: Option<PidFd>,
+    pub(super) id: String,
+    pub(super) stage: Stage,
+    pub(super) pid: Option<Pid>,
+    pub(super) pidfd: Option<PidFd>,
     /// Its cgroup as text; empty = none.
     pub cgroup: String,
-    log: Option<LogSpec>,
-    log_state: LogState,
+    pub(super) log: Option<LogSpec>,
+    pub(super) log_state: LogState,
     /// A start that waits for the log.
-    early_start: Option<ReplyTo>,
-    tty: bool,
-    has_stdin: bool,
-    stdin_once: bool,
+    pub(super) early_start: Option<ReplyTo>,
+    pub(super) tty: bool,
+    pub(super) has_stdin: bool,
+    pub(super) stdin_once: bool,
     /// Write end of its stdin pipe.
-    stdin: Option<OwnedFd>,
+    pub(super) stdin: Option<OwnedFd>,
     /// Read ends of its output (or the terminal's master), while the writer reads them.
-    outputs: Vec<OwnedFd>,
-    drained: bool,
-    started_at_ns: i64,
-    start_error: String,
+    pub(super) outputs: Vec<OwnedFd>,
+    pub(super) drained: bool,
+    pub(super) started_at_ns: i64,
+    pub(super) start_error: String,
     /// Deletion has been asked for.
-    deleting: bool,
+    pub(super) deleting: bool,
     /// The cgroup is being removed.
-    sweeping: bool,
-    delete_replies: Vec<ReplyTo>,
+    pub(super) sweeping: bool,
+    pub(super) delete_replies: Vec<ReplyTo>,
 }
 
 fn exec_ids(execs: &BTreeMap<String, Exec>, container: &str) -> Vec<String> {
@@ -217,8 +212,8 @@ impl Daemon {
             oom_score_adj: self.parts.oom_score_adj,
         };
         let forked = child::fork(CloneArgs::default(), || creator::create(order, theirs));
-        let (creator, creator_fd) = forked.map_err(system)?;
-        self.add_wait(Wait::Creating { id: id.clone(), link, gate, creator, creator_fd }).map_err(system)?;
+        let (creator, _) = forked.map_err(system)?;
+        self.add_wait(Wait::Creating { id: id.clone(), link, gate, creator }).map_err(system)?;
         self.containers.insert(id, container);
         Ok(())
     }
@@ -357,7 +352,7 @@ impl Daemon {
     }
 
     /// Whether its `started` pipe has already ended; read here because its end and the exit race.
-    fn finish_starting(&mut self, id: &str) {
+    pub(super) fn finish_starting(&mut self, id: &str) {
         let waiting = |wait: &Wait| matches!(wait, Wait::Starting { id: other, .. } if other == id);
         let Some(token) = self.waits.iter().find(|(_, wait)| waiting(wait)).map(|(token, _)| *token) else {
             return;
@@ -366,261 +361,6 @@ impl Daemon {
             read_to_end(&fd, &mut text);
             self.container_started(id, &text);
         }
-    }
-
-    /// The first process has been reaped.
-    pub(super) fn container_exited(&mut self, id: &str, status: ExitStatus, ended_at_ns: i64) {
-        self.finish_starting(id);
-        let Some(container) = self.containers.get_mut(id) else {
-            return;
-        };
-        let early_start = container.early_start.take();
-        let failed = !container.start_error.is_empty();
-        let cgroup = container.cgroup.clone();
-        let record = ExitRecord {
-            pid: container.pid.map_or(0, |pid| pid.as_raw_nonzero().get()),
-            code: if failed { 128 } else { status.code },
-            signal: if failed { 0 } else { status.signal.unwrap_or(0) },
-            oom: cgroups::oom_killed(&self.parts.layout, &cgroup),
-            started_at_ns: container.started_at_ns,
-            finished_at_ns: ended_at_ns.max(container.started_at_ns),
-            start_error: std::mem::take(&mut container.start_error),
-        };
-        container.stage = Stage::Ending { record };
-        container.stdin = None;
-        container.pidfd = None;
-        if let Some(to) = early_start {
-            self.answer(to, Reply::Error(failure(FailureKind::WrongState, format!("container {id} has ended"))));
-        }
-        if cgroups::has_processes(&self.parts.layout, &cgroup) {
-            self.sweep(Sweep::Kill { cgroup }, After::Ended { id: id.to_owned() });
-        } else {
-            self.container_ended(id);
-        }
-    }
-
-    /// Nothing of the container runs any more.
-    pub(super) fn container_ended(&mut self, id: &str) {
-        let Some(container) = self.containers.get_mut(id) else {
-            return;
-        };
-        let Stage::Ending { record } = &container.stage else {
-            return;
-        };
-        let record = record.clone();
-        // On tmpfs, whose only failure is a lack of memory; the record is in the state all the same.
-        let _ = self.parts.records.write(id, &record);
-        container.stage = Stage::Exited { record: record.clone() };
-        let (drained, deleting) = (container.drained, container.deleting);
-        self.publish(&Event::Exited { id: id.to_owned(), exit: record });
-        if drained {
-            self.publish(&Event::LogsDrained { id: id.to_owned() });
-        }
-        if deleting {
-            self.delete_exited(id);
-        }
-    }
-
-    /// The log writer has written all output.
-    pub(super) fn output_drained(&mut self, id: &str) {
-        let Some(container) = self.containers.get_mut(id) else {
-            return;
-        };
-        container.drained = true;
-        container.outputs = Vec::new();
-        if matches!(container.stage, Stage::Exited { .. }) {
-            self.publish(&Event::LogsDrained { id: id.to_owned() });
-        }
-    }
-
-    pub(super) fn kill(&mut self, to: ReplyTo, id: &str, signal: i32, all: bool) {
-        let Some(container) = self.containers.get(id) else {
-            return self.answer(to, Reply::Error(Self::no_container(id)));
-        };
-        if !(1..=64).contains(&signal) {
-            return self.answer(to, Reply::Error(failure(FailureKind::Invalid, format!("no signal {signal}"))));
-        }
-        if matches!(container.stage, Stage::Creating { .. }) {
-            let text = format!("container {id} is being created");
-            return self.answer(to, Reply::Error(failure(FailureKind::WrongState, text)));
-        }
-        if all && signal == 9 && !container.cgroup.is_empty() {
-            let sweep = Sweep::Kill { cgroup: container.cgroup.clone() };
-            return self.sweep(sweep, After::Reply(to));
-        }
-        if all {
-            for pid in cgroups::processes(&self.parts.layout, &container.cgroup) {
-                let _ = PidFd::open(pid).and_then(|pidfd| pidfd.signal(signal));
-            }
-        }
-        let result = container.pidfd.as_ref().map_or(Ok(()), |pidfd| pidfd.signal(signal));
-        let result = match result {
-            Err(error) if error.raw_os_error() != Some(rustix::io::Errno::SRCH.raw_os_error()) => {
-                Err(system_failure("send the signal", &error))
-            }
-            _ => Ok(()),
-        };
-        self.answer_result(to, result);
-    }
-
-    /// Kills a container that is to be deleted, whatever it is doing.
-    fn kill_everything(&mut self, id: &str) {
-        for wait in self.waits.values() {
-            if let Wait::Creating { id: other, creator_fd, .. } = wait
-                && other == id
-            {
-                let _ = creator_fd.signal(9);
-            }
-        }
-        let Some(container) = self.containers.get(id) else {
-            return;
-        };
-        if let Some(pidfd) = &container.pidfd {
-            let _ = pidfd.signal(9);
-        }
-        if !matches!(container.stage, Stage::Creating { .. }) && !container.cgroup.is_empty() {
-            let sweep = Sweep::Kill { cgroup: container.cgroup.clone() };
-            self.sweep(sweep, After::Nothing);
-        }
-    }
-
-    pub(super) fn delete(&mut self, to: Option<ReplyTo>, id: &str, force: bool) {
-        let Some(container) = self.containers.get_mut(id) else {
-            if let Some(to) = to {
-                self.answer(to, Reply::Done);
-            }
-            return;
-        };
-        let exited = matches!(container.stage, Stage::Exited { .. });
-        if !exited && !force && !container.deleting {
-            if let Some(to) = to {
-                let text = format!("container {id} has not ended");
-                self.answer(to, Reply::Error(failure(FailureKind::WrongState, text)));
-            }
-            return;
-        }
-        container.deleting = true;
-        container.delete_replies.extend(to);
-        if exited {
-            self.delete_exited(id);
-        } else {
-            self.kill_everything(id);
-        }
-    }
-
-    fn delete_exited(&mut self, id: &str) {
-        let Some(container) = self.containers.get_mut(id) else {
-            return;
-        };
-        if container.sweeping {
-            return;
-        }
-        container.sweeping = true;
-        let sweep = Sweep::Delete { cgroup: container.cgroup.clone() };
-        self.tell_writer(&ToWriter::Remove { id: id.to_owned() }, Vec::new());
-        self.sweep(sweep, After::Deleted { id: id.to_owned() });
-    }
-
-    /// The cgroup of a container to be deleted is gone, or could not be removed.
-    pub(super) fn deleted(&mut self, id: &str, result: Result<(), Failure>) {
-        let Some(container) = self.containers.get_mut(id) else {
-            return;
-        };
-        container.sweeping = false;
-        let replies = std::mem::take(&mut container.delete_replies);
-        if result.is_ok() {
-            self.parts.records.remove(id);
-            self.containers.remove(id);
-        } else {
-            container.deleting = false;
-        }
-        for to in replies {
-            self.answer_result(to, result.clone());
-        }
-        self.go_on_shutting_down();
-    }
-
-    pub(super) fn attach(&mut self, to: ReplyTo, id: &str, stdin: bool, stdout: bool, stderr: bool) {
-        match self.try_attach(id, stdin, stdout, stderr) {
-            Ok((reply, fds)) => self.answer_with(to, reply, fds),
-            Err(failure) => self.answer(to, Reply::Error(failure)),
-        }
-    }
-
-    fn try_attach(&mut self, id: &str, stdin: bool, stdout: bool, stderr: bool) -> Result<(Reply, Vec<OwnedFd>), Failure> {
-        let system = |error: std::io::Error| system_failure("attach", &error);
-        let container = self.containers.get_mut(id).ok_or_else(|| Self::no_container(id))?;
-        if !matches!(container.stage, Stage::Created { .. } | Stage::Starting { .. } | Stage::Running) {
-            return Err(failure(FailureKind::WrongState, format!("container {id} does not run")));
-        }
-        if container.tty && stderr {
-            return Err(failure(FailureKind::Invalid, "a terminal has no separate stderr"));
-        }
-        let mut fds: Vec<OwnedFd> = Vec::new();
-        let mut hand_out = |fd: OwnedFd| -> Option<FdIndex> {
-            fds.push(fd);
-            Some(fds.len() as FdIndex - 1)
-        };
-        let mut reply = (None, None, None);
-        if stdin {
-            let fd = match (container.tty, container.stdin_once) {
-                (true, _) if container.has_stdin => container.outputs.first().map(OwnedFd::try_clone).transpose(),
-                (true, _) => Ok(None),
-                (false, true) => Ok(container.stdin.take()),
-                (false, false) => container.stdin.as_ref().map(OwnedFd::try_clone).transpose(),
-            };
-            let Some(fd) = fd.map_err(system)? else {
-                return Err(failure(FailureKind::WrongState, format!("container {id} has no open stdin")));
-            };
-            reply.0 = hand_out(fd);
-        }
-        let mut taps = Vec::new();
-        for (wanted, is_stderr, place) in [(stdout, false, &mut reply.1), (stderr, true, &mut reply.2)] {
-            if !wanted {
-                continue;
-            }
-            let (reader, writer) = pipe().map_err(system)?;
-            set_nonblocking(&writer).map_err(system)?;
-            let _ = rustix::pipe::fcntl_setpipe_size(&writer, TAP_BYTES);
-            *place = hand_out(reader);
-            taps.push((is_stderr, writer));
-        }
-        for (stderr, writer) in taps {
-            self.tell_writer(&ToWriter::Tap { id: id.to_owned(), stderr }, vec![writer]);
-        }
-        Ok((Reply::Attached { stdin: reply.0, stdout: reply.1, stderr: reply.2 }, fds))
-    }
-
-    pub(super) fn resize(&mut self, id: &str, exec: Option<&str>, width: u16, height: u16) -> Result<(), Failure> {
-        let terminal = match exec {
-            Some(exec) => self.execs.get(exec).filter(|exec| exec.container == id).and_then(|exec| exec.console.as_ref()),
-            None => {
-                let container = self.containers.get(id).ok_or_else(|| Self::no_container(id))?;
-                container.outputs.first().filter(|_| container.tty)
-            }
-        };
-        let Some(terminal) = terminal else {
-            return Err(failure(FailureKind::WrongState, format!("container {id} has no such terminal")));
-        };
-        tty::set_window_size(terminal.as_fd(), width, height).map_err(|error| system_failure("resize the terminal", &error))
-    }
-
-    pub(super) fn close_stdin(&mut self, id: &str) -> Result<(), Failure> {
-        let container = self.containers.get_mut(id).ok_or_else(|| Self::no_container(id))?;
-        container.stdin = None;
-        Ok(())
-    }
-
-    pub(super) fn reopen_log(&mut self, to: ReplyTo, id: &str) {
-        let Some(container) = self.containers.get(id) else {
-            return self.answer(to, Reply::Error(Self::no_container(id)));
-        };
-        let running = matches!(container.stage, Stage::Created { .. } | Stage::Starting { .. } | Stage::Running);
-        if !running || container.log.is_none() {
-            let text = format!("container {id} does not run, or has no log");
-            return self.answer(to, Reply::Error(failure(FailureKind::WrongState, text)));
-        }
-        self.ask_reopen(to, id);
     }
 }
 

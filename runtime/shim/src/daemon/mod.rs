@@ -1,8 +1,10 @@
 //! The shim's loop and its state: one thread, level-triggered epoll, no call that can sleep on storage. What can sleep is done by
 //! forked children (creators, sweepers, the log writer) that report over descriptors which the loop waits for.
 
+mod attach;
 mod connections;
 mod containers;
+mod ends;
 mod execs;
 mod logging;
 mod reap;
@@ -16,7 +18,7 @@ use std::time::Duration;
 use berth_cgroup::Layout;
 use berth_linux::Pid;
 use berth_linux::epoll::{Epoll, EventFlags, Ready};
-use berth_linux::pidfd::{ExitStatus, PidFd};
+use berth_linux::pidfd::ExitStatus;
 use berth_linux::signalfd::SignalFd;
 use berth_shim::protocol::{Event, Failure, FailureKind, Reply};
 
@@ -52,7 +54,7 @@ struct ReplyTo {
 /// What else the loop waits for, besides connections, signals and the log writer.
 enum Wait {
     /// A container's creator.
-    Creating { id: String, link: Link, gate: OwnedFd, creator: Pid, creator_fd: PidFd },
+    Creating { id: String, link: Link, gate: OwnedFd, creator: Pid },
     /// An exec's creator.
     ExecCreating { id: String, link: Link, creator: Pid },
     /// The end of a `started` pipe.

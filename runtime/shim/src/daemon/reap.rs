@@ -49,12 +49,9 @@ impl Daemon {
     /// it made holds a copy.)
     fn creator_ended(&mut self, token: u64) {
         self.serve_wait(token);
-        match self.waits.get_mut(&token) {
-            Some(Wait::Creating { link, .. } | Wait::ExecCreating { link, .. }) => {
-                let _ = rustix::net::shutdown(&*link, rustix::net::Shutdown::Both);
-                self.serve_wait(token);
-            }
-            _ => {}
+        if let Some(Wait::Creating { link, .. } | Wait::ExecCreating { link, .. }) = self.waits.get_mut(&token) {
+            let _ = rustix::net::shutdown(&*link, rustix::net::Shutdown::Both);
+            self.serve_wait(token);
         }
     }
 

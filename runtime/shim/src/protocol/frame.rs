@@ -73,6 +73,9 @@ pub fn encode<T: Serialize>(message: &T, fds: usize) -> Result<Vec<u8>, FrameErr
     Ok(out)
 }
 
+/// The JSON of a frame and its descriptors.
+type Body = (Vec<u8>, Vec<OwnedFd>);
+
 /// Puts frames together again. Holds no memory while nothing is half-read.
 #[derive(Debug, Default)]
 pub struct Decoder {
@@ -93,6 +96,7 @@ impl Decoder {
     }
 
     /// Takes the next complete frame, `None` when more bytes are needed.
+    #[allow(clippy::should_implement_trait, reason = "each call names the type that it expects")]
     pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<(T, Vec<OwnedFd>)>, FrameError> {
         let Some((body, fds)) = self.next_body()? else {
             return Ok(None);
@@ -108,7 +112,7 @@ impl Decoder {
         !self.bytes.is_empty()
     }
 
-    fn next_body(&mut self) -> Result<Option<(Vec<u8>, Vec<OwnedFd>)>, FrameError> {
+    fn next_body(&mut self) -> Result<Option<Body>, FrameError> {
         let Some(header) = self.bytes.get(..HEADER_BYTES) else {
             return Ok(None);
         };

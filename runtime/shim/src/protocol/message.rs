@@ -35,6 +35,7 @@ pub enum FromShim {
 /// A request. Container and exec ids are chosen by the agent; exec ids are unique among the execs of one shim.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant, reason = "a request is read, handled and dropped; none is kept")]
 pub enum Request {
     /// First request of a connection. → [`Reply::Hello`].
     Hello {

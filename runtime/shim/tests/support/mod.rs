@@ -1,5 +1,5 @@
 //! A shim under test: the built binary in a sandbox, spoken to over its real socket.
-#![allow(dead_code, reason = "each test file uses a part")]
+#![allow(dead_code, clippy::unwrap_used, reason = "each test file uses a part; a test panics")]
 
 use std::collections::VecDeque;
 use std::ffi::CString;
@@ -267,7 +267,7 @@ impl Shim {
         change(&mut config);
         let (ready, ready_writer) = pipe().unwrap();
         let spawn = Spawn {
-            exe: Executable::Path(CString::new(env!("CARGO_BIN_EXE_berth-shim")).unwrap()),
+            exe: Executable::Path(shim_path()),
             argv: vec![c"berth-shim".to_owned(), CString::new(config.sandbox_id.clone()).unwrap()],
             envp: Vec::new(),
             fds: vec![(json_memfd(&config), 3), (listener.into(), 4), (ready_writer, 5)],
@@ -421,4 +421,10 @@ pub fn children_named(parent: i32, name: &str) -> Vec<i32> {
         }
     }
     pids
+}
+
+/// The shim of this build, or the one that `BERTH_SHIM` names.
+fn shim_path() -> CString {
+    let named = std::env::var("BERTH_SHIM").ok();
+    CString::new(named.unwrap_or_else(|| env!("CARGO_BIN_EXE_berth-shim").to_owned())).unwrap()
 }
