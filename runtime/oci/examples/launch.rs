@@ -1,5 +1,6 @@
 //! One container by the library's own interface, as the pod shim makes it: for tests, which have threads and so cannot call
 //! `launch` themselves. Takes a JSON request, runs the container, prints its warnings and exits with its code.
+#![allow(clippy::print_stderr, reason = "a program for tests")]
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -105,9 +106,10 @@ fn make(request: Request, gate: OwnedFd, parent: Parentage) -> Result<berth_oci:
     let kinds = [NamespaceKind::User, NamespaceKind::Net, NamespaceKind::Ipc, NamespaceKind::Uts];
     let pid = request.join.and_then(rustix::process::Pid::from_raw);
     let join = pid.map(|pid| kinds.map(|kind| (kind, ns::open_ns(Some(pid), kind).expect("namespace"))).into());
-    let trees = request.trees.iter().map(|(destination, source)| {
-        (destination.clone(), mount::open_tree(CWD, source, true, true).expect("tree"))
-    });
+    let trees = request
+        .trees
+        .iter()
+        .map(|(destination, source)| (destination.clone(), mount::open_tree(CWD, source, true, true).expect("tree")));
     launch(Launch {
         id: "test".into(),
         bundle: Path::new("/").into(),
@@ -116,7 +118,8 @@ fn make(request: Request, gate: OwnedFd, parent: Parentage) -> Result<berth_oci:
         root: match request.overlay {
             None => RootSource::Spec,
             Some(overlay) => RootSource::Overlay {
-                dir: rustix::fs::open(&overlay.dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).expect("dir"),
+                dir: rustix::fs::open(&overlay.dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                    .expect("dir"),
                 lowers: overlay.lowers,
                 upper: overlay.upper,
                 work: overlay.work,
@@ -134,4 +137,3 @@ fn make(request: Request, gate: OwnedFd, parent: Parentage) -> Result<berth_oci:
     })
     .map_err(|error| berth_oci::chain(&error))
 }
-

@@ -68,10 +68,7 @@ pub fn main(args: Vec<OsString>) -> i32 {
     let outcome = log.and_then(|log| {
         let root = PathBuf::from(flags.get("root").unwrap_or("/run/berth/oci"));
         let global = Global { root, log };
-        dispatch(&global, &flags).map_err(|error| {
-            global.log.error(&error);
-            error
-        })
+        dispatch(&global, &flags).inspect_err(|error| global.log.error(error))
     });
     outcome.unwrap_or_else(|error| {
         eprintln!("berth oci: {error}");

@@ -2,6 +2,8 @@
 //! allocate, it never returns, and every failure ends up as a sentence at the launcher.
 
 mod cgroupfs;
+mod devices;
+mod host_proc;
 mod identity;
 mod paths;
 mod program;
@@ -25,6 +27,7 @@ use crate::launch::Stdio;
 use crate::plan::{Plan, ProcessPlan};
 use crate::seccomp::Filter;
 use crate::spec::Spec;
+use host_proc::{HostProc, PROC_MAGIC, require_filesystem};
 
 /// Everything the new process needs, gathered by the launcher.
 #[derive(Debug)]
@@ -154,44 +157,12 @@ struct Init {
     container: Option<Box<Container>>,
 }
 
-/// /proc of the machine, opened before the root changes and checked to be what it says: nothing that is written below it
-/// can be led elsewhere by the container's own mounts or links.
-pub(crate) struct HostProc {
-    root: Root,
-}
-
-impl HostProc {
-    fn open() -> Done<Self> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = rustix::fs::open("/proc", flags, Mode::empty()).during("open /proc")?;
-        require_filesystem(fd.as_fd(), PROC_MAGIC, "/proc is not a proc filesystem")?;
-        Ok(Self { root: Root::in_root(fd) })
-    }
-
-    /// Writes to a file of the process or of the kernel, which must be proc's own.
-    pub(crate) fn write(&self, path: &str, value: &[u8]) -> Done {
-        let fd = self.root.open(path.as_ref(), OFlags::WRONLY | OFlags::NOFOLLOW, Mode::empty()).during(format_args!("open /proc/{path}"))?;
-        require_filesystem(fd.as_fd(), PROC_MAGIC, "a file below /proc is not proc's own")?;
-        rustix::io::write(&fd, value).during(format_args!("write /proc/{path}"))?;
-        Ok(())
-    }
-}
-
-pub(crate) const PROC_MAGIC: i64 = 0x9fa0;
-
-pub(crate) fn require_filesystem(fd: BorrowedFd<'_>, magic: i64, otherwise: &str) -> Done {
-    let found = rustix::fs::fstatfs(fd).during("stat filesystem")?.f_type;
-    if i64::from(found) == magic { Ok(()) } else { Err(Failure::new(otherwise)) }
-}
-
 impl Init {
     fn prepare(mut child: Child) -> Result<Self, (Channel, Failure)> {
         let mut warnings = Vec::new();
         let mut master = None;
         let result = match &mut child.work {
-            Work::Container(container) => {
-                container_up(container, &child.channel, &mut child.stdio, &mut master, &mut warnings)
-            }
+            Work::Container(container) => container_up(container, &child.channel, &mut child.stdio, &mut master, &mut warnings),
             Work::Exec { init_pidfd, namespaces, .. } => {
                 exec_up(init_pidfd.as_fd(), *namespaces, &child.channel, &mut child.stdio, &mut master)
             }
@@ -320,8 +291,7 @@ impl Init {
 }
 
 fn load(filter: &Filter) -> Done {
-    let program: Vec<_> =
-        filter.instructions.iter().map(|&(code, jt, jf, k)| seccomp::SockFilter { code, jt, jf, k }).collect();
+    let program: Vec<_> = filter.instructions.iter().map(|&(code, jt, jf, k)| seccomp::SockFilter { code, jt, jf, k }).collect();
     let flags = seccomp::SeccompFlags::from_bits_retain(filter.flags);
     seccomp::load(&program, flags).during("load system call filter")?;
     Ok(())
@@ -415,7 +385,7 @@ fn exec_up(
     if let Stdio::Pty { width, height } = *stdio {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open("/", flags, Mode::empty()).during("open the container's root")?;
-        let pty = rootfs::open_terminal(&Root::in_root(root), (width, height))?;
+        let pty = devices::open_terminal(&Root::in_root(root), (width, height))?;
         *stdio = pty.1;
         *master = Some(pty.0);
     }

@@ -1,6 +1,7 @@
 //! Making a container's first process, up to the gate at which it waits for its start, and making further processes
 //! in a container. What is public here is plain values: nothing is read from disk but what the spec names.
 
+mod maker;
 mod root;
 mod start;
 mod trees;
@@ -160,7 +161,10 @@ pub struct ExecLaunch {
 pub fn read_started(started: OwnedFd) -> Result<(), StartError> {
     let mut text = Vec::new();
     if let Err(error) = File::from(started).take(64 * 1024).read_to_end(&mut text) {
-        return Err(StartError { message: "the report of the container's start cannot be read".into(), errno: error.raw_os_error() });
+        return Err(StartError {
+            message: "the report of the container's start cannot be read".into(),
+            errno: error.raw_os_error(),
+        });
     }
     if text.is_empty() {
         return Ok(());

@@ -230,7 +230,7 @@ fn plan_namespaces(plan: &mut Plan, spec: &Spec, extension: &Extension) -> Resul
         if uids.is_empty() || gids.is_empty() {
             return Err(refuse("linux.uidMappings", "a new user namespace needs user and group mappings"));
         }
-    } else if !plan.in_userns && !(uids.is_empty() && gids.is_empty()) {
+    } else if !(plan.in_userns || uids.is_empty() && gids.is_empty()) {
         return Err(refuse("linux.uidMappings", "mappings without a user namespace"));
     }
     plan.id_maps = (id_maps(uids), id_maps(gids));
@@ -312,7 +312,15 @@ fn plan_devices(plan: &mut Plan, spec: &Spec) -> Result<(), Error> {
     for (name, major, minor) in DEFAULT_DEVICES {
         let path = format!("/dev/{name}");
         if !devices.iter().any(|device| device.path == path) {
-            devices.push(spec::Device { kind: "c".into(), path, major, minor, file_mode: Some(0o666), uid: Some(0), gid: Some(0) });
+            devices.push(spec::Device {
+                kind: "c".into(),
+                path,
+                major,
+                minor,
+                file_mode: Some(0o666),
+                uid: Some(0),
+                gid: Some(0),
+            });
         }
     }
     plan.steps.extend(devices.into_iter().map(Step::Device));

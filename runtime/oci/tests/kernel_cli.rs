@@ -1,4 +1,5 @@
 //! The verbs of the command line, one after another, on a living container.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod kit;
 
@@ -91,7 +92,10 @@ fn an_exec_joins_the_container_completely() {
             assert!(out.contains(&format!("ns /proc/self/ns/{kind} {}", link.display())), "{kind}: {out}");
         }
         // It is in the container's control groups: with its namespace, they are the root.
-        assert!(out.lines().filter(|line| line.contains(":memory:") || line.contains(":pids:")).all(|line| line.ends_with(":/")), "{out}");
+        assert!(
+            out.lines().filter(|line| line.contains(":memory:") || line.contains(":pids:")).all(|line| line.ends_with(":/")),
+            "{out}"
+        );
         assert_eq!(bundle.output(&["exec", "c", "sh", "-c", "exit 5"]).status.code(), Some(5));
         let error = bundle.fails(&["exec", "c", "nosuch"]);
         assert!(error.contains("exec: \"nosuch\": executable file not found in $PATH"), "{error}");
@@ -117,7 +121,17 @@ fn an_exec_with_a_terminal_hands_it_to_the_console_socket() {
         bundle.detached(&["run", "-d", "c"]);
         let socket = bundle.temp.path().join("s");
         let listener = UnixListener::bind(&socket).unwrap();
-        bundle.detached(&["exec", "-d", "-t", "--console-socket", &socket.to_string_lossy(), "c", "sh", "-c", "tty; read x; echo got $x; sleep 1000"]);
+        bundle.detached(&[
+            "exec",
+            "-d",
+            "-t",
+            "--console-socket",
+            &socket.to_string_lossy(),
+            "c",
+            "sh",
+            "-c",
+            "tty; read x; echo got $x; sleep 1000",
+        ]);
         let (stream, _) = listener.accept().unwrap();
         let (_, fds) = recv_with_fds(stream.as_fd(), &mut [0; 64], 1).unwrap();
         let mut master = std::fs::File::from(fds.into_iter().next().unwrap());

@@ -1,4 +1,5 @@
 //! Known ways out of a container, one test each: what was done to other runtimes is tried on this one.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod kit;
 
@@ -46,7 +47,8 @@ fn the_runtimes_binary_cannot_be_overwritten_through_proc_self_exe() {
         assert!(std::fs::read(kit::example("berth-oci")).unwrap() == before);
         // What could be seen at all was the copy.
         let seen = std::fs::read_to_string(bundle.rootfs().join("seen")).unwrap_or_default();
-        let strange: Vec<_> = seen.lines().filter(|line| !line.starts_with("/memfd:berth-oci") && !line.contains("busybox")).collect();
+        let strange: Vec<_> =
+            seen.lines().filter(|line| !line.starts_with("/memfd:berth-oci") && !line.contains("busybox")).collect();
         assert!(strange.is_empty(), "{strange:?}");
         assert!(seen.contains("/memfd:berth-oci"), "the attack saw nothing to attack");
     });
@@ -89,16 +91,32 @@ fn no_descriptor_of_the_runtime_or_of_its_caller_reaches_the_container() {
         bundle.write();
         // The caller leaks a folder of the machine without close-on-exec, at a high number.
         let mut command = std::process::Command::new("sh");
-        let script = format!("exec 9</etc; exec 8</; exec {} --root {} run c", kit::example("berth-oci").display(), bundle.temp.path().join("state").display());
-        let output = command.args(["-c", &script]).current_dir(bundle.temp.path().join("b")).stdin(std::process::Stdio::null()).output().unwrap();
+        let script = format!(
+            "exec 9</etc; exec 8</; exec {} --root {} run c",
+            kit::example("berth-oci").display(),
+            bundle.temp.path().join("state").display()
+        );
+        let output = command
+            .args(["-c", &script])
+            .current_dir(bundle.temp.path().join("b"))
+            .stdin(std::process::Stdio::null())
+            .output()
+            .unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let numbers = text.lines().filter_map(|line| line.split(" -> ").next()?.rsplit(' ').next()?.parse::<u32>().ok());
         assert!(numbers.clone().count() >= 6 && numbers.clone().all(|number| number <= 3), "{text}");
         assert!(!text.contains("-> /etc") && !text.contains("-> /\n"), "{text}");
         // Those that are meant to be passed are.
-        let script = script.replace("exec 9</etc; exec 8</;", "exec 3</etc/passwd; exec 4</;").replace(" run c", " run --preserve-fds 1 c");
-        let output = std::process::Command::new("sh").args(["-c", &script]).current_dir(bundle.temp.path().join("b")).stdin(std::process::Stdio::null()).output().unwrap();
+        let script = script
+            .replace("exec 9</etc; exec 8</;", "exec 3</etc/passwd; exec 4</;")
+            .replace(" run c", " run --preserve-fds 1 c");
+        let output = std::process::Command::new("sh")
+            .args(["-c", &script])
+            .current_dir(bundle.temp.path().join("b"))
+            .stdin(std::process::Stdio::null())
+            .output()
+            .unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(text.contains("3 -> /etc/passwd") && !text.contains("4 -> /\n"), "{text}");
     });
@@ -115,7 +133,10 @@ fn while_it_waits_at_its_gate_a_container_holds_no_folder_of_the_machine() {
             .unwrap()
             .filter_map(|entry| Some(std::fs::read_link(entry.unwrap().path()).ok()?.to_string_lossy().into_owned()))
             .collect();
-        assert!(links.iter().all(|link| link.contains("exec.fifo") || link.contains("/streams") || link == "/dev/null"), "{links:?}");
+        assert!(
+            links.iter().all(|link| link.contains("exec.fifo") || link.contains("/streams") || link == "/dev/null"),
+            "{links:?}"
+        );
         // Nobody may look into it from the container's side: it is not dumpable.
         let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(format!("/proc/{pid}/environ")).unwrap());
         assert_eq!(owner, 0);
@@ -162,7 +183,9 @@ fn mount_targets_that_are_swapped_for_links_meanwhile_lead_nowhere_else() {
 #[test]
 fn masked_paths_that_are_replaced_by_links_are_covered_where_they_lead_inside() {
     in_namespaces(|| {
-        let mut bundle = Bundle::new("cat /secret/key; cat /real/key; ls /masked-dir; cat /up/etc/hostname 2>/dev/null; touch /ro/x || echo refused; echo x > /proc/sys/kernel/hostname || echo refused; exit 0");
+        let mut bundle = Bundle::new(
+            "cat /secret/key; cat /real/key; ls /masked-dir; cat /up/etc/hostname 2>/dev/null; touch /ro/x || echo refused; echo x > /proc/sys/kernel/hostname || echo refused; exit 0",
+        );
         let rootfs = bundle.rootfs();
         std::fs::create_dir_all(rootfs.join("real")).unwrap();
         std::fs::write(rootfs.join("real/key"), "secret").unwrap();

@@ -1,4 +1,5 @@
 //! Mounts of every kind, as the container and a foreign tool see them.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod kit;
 
@@ -47,7 +48,9 @@ fn each_kind_of_mount_appears_with_its_options() {
         assert_eq!([propagation("/vol/ro"), propagation("/vol/shared")], ["private", "shared"]);
         assert_eq!(propagation("/vol/unbindable"), "private,unbindable");
         assert!(findmnt(pid, "FS-OPTIONS", "/scratch").contains("size=1024k,mode=1770"));
-        for (target, kind) in [("/proc", "proc"), ("/sys", "sysfs"), ("/dev", "tmpfs"), ("/dev/pts", "devpts"), ("/dev/mqueue", "mqueue")] {
+        for (target, kind) in
+            [("/proc", "proc"), ("/sys", "sysfs"), ("/dev", "tmpfs"), ("/dev/pts", "devpts"), ("/dev/mqueue", "mqueue")]
+        {
             assert_eq!(findmnt(pid, "FSTYPE", target), kind);
         }
         // The view of the control groups: read-only, and the container's own is the root.
@@ -62,7 +65,8 @@ fn each_kind_of_mount_appears_with_its_options() {
 #[test]
 fn a_recursively_read_only_bind_covers_what_is_mounted_below_it() {
     in_namespaces(|| {
-        let mut bundle = Bundle::new("touch /plain/sub/a && echo writable; touch /rec/sub/b || echo refused; touch /rec/c || echo refused");
+        let mut bundle =
+            Bundle::new("touch /plain/sub/a && echo writable; touch /rec/sub/b || echo refused; touch /rec/c || echo refused");
         let volume = bundle.temp.dir("volume/sub");
         kit::tool("mount", &["-t", "tmpfs", "tmpfs", &volume.to_string_lossy()]);
         let source = bundle.temp.path().join("volume").to_string_lossy().into_owned();
@@ -90,7 +94,10 @@ fn propagation_reaches_exactly_where_it_is_asked_for() {
         kit::tool("mount", &["-t", "tmpfs", "tmpfs", &volume.join("from-host").to_string_lossy()]);
         let pid = bundle.pid("c").to_string();
         let inside = kit::tool("findmnt", &["-N", &pid, "-n", "-l", "-o", "TARGET"]);
-        assert!(inside.contains("/slave/from-host") && inside.contains("/shared/from-host") && !inside.contains("/private/from-host"), "{inside}");
+        assert!(
+            inside.contains("/slave/from-host") && inside.contains("/shared/from-host") && !inside.contains("/private/from-host"),
+            "{inside}"
+        );
         // And back.
         for name in ["slave", "shared"] {
             let target = format!("/{name}/from-{name}");
@@ -134,7 +141,9 @@ fn links_in_the_image_are_followed_inside_the_root_only() {
 #[test]
 fn devices_are_made_and_the_default_ones_cannot_be_something_else() {
     in_namespaces(|| {
-        let mut bundle = Bundle::new("ls -l /dev/null /dev/fuse2 /dev/stdout /dev/ptmx; echo x > /dev/null; head -c4 /dev/zero | od -An -tx1; stat -c '%u:%g %a' /dev/fuse2");
+        let mut bundle = Bundle::new(
+            "ls -l /dev/null /dev/fuse2 /dev/stdout /dev/ptmx; echo x > /dev/null; head -c4 /dev/zero | od -An -tx1; stat -c '%u:%g %a' /dev/fuse2",
+        );
         bundle.spec.linux.devices.push(Device {
             kind: "c".into(),
             path: "/dev/fuse2".into(),
@@ -218,7 +227,11 @@ fn kernels_without_the_new_mount_calls_are_served_by_the_old_ones() {
         let output = without_calls(&mut old, &["fsopen", "fsconfig", "fsmount", "mount_setattr"]);
         let out = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        assert!(out.contains("refused") && out.contains("proc /proc/sys proc ro") && out.contains("/ro ext4 ro,nosuid") || out.contains("/ro tmpfs ro,nosuid"), "{out}");
+        assert!(
+            out.contains("refused") && out.contains("proc /proc/sys proc ro") && out.contains("/ro ext4 ro,nosuid")
+                || out.contains("/ro tmpfs ro,nosuid"),
+            "{out}"
+        );
         assert!(out.lines().next().is_some_and(|root| root.contains(" / ") && root.contains(" ro")), "{out}");
     });
 }
@@ -231,12 +244,10 @@ fn without_calls(command: &mut std::process::Command, calls: &[&str]) -> std::pr
         errno_ret: Some(38),
         ..SeccompRule::default()
     };
-    let filter = compile(&Seccomp { default_action: "SCMP_ACT_ALLOW".into(), syscalls: vec![rule], ..Seccomp::default() }).unwrap();
-    let program: Vec<_> = filter
-        .instructions
-        .iter()
-        .map(|&(code, jt, jf, k)| berth_linux::seccomp::SockFilter { code, jt, jf, k })
-        .collect();
+    let filter =
+        compile(&Seccomp { default_action: "SCMP_ACT_ALLOW".into(), syscalls: vec![rule], ..Seccomp::default() }).unwrap();
+    let program: Vec<_> =
+        filter.instructions.iter().map(|&(code, jt, jf, k)| berth_linux::seccomp::SockFilter { code, jt, jf, k }).collect();
     std::thread::scope(|scope| {
         let run = || {
             berth_linux::seccomp::load(&program, berth_linux::seccomp::SeccompFlags::empty()).unwrap();

@@ -1,4 +1,5 @@
 //! The process of a container: who it is, what it may do, how its start fails. Seen by foreign eyes where that is possible.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod kit;
 
@@ -134,7 +135,9 @@ fn limits_and_scores_that_may_not_be_raised_are_left_with_a_warning() {
 #[test]
 fn environment_folder_and_names_are_the_containers_own() {
     in_namespaces(|| {
-        let mut bundle = Bundle::new("env; pwd; hostname; printf \"$ODD\" | od -An -tx1; cat /proc/sys/kernel/msgmax; cat /proc/sys/kernel/domainname");
+        let mut bundle = Bundle::new(
+            "env; pwd; hostname; printf \"$ODD\" | od -An -tx1; cat /proc/sys/kernel/msgmax; cat /proc/sys/kernel/domainname",
+        );
         bundle.process().env.push("A=b c".into());
         bundle.process().env.push(EnvVar(b"ODD=\xff\xfe".to_vec()));
         bundle.process().cwd = "/made/for/this".into();
@@ -152,7 +155,8 @@ fn environment_folder_and_names_are_the_containers_own() {
 #[test]
 fn a_terminal_is_the_containers_own_and_its_console() {
     in_namespaces(|| {
-        let mut bundle = Bundle::new("tty; stty size; ls -l /dev/console; echo to console > /dev/console; read line; echo got $line");
+        let mut bundle =
+            Bundle::new("tty; stty size; ls -l /dev/console; echo to console > /dev/console; read line; echo got $line");
         bundle.process().terminal = true;
         bundle.process().console_size = Some(berth_oci::spec::ConsoleSize { height: 33, width: 111 });
         bundle.write();
@@ -183,7 +187,8 @@ fn hooks_run_at_their_points_and_a_failing_one_ends_the_creation() {
             env: vec![kit::PATH.into()],
             timeout: Some(5),
         };
-        let outside = |name: &str| hook(format!("read -r state; case $state in *'\"id\":\"c\"'*) echo {name} >> {};; esac", log.display()));
+        let outside =
+            |name: &str| hook(format!("read -r state; case $state in *'\"id\":\"c\"'*) echo {name} >> {};; esac", log.display()));
         bundle.spec.hooks = Some(berth_oci::spec::Hooks {
             prestart: vec![outside("prestart")],
             create_runtime: vec![outside("createRuntime")],
@@ -202,7 +207,10 @@ fn hooks_run_at_their_points_and_a_failing_one_ends_the_creation() {
             hooks.create_runtime = vec![hook("echo broken >&2; exit 3".into())];
         }
         let error = bundle.run_fails();
-        assert!(error.contains("createRuntime hook #0") && error.contains("exit status 3") && error.contains("broken"), "{error}");
+        assert!(
+            error.contains("createRuntime hook #0") && error.contains("exit status 3") && error.contains("broken"),
+            "{error}"
+        );
         assert_eq!(bundle.ok(&["list", "-q"]), "");
     });
 }

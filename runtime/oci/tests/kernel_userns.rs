@@ -1,4 +1,5 @@
 //! User namespaces: new ones, joined ones, what they own, idmapped mounts.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod kit;
 
@@ -64,9 +65,15 @@ fn a_new_user_namespace_owns_all_the_others() {
 fn groups_cannot_be_dropped_where_setgroups_is_denied() {
     in_namespaces(|| {
         // A user namespace as an unprivileged starter makes it: setgroups is denied for good.
-        let pod = Pod::start("echo deny > /proc/$PID/setgroups; echo 0 100000 65536 > /proc/$PID/gid_map; echo 0 100000 65536 > /proc/$PID/uid_map");
+        let pod = Pod::start(
+            "echo deny > /proc/$PID/setgroups; echo 0 100000 65536 > /proc/$PID/gid_map; echo 0 100000 65536 > /proc/$PID/uid_map",
+        );
         let mut bundle = Bundle::new("cat /proc/self/setgroups; grep Groups /proc/self/status");
-        bundle.spec.linux.namespaces.retain(|ns| !matches!(ns.kind, NamespaceType::Network | NamespaceType::Ipc | NamespaceType::Uts));
+        bundle
+            .spec
+            .linux
+            .namespaces
+            .retain(|ns| !matches!(ns.kind, NamespaceType::Network | NamespaceType::Ipc | NamespaceType::Uts));
         bundle.spec.linux.uid_mappings = mapping();
         bundle.spec.linux.gid_mappings = mapping();
         let out = bundle.launch_ok(serde_json::json!({ "join": pod.pid() }));
@@ -121,7 +128,9 @@ impl Drop for Pod {
 fn a_container_in_a_pods_user_namespace_gets_a_pid_namespace_owned_by_it() {
     in_namespaces(|| {
         let pod = Pod::start("echo 0 100000 65536 > /proc/$PID/gid_map; echo 0 100000 65536 > /proc/$PID/uid_map");
-        let mut bundle = Bundle::new("echo pid $$; id -u; cat /proc/self/uid_map; stat -c '%u' /proc/1; touch /new; stat -c '%u' /new; for n in user net ipc uts pid; do readlink /proc/self/ns/$n; done");
+        let mut bundle = Bundle::new(
+            "echo pid $$; id -u; cat /proc/self/uid_map; stat -c '%u' /proc/1; touch /new; stat -c '%u' /new; for n in user net ipc uts pid; do readlink /proc/self/ns/$n; done",
+        );
         bundle.spec.linux.uid_mappings = mapping();
         bundle.spec.linux.gid_mappings = mapping();
         bundle.temp.dir("l");
@@ -129,7 +138,8 @@ fn a_container_in_a_pods_user_namespace_gets_a_pid_namespace_owned_by_it() {
         // Each overlay is mounted once.
         let request = |name: &str, creator: bool| {
             let (upper, work) = (bundle.temp.dir(&format!("{name}/upper")), bundle.temp.dir(&format!("{name}/work")));
-            let overlay = serde_json::json!({ "dir": bundle.temp.path().join("l"), "lowers": ["a"], "upper": upper, "work": work });
+            let overlay =
+                serde_json::json!({ "dir": bundle.temp.path().join("l"), "lowers": ["a"], "upper": upper, "work": work });
             serde_json::json!({ "join": pod.pid(), "creator": creator, "overlay": overlay })
         };
         for (name, creator) in [("one", false), ("two", true)] {

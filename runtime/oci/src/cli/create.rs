@@ -133,8 +133,16 @@ fn fill(
         let (began, _) = state::began(pid).ok_or("the container's process is gone")?;
         let rootfs = spec.root.as_ref().map(|root| bundle.join(&root.path)).unwrap_or_default();
         let created = log::rfc3339(SystemTime::now());
-        let record =
-            Record { version: 1, id: id.to_owned(), bundle: bundle.to_owned(), rootfs, created, pid, began, cgroup: Some(path.clone()) };
+        let record = Record {
+            version: 1,
+            id: id.to_owned(),
+            bundle: bundle.to_owned(),
+            rootfs,
+            created,
+            pid,
+            began,
+            cgroup: Some(path.clone()),
+        };
         folder.save("config.json", &spec)?;
         folder.save("state.json", &record)?;
         write_pid_file(flags, pid)?;
@@ -169,7 +177,12 @@ fn stdio(spec: &Spec, flags: &Flags, detached: bool) -> Result<Stdio, String> {
 }
 
 /// The caller's own streams, or a terminal, which must be taken by someone.
-pub(super) fn choose_stdio(terminal: bool, size: Option<spec::ConsoleSize>, flags: &Flags, detached: bool) -> Result<Stdio, String> {
+pub(super) fn choose_stdio(
+    terminal: bool,
+    size: Option<spec::ConsoleSize>,
+    flags: &Flags,
+    detached: bool,
+) -> Result<Stdio, String> {
     let socket = flags.get("console-socket");
     match (terminal, detached, socket) {
         (true, true, None) => Err("cannot allocate tty if runc will detach without setting console socket".into()),

@@ -108,10 +108,11 @@ pub(super) fn kill(global: &Global, flags: &Flags) -> Outcome {
         _ => format!("signal the container's process: {error}"),
     })?;
     // Without a PID namespace of its own, the others would live on.
-    if number == 9 && folder.spec().is_ok_and(|spec| !has_own_pids(&spec)) {
-        if let Some(cgroup) = open_cgroup(&record)? {
-            cgroup.kill_all().map_err(|error| chain(&error))?;
-        }
+    if number == 9
+        && folder.spec().is_ok_and(|spec| !has_own_pids(&spec))
+        && let Some(cgroup) = open_cgroup(&record)?
+    {
+        cgroup.kill_all().map_err(|error| chain(&error))?;
     }
     Ok(0)
 }

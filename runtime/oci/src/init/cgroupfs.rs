@@ -22,11 +22,12 @@ pub(super) fn mount_view(root: &Root, mount: &Mount, container: &Container, warn
     let target = root.mkdir_all(&mount.destination, Mode::from(0o755)).during(what())?;
     if let Layout::V2 { mount: host } = layout {
         let tree = hierarchy_view(container, host, "cgroup2", &[], &own)?;
-        set_attributes(tree.as_fd(), true, mount.change).and_then(|later| {
-            attach(tree.as_fd(), target.as_fd())?;
-            later.finish(tree.as_fd())
-        })
-        .during(what())?;
+        set_attributes(tree.as_fd(), true, mount.change)
+            .and_then(|later| {
+                attach(tree.as_fd(), target.as_fd())?;
+                later.finish(tree.as_fd())
+            })
+            .during(what())?;
         return propagate(mount, tree.as_fd());
     }
     // v1: a small folder with one mount per hierarchy, named as on the machine.
@@ -39,11 +40,12 @@ pub(super) fn mount_view(root: &Root, mount: &Mount, container: &Container, warn
         let tree = hierarchy_view(container, &hierarchy.mount, "cgroup", &hierarchy.controllers, &own)?;
         let path = mount.destination.join(name);
         let place = root.mkdir_all(&path, Mode::from(0o755)).during(what())?;
-        set_attributes(tree.as_fd(), true, mount.change).and_then(|later| {
-            attach(tree.as_fd(), place.as_fd())?;
-            later.finish(tree.as_fd())
-        })
-        .during(format_args!("mount {}", path.display()))?;
+        set_attributes(tree.as_fd(), true, mount.change)
+            .and_then(|later| {
+                attach(tree.as_fd(), place.as_fd())?;
+                later.finish(tree.as_fd())
+            })
+            .during(format_args!("mount {}", path.display()))?;
         if hierarchy.controllers.len() > 1 {
             for controller in &hierarchy.controllers {
                 // A name that the machine also has as a link; one that exists is the hierarchy itself.
@@ -57,11 +59,12 @@ pub(super) fn mount_view(root: &Root, mount: &Mount, container: &Container, warn
         match hierarchy_view(container, unified, "cgroup2", &[], &own) {
             Ok(tree) => {
                 let place = root.mkdir_all(&mount.destination.join(name), Mode::from(0o755)).during(what())?;
-                set_attributes(tree.as_fd(), true, mount.change).and_then(|later| {
-                    attach(tree.as_fd(), place.as_fd())?;
-                    later.finish(tree.as_fd())
-                })
-                .during(what())?;
+                set_attributes(tree.as_fd(), true, mount.change)
+                    .and_then(|later| {
+                        attach(tree.as_fd(), place.as_fd())?;
+                        later.finish(tree.as_fd())
+                    })
+                    .during(what())?;
             }
             Err(failure) => warnings.push(format!("no unified control group view: {}", failure.0)),
         }

@@ -56,7 +56,8 @@ pub(super) fn mask(root: &Root, path: &Path, covers: &mut Covers) -> Done {
 
 /// The machine's null device, checked to be that.
 fn open_null() -> Done<OwnedFd> {
-    let fd = rustix::fs::open("/dev/null", OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).during("open /dev/null")?;
+    let fd = rustix::fs::open("/dev/null", OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+        .during("open /dev/null")?;
     let stat = rustix::fs::fstat(&fd).during("stat /dev/null")?;
     match FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == rustix::fs::makedev(1, 3) {
         true => Ok(fd),

@@ -7,21 +7,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use berth_linux::beneath::Root;
-use berth_linux::device::{Device, DeviceKind};
 use berth_linux::memfd::proc_path;
 use berth_linux::mount::{self, AttrChange, MountAttrs, MoveMountFlags, Propagation};
 use berth_linux::netlink::{self, NetlinkSocket};
-use berth_linux::tty;
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
-use rustix::io::Errno;
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 
+use super::devices::{make_device, make_link, mount_console, open_terminal};
 use super::paths::{self, Covers};
 use super::{Container, Done, During, Failure, PROC_MAGIC, cgroupfs};
 use crate::launch::Stdio;
 use crate::plan::{Change, Mount, Source, Step, is_coverable};
-use crate::spec;
 
-const DEVPTS_MAGIC: i64 = 0x1cd1;
 const ENOSYS: i32 = 38;
 const MS_RDONLY: u64 = 1;
 const MS_NOSUID: u64 = 2;
@@ -59,7 +55,8 @@ impl Later {
         let Some(change) = self.0 else { return Ok(()) };
         let path = proc_path(tree);
         // statvfs has the same bits as mount(2) for these, but for the access times.
-        let now = rustix::fs::fstatvfs(tree).map_or(0, |stat| stat.f_flag.bits()) & (MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME | MS_NODIRATIME);
+        let now = rustix::fs::fstatvfs(tree).map_or(0, |stat| stat.f_flag.bits())
+            & (MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME | MS_NODIRATIME);
         let flags = (now & !legacy_flags(change.clear)) | legacy_flags(change.set);
         mount::mount_legacy(None, Path::new(&path), None, flags | MS_REMOUNT_BIND, None)
     }
@@ -152,7 +149,8 @@ pub(super) fn change_root(container: &mut Container) -> Done {
     let root = root.as_fd();
     mount::pivot_root(root).during("change root")?;
     if let Some(propagation) = container.plan.propagation {
-        let new = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).during("open new root")?;
+        let new =
+            rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).during("open new root")?;
         set_propagation(new.as_fd(), false, propagation).during("set propagation of the root filesystem")?;
     }
     if container.plan.readonly_root {
@@ -186,7 +184,7 @@ fn target(root: &Root, destination: &Path, folder: bool) -> Done<OwnedFd> {
     };
     // A link of the image must not lead a mount into proc: only its root, and what is known to be harmless, can be covered.
     let magic = rustix::fs::fstatfs(&fd).during(what())?.f_type;
-    if i64::from(magic) == PROC_MAGIC && destination != Path::new("/proc") && !is_coverable(destination) {
+    if magic == PROC_MAGIC && destination != Path::new("/proc") && !is_coverable(destination) {
         return Err(Failure(format!("{} cannot be mounted because it is inside /proc", destination.display())));
     }
     Ok(fd)
@@ -256,13 +254,12 @@ fn new_mount(root: &Root, mount: &Mount, kind: &str, source: &str, options: &Opt
         return Err(error).during(what());
     }
     let target = target(root, &mount.destination, true)?;
-    let data: Vec<String> = options
-        .iter()
-        .map(|(key, value)| value.as_ref().map_or_else(|| key.clone(), |value| format!("{key}={value}")))
-        .collect();
+    let data: Vec<String> =
+        options.iter().map(|(key, value)| value.as_ref().map_or_else(|| key.clone(), |value| format!("{key}={value}"))).collect();
     let path = proc_path(target.as_fd());
     let flags = legacy_flags(mount.change.set);
-    mount::mount_legacy(Some(source.as_ref()), Path::new(&path), Some(kind), flags, Some(data.join(",").as_ref())).during(what())?;
+    mount::mount_legacy(Some(source.as_ref()), Path::new(&path), Some(kind), flags, Some(data.join(",").as_ref()))
+        .during(what())?;
     Ok((root.open_path(&mount.destination).during(what())?, Made::Attached))
 }
 
@@ -277,7 +274,8 @@ pub(super) fn filesystem(kind: &str, source: &str, options: &Options, change: Ch
             None => context.set_flag(key)?,
         };
     }
-    let virtual_kinds = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "overlay", "debugfs", "tracefs", "bpf"];
+    let virtual_kinds =
+        ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "overlay", "debugfs", "tracefs", "bpf"];
     if change.set.contains(MountAttrs::RDONLY) && !virtual_kinds.contains(&kind) {
         context.set_flag("ro")?;
     }
@@ -293,94 +291,6 @@ fn require_plain_folder(root: &Root, destination: &Path, kind: &str) -> Done {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(_) => Err(Failure(format!("filesystem {kind:?} must be mounted on an ordinary folder: {}", destination.display()))),
     }
-}
-
-/// A device node; the machine's own bound over a file where nodes may not be made.
-fn make_device(root: &Root, device: &spec::Device, tree: Option<OwnedFd>) -> Done {
-    let path = Path::new(&device.path);
-    let what = || format!("make device {}", device.path);
-    if let Some(parent) = path.parent() {
-        root.mkdir_all(parent, Mode::from(0o755)).during(what())?;
-    }
-    if let Some(tree) = tree {
-        return bind_file(root, path, &tree, &what());
-    }
-    let node = Device {
-        kind: match device.kind.as_str() {
-            "b" => DeviceKind::Block,
-            "p" => DeviceKind::Fifo,
-            _ => DeviceKind::Char,
-        },
-        major: device.major,
-        minor: device.minor,
-    };
-    let kind = match node.kind {
-        DeviceKind::Block => FileType::BlockDevice,
-        DeviceKind::Fifo => FileType::Fifo,
-        DeviceKind::Char => FileType::CharacterDevice,
-    };
-    let mode = Mode::from(device.file_mode.unwrap_or(0o666) & 0o7777);
-    let (parent, name) = root.split(path).during(what())?;
-    let number = if node.kind == DeviceKind::Fifo { 0 } else { node.number() };
-    let make = || rustix::fs::mknodat(&parent, name, kind, mode, number);
-    match make() {
-        Err(Errno::EXIST) => {
-            // Whatever the image has there: the node is ours to define.
-            rustix::fs::unlinkat(&parent, name, AtFlags::empty()).and_then(|()| make()).during(what())?;
-        }
-        result => result.during(what())?,
-    }
-    if (device.uid, device.gid) != (Some(0), Some(0)) {
-        let owner = (device.uid.map(Uid::from_raw), device.gid.map(Gid::from_raw));
-        rustix::fs::chownat(&parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW).during(what())?;
-    }
-    Ok(())
-}
-
-/// Binds one file over another, which is made when missing.
-fn bind_file(root: &Root, path: &Path, tree: &OwnedFd, what: &str) -> Done {
-    match root.create_file(path, Mode::from(0o644)) {
-        Ok(_) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(error).during(what),
-    }
-    let target = root.open_path_nofollow(path).during(what)?;
-    attach(tree.as_fd(), target.as_fd()).during(what)
-}
-
-fn make_link(root: &Root, path: &Path, target: &Path, replace: bool) -> Done {
-    let what = || format!("link {}", path.display());
-    if let Some(parent) = path.parent() {
-        root.mkdir_all(parent, Mode::from(0o755)).during(what())?;
-    }
-    match root.symlink(target, path) {
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            if !replace {
-                return Ok(());
-            }
-            root.remove(path).during(what())?;
-            root.symlink(target, path).during(what())
-        }
-        result => result.during(what()),
-    }
-}
-
-/// A new terminal of the devpts that the container has: (master, standard streams).
-pub(super) fn open_terminal(root: &Root, size: (u16, u16)) -> Done<(OwnedFd, Stdio)> {
-    let dir = root.open_folder(Path::new("/dev/pts")).during("open /dev/pts")?;
-    super::require_filesystem(dir.as_fd(), DEVPTS_MAGIC, "/dev/pts is not a devpts filesystem: no terminal can be made")?;
-    let pty = tty::open_pty_in(dir.as_fd()).during("open a terminal")?;
-    if size != (0, 0) {
-        tty::set_window_size(pty.master.as_fd(), size.0, size.1).during("set terminal size")?;
-    }
-    let copy = || pty.slave.try_clone().during("duplicate terminal");
-    Ok((pty.master.try_clone().during("duplicate terminal")?, Stdio::Fds([copy()?, copy()?, copy()?])))
-}
-
-fn mount_console(root: &Root, stdio: &Stdio) -> Done {
-    let Stdio::Fds([slave, ..]) = stdio else { return Ok(()) };
-    let tree = mount::open_tree(slave.as_fd(), Path::new(""), true, false).during("mount /dev/console")?;
-    bind_file(root, Path::new("/dev/console"), &tree, "mount /dev/console")
 }
 
 /// `RTM_NEWLINK` for the first link of a new network namespace, which is always the loopback: up.

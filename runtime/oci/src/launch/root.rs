@@ -113,7 +113,8 @@ impl Overlay {
             idmap_tree(tree.as_fd(), userns, false).map_err(|source| self.fail(source))?;
             layers.push(tree);
         }
-        let place = rustix::fs::readlink(proc_path(self.dir.as_fd()), Vec::new()).map_err(|errno| self.os("layer folder", errno))?;
+        let place =
+            rustix::fs::readlink(proc_path(self.dir.as_fd()), Vec::new()).map_err(|errno| self.os("layer folder", errno))?;
         let place = PathBuf::from(OsString::from_vec(place.into_bytes()));
         // Kernels before 6.15 take only layers that are attached in the mounter's own mount namespace.
         in_mount_namespace(|| {

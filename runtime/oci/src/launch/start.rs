@@ -5,23 +5,20 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use berth_cgroup::{Cgroup, Layout};
+use berth_cgroup::Layout;
 use berth_linux::caps::{self, CapSet};
 use berth_linux::ns::{self, IdMap, NamespaceKind};
 use berth_linux::pidfd::PidFd;
-use berth_linux::process::{CloneArgs, CloneFlags, Fork, clone3, exit_now, pipe};
-use berth_linux::{prctl, rlimit};
+use berth_linux::process::{CloneFlags, pipe};
 use rustix::fs::{Mode, OFlags};
-use rustix::process::Pid;
 
-use super::{ExecLaunch, Gate, Init, Launch, Parentage, RootSource, root, trees};
+use super::maker::{Maker, ParentPlan};
+use super::{ExecLaunch, Gate, Init, Launch, RootSource, root, trees};
 use crate::Error;
-use crate::channel::{Channel, Report};
-use crate::hooks::{HookState, run_hooks};
-use crate::init::{self, Child, Container, Work};
-use crate::plan::{self, Extension, Host, Mount, Plan, ProcessPlan, Source, Step};
+use crate::channel::Channel;
+use crate::init::{Child, Container, Work};
+use crate::plan::{self, Extension, Host, Mount, Plan, Source, Step};
 use crate::seccomp;
-use crate::spec::Spec;
 
 /// Makes the container's first process. When this returns, everything is done but executing the program.
 ///
@@ -104,13 +101,8 @@ pub fn exec(exec: ExecLaunch) -> Result<Init, Error> {
     }
     let (gate, started, report) = open_gate(&Gate::Open)?;
     let parent_plan = ParentPlan { process: process.clone(), warnings, ..ParentPlan::default() };
-    let maker = Maker {
-        parent: exec.parent,
-        pid_namespace,
-        cgroup: exec.cgroup.as_ref(),
-        flags: CloneFlags::empty(),
-        stage_user: false,
-    };
+    let maker =
+        Maker { parent: exec.parent, pid_namespace, cgroup: exec.cgroup.as_ref(), flags: CloneFlags::empty(), stage_user: false };
     let (ours, theirs) = Channel::pair().map_err(Error::Channel)?;
     let child = Child {
         work: Work::Exec { init_pidfd: exec.init_pidfd, namespaces, process: Box::new(process) },
@@ -185,7 +177,8 @@ struct Prepared {
 fn prepare_mounts(launch: &mut Launch, plan: &Plan, join: &[(NamespaceKind, OwnedFd)]) -> Result<Prepared, Error> {
     let joined = join.iter().find(|(kind, _)| *kind == NamespaceKind::User).map(|(_, fd)| fd);
     let overlay = matches!(launch.root, RootSource::Overlay { .. });
-    let wants_own = plan.steps.iter().any(|step| matches!(step, Step::Mount(Mount { idmap: Some((uids, ..)), .. }) if uids.is_empty()));
+    let wants_own =
+        plan.steps.iter().any(|step| matches!(step, Step::Mount(Mount { idmap: Some((uids, ..)), .. }) if uids.is_empty()));
     // The container's user namespace, or one like it where it does not exist yet.
     let alike = match joined {
         _ if !plan.in_userns || !(overlay || wants_own) => None,
@@ -212,7 +205,10 @@ fn prepare_mounts(launch: &mut Launch, plan: &Plan, join: &[(NamespaceKind, Owne
             Some((uids, gids, _)) if !uids.is_empty() => root::user_namespace(uids, gids).map(Some),
             Some(_) => match &alike {
                 Some(fd) => fd.try_clone().map(Some).map_err(Error::Channel),
-                None => Err(plan::refuse(format!("mounts[{}]", mount.destination.display()), "idmap without a mapping or a user namespace")),
+                None => Err(plan::refuse(
+                    format!("mounts[{}]", mount.destination.display()),
+                    "idmap without a mapping or a user namespace",
+                )),
             },
         },
         bind_devices,
@@ -259,193 +255,4 @@ fn open_gate(gate: &Gate) -> Result<Ends, Error> {
             Ok((Some(gate), writer, reader))
         }
     }
-}
-
-/// What the launcher does for the process from outside.
-#[derive(Default)]
-struct ParentPlan {
-    process: ProcessPlan,
-    id_maps: Option<(Vec<IdMap>, Vec<IdMap>)>,
-    warnings: Vec<String>,
-}
-
-impl ParentPlan {
-    fn of(plan: &Plan) -> Self {
-        let new_user = plan.new.contains(CloneFlags::NEWUSER);
-        Self {
-            process: plan.process.clone(),
-            id_maps: new_user.then(|| plan.id_maps.clone()),
-            warnings: plan.warnings.clone(),
-        }
-    }
-
-    /// What needs the machine's own privileges: the limits' ceilings and the memory score. What is not allowed is left as it is.
-    fn raise(&mut self, pid: Pid) {
-        for (_, resource, limit) in &self.process.rlimits {
-            let now = rlimit::get(*resource);
-            if limit.hard > now.hard {
-                // The process itself says what came of it.
-                let _ = rlimit::set_clamped(Some(pid), *resource, rlimit::Limit { soft: now.soft, hard: limit.hard });
-            }
-        }
-        let Some(adj) = self.process.oom_score_adj else { return };
-        match prctl::set_oom_score_adj(Some(pid), adj) {
-            Ok(prctl::OomScore::Set) => {}
-            Ok(prctl::OomScore::Kept(kept)) => {
-                self.warnings.push(format!("oom_score_adj {adj} may not be set here, {kept} is kept"));
-            }
-            Err(error) => self.warnings.push(format!("oom_score_adj {adj} could not be set: {error}")),
-        }
-    }
-}
-
-struct Maker<'a> {
-    parent: Parentage,
-    pid_namespace: Option<OwnedFd>,
-    cgroup: Option<&'a Cgroup>,
-    flags: CloneFlags,
-    /// The process is made by a helper inside the user namespace that is entered, so that its new PID namespace belongs to that.
-    stage_user: bool,
-}
-
-impl Maker<'_> {
-    fn make(self, child: Child, channel: Channel, mut plan: ParentPlan, started: OwnedFd) -> Result<Init, Error> {
-        let hooks = match &child.work {
-            Work::Container(container) => container.spec.hooks.as_ref().map(|_| {
-                (container.id.clone(), container.bundle.clone(), Spec { process: None, mounts: Vec::new(), ..container.spec.clone() })
-            }),
-            Work::Exec { .. } => None,
-        };
-        // Nothing that lives in a namespace we enter may look into the new process, its memory or its descriptors.
-        prctl::set_dumpable(false).map_err(Error::Clone)?;
-        let (pid, pidfd) = self.birth(child, &channel)?;
-        let result = self.guide(pid, &channel, &mut plan, hooks);
-        match result {
-            Ok(console) => Ok(Init { pid, pidfd, console, started, warnings: plan.warnings }),
-            Err(error) => {
-                let process = PidFd::from(pidfd);
-                let _ = process.signal(9);
-                if self.parent == Parentage::Caller {
-                    let _ = process.wait(false);
-                }
-                Err(error)
-            }
-        }
-    }
-
-    fn birth(&self, child: Child, channel: &Channel) -> Result<(Pid, OwnedFd), Error> {
-        let mut flags = self.flags;
-        if self.parent == Parentage::CallersParent {
-            flags |= CloneFlags::PARENT;
-        }
-        let own_pids = match &self.pid_namespace {
-            None => None,
-            Some(fd) => {
-                let own = ns::open_ns(None, NamespaceKind::Pid).map_err(Error::Namespace)?;
-                ns::setns(fd.as_fd(), NamespaceKind::Pid).map_err(Error::Namespace)?;
-                Some(own)
-            }
-        };
-        let unified = self.cgroup.filter(|cgroup| cgroup.is_v2());
-        let cgroup = unified.map(Cgroup::dirfd).transpose().map_err(Error::Cgroup)?.flatten();
-        let stage = CloneFlags::PARENT & flags;
-        let args = CloneArgs {
-            flags: if self.stage_user { stage } else { flags },
-            cgroup: cgroup.as_ref().map(AsFd::as_fd),
-            ..CloneArgs::default()
-        };
-        let forked = clone3(args);
-        if let (Some(own), false) = (own_pids, matches!(forked, Ok(Fork::Child))) {
-            // Later children of the launcher are its own again.
-            ns::setns(own.as_fd(), NamespaceKind::Pid).map_err(Error::Namespace)?;
-        }
-        match forked.map_err(Error::Clone)? {
-            Fork::Child if self.stage_user => stage_two(child, flags),
-            Fork::Child => init::run(child),
-            Fork::Parent { pid, pidfd } => {
-                drop(child);
-                if !self.stage_user {
-                    return Ok((pid, pidfd));
-                }
-                let heard = channel.hear();
-                if self.parent == Parentage::Caller {
-                    PidFd::from(pidfd).wait(false).map_err(Error::Clone)?;
-                }
-                match heard.map_err(Error::Channel)? {
-                    (Report::Moved(pid), Some(pidfd)) => match Pid::from_raw(pid) {
-                        Some(pid) => Ok((pid, pidfd)),
-                        None => Err(Error::Channel(std::io::ErrorKind::InvalidData.into())),
-                    },
-                    (Report::Failed(message), _) => Err(Error::Init { message }),
-                    _ => Err(Error::Channel(std::io::ErrorKind::InvalidData.into())),
-                }
-            }
-        }
-    }
-
-    /// Leads the process to its gate.
-    fn guide(
-        &self,
-        pid: Pid,
-        channel: &Channel,
-        plan: &mut ParentPlan,
-        hooks: Option<(String, PathBuf, Spec)>,
-    ) -> Result<Option<OwnedFd>, Error> {
-        if let Some((uids, gids)) = &plan.id_maps {
-            if !rustix::process::geteuid().is_root() {
-                ns::deny_setgroups(pid).map_err(Error::IdMap)?;
-            }
-            ns::write_id_maps(pid, uids, gids).map_err(Error::IdMap)?;
-        }
-        if let Some(cgroup) = self.cgroup
-            && !cgroup.is_v2()
-        {
-            cgroup.attach(pid).map_err(Error::Cgroup)?;
-        }
-        plan.raise(pid);
-        channel.go().map_err(Error::Channel)?;
-        loop {
-            match channel.hear().map_err(Error::Channel)? {
-                (Report::Hooks, _) => {
-                    if let Some((id, bundle, spec)) = &hooks
-                        && let Some(hooks) = &spec.hooks
-                    {
-                        let pid = pid.as_raw_nonzero().get();
-                        let state = HookState { id, bundle, status: "creating", pid, spec };
-                        run_hooks("prestart", &hooks.prestart, &state)?;
-                        run_hooks("createRuntime", &hooks.create_runtime, &state)?;
-                    }
-                    channel.go().map_err(Error::Channel)?;
-                }
-                (Report::Ready(warnings), console) => {
-                    plan.warnings.extend(warnings);
-                    return Ok(console);
-                }
-                (Report::Failed(message), _) => return Err(Error::Init { message }),
-                (Report::Moved(_), _) => return Err(Error::Channel(std::io::ErrorKind::InvalidData.into())),
-            }
-        }
-    }
-}
-
-/// The helper inside the user namespace: it makes the process, says who that is, and ends.
-fn stage_two(mut child: Child, flags: CloneFlags) -> ! {
-    let made = (|| {
-        let Work::Container(container) = &mut child.work else { return Err(berth_linux::Error::Spawn {
-            subject: "process".into(),
-            source: std::io::ErrorKind::InvalidInput.into(),
-        }) };
-        if !container.join.is_empty() {
-            let (kind, user) = container.join.remove(0);
-            ns::setns(user.as_fd(), kind)?;
-        }
-        clone3(CloneArgs { flags: flags | CloneFlags::PARENT, ..CloneArgs::default() })
-            .map_err(|source| berth_linux::Error::Spawn { subject: "process in user namespace".into(), source })
-    })();
-    let report = match made {
-        Ok(Fork::Child) => init::run(child),
-        Ok(Fork::Parent { pid, pidfd }) => child.channel.report(&Report::Moved(pid.as_raw_nonzero().get()), &[pidfd.as_fd()]),
-        Err(error) => child.channel.report(&Report::Failed(crate::error::chain(&error)), &[]),
-    };
-    exit_now(i32::from(report.is_err()))
 }

@@ -161,7 +161,10 @@ fn plan_capabilities(
     let ambient = caps.ambient.intersection(permitted).intersection(caps.inheritable);
     if ambient != caps.ambient {
         let lost = caps.ambient.difference(ambient);
-        warnings.push(format!("ambient capabilities that are not permitted and inheritable are left out: {}", lost.names().join(" ")));
+        warnings.push(format!(
+            "ambient capabilities that are not permitted and inheritable are left out: {}",
+            lost.names().join(" ")
+        ));
     }
     Ok(Capabilities { ambient, ..caps })
 }

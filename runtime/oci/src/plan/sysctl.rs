@@ -39,9 +39,18 @@ pub(super) fn plan_sysctls(
 /// part of a name (an interface with a dot).
 fn path(name: &str) -> String {
     match name.find(['.', '/']) {
-        Some(at) if name[at..].starts_with('.') => {
-            name.chars().map(|c| if c == '.' { '/' } else if c == '/' { '.' } else { c }).collect()
-        }
+        Some(at) if name[at..].starts_with('.') => name
+            .chars()
+            .map(|c| {
+                if c == '.' {
+                    '/'
+                } else if c == '/' {
+                    '.'
+                } else {
+                    c
+                }
+            })
+            .collect(),
         _ => name.to_owned(),
     }
 }

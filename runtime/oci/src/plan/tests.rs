@@ -48,10 +48,14 @@ fn plan_one(mount: spec::Mount) -> Result<Mount, Error> {
 fn a_plain_spec_gets_default_devices_and_links() {
     let plan = planned(&spec()).unwrap();
     assert_eq!(plan.root.as_deref(), Some(Path::new("/bundle/rootfs")));
-    let devices: Vec<_> = plan.steps.iter().filter_map(|step| match step {
-        Step::Device(device) => Some(device.path.as_str()),
-        _ => None,
-    }).collect();
+    let devices: Vec<_> = plan
+        .steps
+        .iter()
+        .filter_map(|step| match step {
+            Step::Device(device) => Some(device.path.as_str()),
+            _ => None,
+        })
+        .collect();
     assert_eq!(devices, ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"]);
     assert!(plan.new.contains(CloneFlags::NEWNS | CloneFlags::NEWPID | CloneFlags::NEWIPC | CloneFlags::NEWUTS));
     let mut bound = spec();
@@ -105,15 +109,29 @@ fn a_spec_that_cannot_be_right_is_refused_by_field() {
         (refused(|spec| spec.root = None), "root.path"),
         (refused(|spec| spec.oci_version = "2.0".into()), "ociVersion"),
         (refused(|spec| spec.linux.namespaces.clear()), "linux.namespaces"),
-        (refused(|spec| spec.linux.namespaces.push(Namespace { kind: NamespaceType::Pid, path: String::new() })), "linux.namespaces"),
-        (refused(|spec| spec.linux.namespaces.push(Namespace { kind: NamespaceType::User, path: String::new() })), "linux.uidMappings"),
+        (
+            refused(|spec| spec.linux.namespaces.push(Namespace { kind: NamespaceType::Pid, path: String::new() })),
+            "linux.namespaces",
+        ),
+        (
+            refused(|spec| spec.linux.namespaces.push(Namespace { kind: NamespaceType::User, path: String::new() })),
+            "linux.uidMappings",
+        ),
         (refused(|spec| spec.linux.rootfs_propagation = "odd".into()), "linux.rootfsPropagation"),
         (refused(|spec| spec.linux.masked_paths.push("proc/x".into())), "linux.maskedPaths"),
-        (refused(|spec| spec.linux.devices.push(spec::Device { path: "/dev/x".into(), kind: "z".into(), ..Default::default() })), "linux.devices"),
-        (refused(|spec| {
-            spec.hostname = "a".into();
-            spec.linux.namespaces.retain(|namespace| namespace.kind != NamespaceType::Uts);
-        }), "hostname"),
+        (
+            refused(|spec| {
+                spec.linux.devices.push(spec::Device { path: "/dev/x".into(), kind: "z".into(), ..Default::default() })
+            }),
+            "linux.devices",
+        ),
+        (
+            refused(|spec| {
+                spec.hostname = "a".into();
+                spec.linux.namespaces.retain(|namespace| namespace.kind != NamespaceType::Uts);
+            }),
+            "hostname",
+        ),
     ] {
         assert!(error.starts_with(field), "{error} / {field}");
     }

@@ -42,7 +42,7 @@ pub(super) fn compile_for(profile: &Seccomp, native: Abi) -> Result<Filter, Erro
         return Err(refuse("listenerPath", "notification to a listener is not supported"));
     }
     let default = action("defaultAction", &profile.default_action, profile.default_errno_ret)?;
-    let rules = profile.syscalls.iter().map(|rule| Rule::parse(rule)).collect::<Result<Vec<_>, _>>()?;
+    let rules = profile.syscalls.iter().map(Rule::parse).collect::<Result<Vec<_>, _>>()?;
     let abis = accepted(profile, native)?;
     let mut program: Vec<Instruction> = vec![(LD_ABS, 0, 0, OFFSET_ARCH)];
     for abi in native.family().iter().filter(|abi| **abi != Abi::X32 && abis.contains(abi)) {
@@ -54,7 +54,10 @@ pub(super) fn compile_for(profile: &Seccomp, native: Abi) -> Result<Filter, Erro
     }
     program.push((RET, 0, 0, KILL_PROCESS));
     if program.len() > MAX_INSTRUCTIONS {
-        return Err(refuse("syscalls", format!("{} instructions are more than the kernel takes ({MAX_INSTRUCTIONS})", program.len())));
+        return Err(refuse(
+            "syscalls",
+            format!("{} instructions are more than the kernel takes ({MAX_INSTRUCTIONS})", program.len()),
+        ));
     }
     Ok(Filter { instructions: program, flags: flags(&profile.flags)? })
 }
@@ -259,8 +262,25 @@ const MULTIPLEXED: [(&str, u64, &[&str]); 4] = [
         "socketcall",
         1,
         &[
-            "socket", "bind", "connect", "listen", "accept", "getsockname", "getpeername", "socketpair", "send", "recv",
-            "sendto", "recvfrom", "shutdown", "setsockopt", "getsockopt", "sendmsg", "recvmsg", "accept4", "recvmmsg",
+            "socket",
+            "bind",
+            "connect",
+            "listen",
+            "accept",
+            "getsockname",
+            "getpeername",
+            "socketpair",
+            "send",
+            "recv",
+            "sendto",
+            "recvfrom",
+            "shutdown",
+            "setsockopt",
+            "getsockopt",
+            "sendmsg",
+            "recvmsg",
+            "accept4",
+            "recvmmsg",
             "sendmmsg",
         ],
     ),

@@ -46,7 +46,12 @@ fn rule(names: &[&str], action: &str, args: &[(u32, u64, u64, &str)]) -> Seccomp
         errno_ret: None,
         args: args
             .iter()
-            .map(|(index, value, value_two, op)| SeccompArg { index: *index, value: *value, value_two: *value_two, op: (*op).into() })
+            .map(|(index, value, value_two, op)| SeccompArg {
+                index: *index,
+                value: *value,
+                value_two: *value_two,
+                op: (*op).into(),
+            })
             .collect(),
     }
 }
@@ -63,7 +68,9 @@ fn profile(default: &str, syscalls: Vec<SeccompRule>) -> Seccomp {
 #[test]
 fn every_call_of_a_long_list_gets_its_own_answer_on_every_architecture() {
     // A different error number for every call: no two neighbours can hide behind one range.
-    let names: Vec<&str> = ["read", "write", "open", "execve", "futex", "clone3", "openat2", "socket", "mount", "getpid", "openat", "ppoll"].to_vec();
+    let names: Vec<&str> =
+        ["read", "write", "open", "execve", "futex", "clone3", "openat2", "socket", "mount", "getpid", "openat", "ppoll"]
+            .to_vec();
     let mut wanted = profile("SCMP_ACT_ALLOW", Vec::new());
     for (errno, name) in names.iter().enumerate() {
         let mut one = rule(&[name], "SCMP_ACT_ERRNO", &[]);
@@ -87,7 +94,8 @@ fn every_call_of_a_long_list_gets_its_own_answer_on_every_architecture() {
 #[test]
 fn every_operator_compares_all_64_bits() {
     let big = 0x1_0000_0005u64;
-    let cases: [(&str, u64, fn(u64, u64) -> bool); 6] = [
+    type Holds = fn(u64, u64) -> bool;
+    let cases: [(&str, u64, Holds); 6] = [
         ("SCMP_CMP_NE", big, |a, b| a != b),
         ("SCMP_CMP_LT", big, |a, b| a < b),
         ("SCMP_CMP_LE", big, |a, b| a <= b),
@@ -96,10 +104,18 @@ fn every_operator_compares_all_64_bits() {
         ("SCMP_CMP_GT", big, |a, b| a > b),
     ];
     for (op, value, holds) in cases {
-        let filter = compile_for(&profile("SCMP_ACT_ALLOW", vec![rule(&["read"], "SCMP_ACT_KILL_PROCESS", &[(3, value, 0, op)])]), Abi::X86_64).unwrap();
+        let filter = compile_for(
+            &profile("SCMP_ACT_ALLOW", vec![rule(&["read"], "SCMP_ACT_KILL_PROCESS", &[(3, value, 0, op)])]),
+            Abi::X86_64,
+        )
+        .unwrap();
         for actual in [0, 4, 5, 6, big - 1, big, big + 1, 0x2_0000_0005, u64::MAX] {
             let expected = if holds(actual, value) { KILL_PROCESS } else { ALLOW };
-            assert_eq!(judge_call(&filter, Abi::X86_64, "read", [0, 0, 0, actual, 0, 0]), expected, "{actual:#x} {op} {value:#x}");
+            assert_eq!(
+                judge_call(&filter, Abi::X86_64, "read", [0, 0, 0, actual, 0, 0]),
+                expected,
+                "{actual:#x} {op} {value:#x}"
+            );
         }
     }
     let masked = rule(&["read"], "SCMP_ACT_TRAP", &[(1, 0xff00_0000_00f0, 0x1200_0000_0030, "SCMP_CMP_MASKED_EQ")]);
@@ -121,7 +137,10 @@ fn conditions_of_a_rule_are_anded_and_a_repeated_argument_is_ored() {
 
 #[test]
 fn rules_with_conditions_come_before_the_one_without() {
-    let rules = vec![rule(&["ioctl"], "SCMP_ACT_ALLOW", &[]), rule(&["ioctl"], "SCMP_ACT_KILL_PROCESS", &[(1, 0x5412, 0, "SCMP_CMP_EQ")])];
+    let rules = vec![
+        rule(&["ioctl"], "SCMP_ACT_ALLOW", &[]),
+        rule(&["ioctl"], "SCMP_ACT_KILL_PROCESS", &[(1, 0x5412, 0, "SCMP_CMP_EQ")]),
+    ];
     let filter = compile_for(&profile("SCMP_ACT_ERRNO", rules), Abi::X86_64).unwrap();
     assert_eq!(judge_call(&filter, Abi::X86_64, "ioctl", [0, 0x5412, 0, 0, 0, 0]), KILL_PROCESS);
     assert_eq!(judge_call(&filter, Abi::X86_64, "ioctl", [0, 0x5413, 0, 0, 0, 0]), ALLOW);
@@ -150,7 +169,8 @@ fn architectures_that_are_not_listed_are_closed() {
 
 #[test]
 fn a_denied_call_is_denied_through_its_multiplexer_too() {
-    let filter = compile_for(&profile("SCMP_ACT_ALLOW", vec![rule(&["bind", "shmat"], "SCMP_ACT_ERRNO", &[])]), Abi::X86_64).unwrap();
+    let filter =
+        compile_for(&profile("SCMP_ACT_ALLOW", vec![rule(&["bind", "shmat"], "SCMP_ACT_ERRNO", &[])]), Abi::X86_64).unwrap();
     let judge = |name, first| judge_call(&filter, Abi::X86, name, [first, 0, 0, 0, 0, 0]);
     assert_eq!([judge("socketcall", 2), judge("socketcall", 3), judge("bind", 0)], [ERRNO | EPERM, ALLOW, ERRNO | EPERM]);
     assert_eq!([judge("ipc", 21), judge("ipc", 22)], [ERRNO | EPERM, ALLOW]);
@@ -189,7 +209,19 @@ fn the_default_profile_lets_programs_work_and_closes_the_machine() {
     for name in ["read", "execve", "openat2", "futex", "epoll_pwait2", "statx", "rseq", "ptrace", "landlock_restrict_self"] {
         assert_eq!(judge_call(&plain, Abi::X86_64, name, [0; 6]), ALLOW, "{name}");
     }
-    for name in ["mount", "unshare", "setns", "bpf", "keyctl", "init_module", "reboot", "io_uring_setup", "userfaultfd", "kexec_load", "swapon"] {
+    for name in [
+        "mount",
+        "unshare",
+        "setns",
+        "bpf",
+        "keyctl",
+        "init_module",
+        "reboot",
+        "io_uring_setup",
+        "userfaultfd",
+        "kexec_load",
+        "swapon",
+    ] {
         assert_eq!(judge_call(&plain, Abi::X86_64, name, [0; 6]), ERRNO | EPERM, "{name}");
     }
     for name in ["mount", "unshare", "setns", "bpf", "clone3", "sethostname"] {
@@ -200,7 +232,10 @@ fn the_default_profile_lets_programs_work_and_closes_the_machine() {
     assert_eq!(first(&plain, "clone", 0x1000_0011), ERRNO | EPERM);
     assert_eq!(first(&admin, "clone", 0x1000_0011), ALLOW);
     assert_eq!(first(&plain, "clone3", 0), ERRNO | ENOSYS);
-    assert_eq!([first(&plain, "socket", 2), first(&plain, "socket", 38), first(&plain, "socket", 39), first(&plain, "socket", 40)], [ALLOW, ERRNO | EPERM, ALLOW, ERRNO | EPERM]);
+    assert_eq!(
+        [first(&plain, "socket", 2), first(&plain, "socket", 38), first(&plain, "socket", 39), first(&plain, "socket", 40)],
+        [ALLOW, ERRNO | EPERM, ALLOW, ERRNO | EPERM]
+    );
     assert_eq!([first(&plain, "personality", 8), first(&plain, "personality", 0x40000)], [ALLOW, ERRNO | EPERM]);
     assert_eq!(run(&plain, &Call { abi: Abi::X86_64, number: 1000, args: [0; 6] }), ERRNO | ENOSYS);
     assert!(plain.instructions.len() < 1200, "{}", plain.instructions.len());

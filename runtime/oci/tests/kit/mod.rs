@@ -58,7 +58,12 @@ impl Bundle {
             mounts: vec![
                 mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
                 mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-                mount("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+                mount(
+                    "/dev/pts",
+                    "devpts",
+                    "devpts",
+                    &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+                ),
                 mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
             ],
             linux: Linux {
@@ -173,7 +178,10 @@ impl Bundle {
 
 /// The value behind a name in the form of /proc/self/status.
 pub fn field<'a>(text: &'a str, name: &str) -> &'a str {
-    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or_else(|| panic!("no {name} in {text}")).trim()
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .unwrap_or_else(|| panic!("no {name} in {text}"))
+        .trim()
 }
 
 /// What a foreign tool prints.
