@@ -208,3 +208,114 @@ fn dispatch(message: FromShim, fds: Vec<OwnedFd>, shared: &Mutex<Shared>, events
         FromShim::Event(event) => events(event),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_shim::protocol::{ExitRecord, Failure};
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream as Socket;
+
+    /// The other end of a connection, driven by hand.
+    struct FakeShim(Socket);
+
+    impl FakeShim {
+        fn request(&mut self) -> ToShim {
+            let mut head = [0u8; 8];
+            self.0.read_exact(&mut head).unwrap();
+            let mut body = vec![0u8; u32::from_le_bytes(head[..4].try_into().unwrap()) as usize];
+            self.0.read_exact(&mut body).unwrap();
+            serde_json::from_slice(&body).unwrap()
+        }
+
+        fn send(&mut self, message: &FromShim) {
+            self.0.write_all(&encode(message, 0).unwrap()).unwrap();
+        }
+
+        fn reply(&mut self, seq: u64, reply: Reply) {
+            self.send(&FromShim::Reply { seq, reply });
+        }
+    }
+
+    fn pair(events: impl Fn(Event) + Send + Sync + 'static, gone: impl FnOnce(Gone) + Send + 'static) -> (Arc<ShimClient>, FakeShim) {
+        let (ours, theirs) = Socket::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        (Arc::new(ShimClient::new("s", ours, events, gone).unwrap()), FakeShim(theirs))
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn replies_find_their_requests_in_any_order() {
+        let (client, mut shim) = pair(|_| {}, |_| {});
+        let calls: Vec<_> = (0..3)
+            .map(|_| {
+                let client = client.clone();
+                tokio::spawn(async move { client.call("ask", Request::State, Vec::new()).await })
+            })
+            .collect();
+        let asked: Vec<u64> = (0..3).map(|_| shim.request().seq).collect();
+        for seq in asked.iter().rev() {
+            shim.reply(*seq, Reply::Done);
+        }
+        for call in calls {
+            assert!(matches!(call.await.unwrap().unwrap().reply, Reply::Done));
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn descriptors_travel_with_their_request() {
+        use berth_linux::fdpass::recv_with_fds;
+        let (client, shim) = pair(|_| {}, |_| {});
+        let file: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
+        let caller = client.clone();
+        tokio::spawn(async move { caller.call("make", Request::Namespaces, vec![file]).await });
+        let mut buffer = vec![0u8; 4096];
+        let (n, fds) = recv_with_fds(shim.0.as_fd(), &mut buffer, MAX_FDS).unwrap();
+        assert!(n > 8);
+        assert_eq!(fds.len(), 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_refusal_carries_the_shims_own_words() {
+        let (client, mut shim) = pair(|_| {}, |_| {});
+        let caller = client.clone();
+        let call = tokio::spawn(async move { caller.call("start container", Request::State, Vec::new()).await });
+        let seq = shim.request().seq;
+        let failure = Failure { kind: FailureKind::Start, message: "exec: \"nope\": not found".into(), errno: Some(2) };
+        shim.reply(seq, Reply::Error(failure));
+        let Err(Error::Start { message, .. }) = call.await.unwrap() else { panic!("not a start error") };
+        assert_eq!(message, "exec: \"nope\": not found");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn events_and_the_end_of_an_exec_are_heard_and_the_end_of_the_shim_ends_all_calls() {
+        let (heard, mut events) = mpsc::unbounded_channel();
+        let (over, ended) = oneshot::channel();
+        let (client, mut shim) = pair(
+            move |event| {
+                let _ = heard.send(event);
+            },
+            move |_| {
+                let _ = over.send(());
+            },
+        );
+        let exec = client.watch_exec("e1");
+        let lost = client.watch_exec("e2");
+        let exit =
+            ExitRecord { pid: 1, code: 2, signal: 0, oom: false, started_at_ns: 0, finished_at_ns: 1, start_error: String::new() };
+        shim.send(&FromShim::Event(Event::Exited { id: "c".into(), exit }));
+        // A message of a later version is skipped.
+        let later = br#"{"event":{"moon":{"phase":3}}}"#;
+        shim.0.write_all(&[&(later.len() as u32).to_le_bytes()[..], &[0; 4], later].concat()).unwrap();
+        shim.send(&FromShim::Event(Event::ExecExited { container: "c".into(), id: "e1".into(), code: 7, signal: 0 }));
+        assert_eq!(exec.await.unwrap(), 7);
+        assert!(matches!(events.recv().await.unwrap(), Event::Exited { .. }));
+        let caller = client.clone();
+        let call = tokio::spawn(async move { caller.call("ask", Request::State, Vec::new()).await });
+        shim.request();
+        drop(shim);
+        assert!(matches!(call.await.unwrap(), Err(Error::ShimGone { .. })));
+        assert!(lost.await.is_err());
+        ended.await.unwrap();
+        assert!(matches!(client.call("ask", Request::State, Vec::new()).await, Err(Error::ShimGone { .. })));
+    }
+}

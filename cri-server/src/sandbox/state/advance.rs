@@ -1,0 +1,122 @@
+//! The steps that nobody asks for by name: kills at their deadline, teardown and removal step by step, the end of a shim.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::container::{Phase, end_now, exit_record};
+use super::{Change, Goal, Lifecycle, Machine, Outbox, ProcessExit, Task, answer_all};
+use crate::board::Exit;
+use crate::error::Error;
+use crate::id::ContainerId;
+
+impl Machine {
+    pub(super) fn shim_gone(&mut self, out: &mut Outbox) {
+        if let Lifecycle::Ready(live) = &self.lifecycle {
+            let live = live.clone();
+            let containers = self.containers.iter().filter(|(_, c)| !matches!(c.phase, Phase::Exited(_))).map(|(id, _)| id.clone()).collect();
+            out.tasks.push(Task::Bury { live: live.clone(), containers });
+            self.lifecycle = Lifecycle::Burying(live);
+            out.sandbox_changed = true;
+        }
+    }
+
+    pub(super) fn buried(&mut self, exits: &BTreeMap<ContainerId, ProcessExit>, out: &mut Outbox) {
+        let at = (self.now)();
+        for (id, container) in &mut self.containers {
+            if matches!(container.phase, Phase::Exited(_) | Phase::Creating) {
+                continue;
+            }
+            let lost = Exit {
+                code: 255,
+                finished_at: at,
+                reason: "Unknown".into(),
+                message: "the pod's shim died".into(),
+            };
+            container.phase = Phase::Exited(exits.get(id).map_or(lost, exit_record));
+            container.pid = None;
+            let gone = Err(Arc::new(Error::ShimGone { id: self.id.as_str().into(), reason: "it died".into() }));
+            answer_all(out, &mut container.starters, &gone);
+            answer_all(out, &mut container.stoppers, &Ok(()));
+            out.events.push((id.as_str().into(), Change::Stopped));
+            out.changed.push(id.clone());
+        }
+        self.goal = self.goal.max(Goal::Stop);
+        if let Lifecycle::Burying(live) = std::mem::replace(&mut self.lifecycle, Lifecycle::NotReady(None)) {
+            self.lifecycle = Lifecycle::NotReady(Some(live));
+        }
+        out.sandbox_changed = true;
+    }
+
+    /// Kills what did not end in its time.
+    pub(super) fn escalate(&mut self, now: Instant, out: &mut Outbox) {
+        let Some(live) = self.live().cloned() else { return };
+        let stop_all = self.goal >= Goal::Stop;
+        for (id, container) in &mut self.containers {
+            if !container.has_process() || matches!(container.phase, Phase::Starting) && container.stopping.is_none() && !stop_all {
+                continue;
+            }
+            if stop_all {
+                end_now(container, now);
+            }
+            if let Some(stopping) = container.stopping.as_mut().filter(|s| !s.killed && s.deadline <= now) {
+                stopping.killed = true;
+                out.tasks.push(Task::Kill { id: id.clone(), live: live.clone() });
+            }
+        }
+    }
+
+    /// Takes the next step of a stop or removal, once what it has to wait for has happened.
+    pub(super) fn advance(&mut self, out: &mut Outbox) {
+        for (id, container) in &mut self.containers {
+            let wanted = !container.removers.is_empty();
+            if wanted && !container.deleting && matches!(container.phase, Phase::Exited(_)) {
+                container.deleting = true;
+                let live = match &self.lifecycle {
+                    Lifecycle::Ready(live) => Some(live.clone()),
+                    _ => None,
+                };
+                out.tasks.push(Task::Delete { id: id.clone(), live });
+            }
+        }
+        if self.goal < Goal::Stop {
+            return;
+        }
+        let busy = self.containers.values().any(|c| c.deleting || !matches!(c.phase, Phase::Exited(_)));
+        match &mut self.lifecycle {
+            Lifecycle::Ready(live) if !busy => {
+                out.tasks.push(Task::TearDown { live: live.clone() });
+                self.lifecycle = Lifecycle::TearingDown;
+            }
+            Lifecycle::NotReady(rest @ Some(_)) if !busy => {
+                if let Some(live) = rest.take() {
+                    out.tasks.push(Task::TearDown { live });
+                }
+                self.lifecycle = Lifecycle::TearingDown;
+            }
+            Lifecycle::NotReady(None) => {
+                answer_all(out, &mut self.stoppers, &Ok(()));
+                if self.goal == Goal::Remove {
+                    self.erase(out);
+                } else {
+                    self.goal = Goal::Run;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Removes the containers, then the sandbox itself.
+    pub(super) fn erase(&mut self, out: &mut Outbox) {
+        for (id, container) in &mut self.containers {
+            if !container.deleting {
+                container.deleting = true;
+                out.tasks.push(Task::Delete { id: id.clone(), live: None });
+            }
+        }
+        if self.containers.is_empty() {
+            self.lifecycle = Lifecycle::Erasing;
+            out.tasks.push(Task::Erase);
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The state of one container.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Reply;
+use crate::board::{ContainerFacts, ContainerState, Exit};
+use crate::id::ContainerId;
+use crate::spec::Resources;
+
+/// How a container's process ended, as the shim recorded it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ProcessExit {
+    pub(crate) code: i32,
+    pub(crate) oom: bool,
+    pub(crate) finished_at: i64,
+}
+
+/// The result of a container creation.
+pub(crate) struct CreatedContainer {
+    pub(crate) facts: Arc<ContainerFacts>,
+    pub(crate) created_at: i64,
+    pub(crate) pid: i32,
+    pub(crate) hold: Option<Hold>,
+}
+
+/// Keeps the image of a container.
+pub(crate) type Hold = Arc<berth_image::Hold>;
+
+/// A stop under way.
+#[derive(Debug)]
+pub(super) struct Stopping {
+    pub(super) deadline: Instant,
+    pub(super) killed: bool,
+}
+
+#[derive(Debug)]
+pub(super) enum Phase {
+    Creating,
+    Created,
+    Starting,
+    Running,
+    Exited(Exit),
+}
+
+/// A container inside the machine.
+pub(crate) struct Container {
+    pub(super) phase: Phase,
+    pub(super) name: (String, u32),
+    pub(crate) facts: Option<Arc<ContainerFacts>>,
+    pub(crate) resources: Resources,
+    pub(crate) created_at: i64,
+    pub(crate) started_at: i64,
+    pub(crate) pid: Option<i32>,
+    /// The first process is being ended: once begun this only gets faster.
+    pub(super) stopping: Option<Stopping>,
+    /// An exit that came while the start was still under way.
+    pub(super) early_exit: Option<ProcessExit>,
+    pub(super) deleting: bool,
+    pub(super) claimed: bool,
+    pub(super) hold: Option<Hold>,
+    pub(super) creators: Vec<Reply<ContainerId>>,
+    pub(super) starters: Vec<Reply<()>>,
+    pub(super) stoppers: Vec<Reply<()>>,
+    pub(super) removers: Vec<Reply<()>>,
+}
+
+impl Container {
+    pub(super) fn new(name: (String, u32), resources: Resources) -> Self {
+        Self {
+            phase: Phase::Creating,
+            name,
+            facts: None,
+            resources,
+            created_at: 0,
+            started_at: 0,
+            pid: None,
+            stopping: None,
+            early_exit: None,
+            deleting: false,
+            claimed: false,
+            hold: None,
+            creators: Vec::new(),
+            starters: Vec::new(),
+            stoppers: Vec::new(),
+            removers: Vec::new(),
+        }
+    }
+
+    /// A container found again by the recovery.
+    pub(crate) fn recovered(
+        facts: Arc<ContainerFacts>,
+        resources: Resources,
+        created_at: i64,
+        started_at: i64,
+        pid: Option<i32>,
+        exit: Option<Exit>,
+        hold: Option<Hold>,
+    ) -> Self {
+        let phase = match exit {
+            Some(exit) => Phase::Exited(exit),
+            None if started_at != 0 => Phase::Running,
+            None => Phase::Created,
+        };
+        let mut container = Self::new((facts.spec.name.clone(), facts.spec.attempt), resources);
+        container.pid = if matches!(phase, Phase::Exited(_)) { None } else { pid };
+        container.phase = phase;
+        container.facts = Some(facts);
+        container.created_at = created_at;
+        container.started_at = started_at;
+        container.claimed = true;
+        container.hold = hold;
+        container
+    }
+
+    pub(super) fn has_process(&self) -> bool {
+        matches!(self.phase, Phase::Created | Phase::Starting | Phase::Running)
+    }
+
+    /// The state to show; none while it is being created.
+    pub(crate) fn state(&self) -> Option<ContainerState> {
+        match self.phase {
+            Phase::Creating => None,
+            Phase::Created | Phase::Starting => Some(ContainerState::Created),
+            Phase::Running => Some(ContainerState::Running),
+            Phase::Exited(_) => Some(ContainerState::Exited),
+        }
+    }
+
+    /// How it ended.
+    pub(crate) fn exit(&self) -> Option<&Exit> {
+        match &self.phase {
+            Phase::Exited(exit) => Some(exit),
+            _ => None,
+        }
+    }
+}
+
+/// The first process is to end at once.
+pub(super) fn end_now(container: &mut Container, now: Instant) {
+    match &mut container.stopping {
+        Some(stopping) => stopping.deadline = stopping.deadline.min(now),
+        None => container.stopping = Some(Stopping { deadline: now, killed: false }),
+    }
+}
+
+/// The exit as clients are told it.
+pub(crate) fn exit_record(exit: &ProcessExit) -> Exit {
+    let reason = if exit.oom {
+        "OOMKilled"
+    } else if exit.code == 0 {
+        "Completed"
+    } else {
+        "Error"
+    };
+    Exit { code: exit.code, finished_at: exit.finished_at, reason: reason.into(), message: String::new() }
+}

@@ -1,0 +1,94 @@
+//! What goes into the state machine and what comes out of it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::{CreatedContainer, H, ProcessExit};
+use crate::error::{Error, Shared};
+use crate::id::{ContainerId, SandboxId};
+use crate::spec::{ContainerSpec, Resources};
+
+/// Where an answer goes. A client that has given up has dropped the other end.
+pub(crate) type Reply<T> = oneshot::Sender<Shared<T>>;
+
+/// What clients ask of a sandbox.
+pub(crate) enum Op {
+    /// RunPodSandbox, the first time or again with the same metadata.
+    Run(Reply<SandboxId>),
+    Stop(Reply<()>),
+    Remove(Reply<()>),
+    CreateContainer { spec: Box<ContainerSpec>, log_directory: String, reply: Reply<ContainerId> },
+    StartContainer { id: ContainerId, reply: Reply<()> },
+    StopContainer { id: ContainerId, timeout: Duration, reply: Reply<()> },
+    RemoveContainer { id: ContainerId, reply: Reply<()> },
+    Update { id: ContainerId, resources: Box<Resources>, reply: Reply<()> },
+    ReopenLog { id: ContainerId, reply: Reply<()> },
+    /// What exec, attach, port-forward and statistics need.
+    Live(Reply<Arc<H>>),
+}
+
+/// Completions of tasks.
+pub(crate) enum Done {
+    Ran(Result<Arc<H>, Error>),
+    Created { id: ContainerId, result: Result<CreatedContainer, Error> },
+    Started { id: ContainerId, at: i64, result: Result<(), Error> },
+    Signalled { id: ContainerId, result: Result<(), Error> },
+    Deleted { id: ContainerId, result: Result<(), Error> },
+    Updated { id: ContainerId, resources: Box<Resources>, reply: Reply<()>, result: Result<(), Error> },
+    /// What was left of a dead shim's containers: the exits it still recorded.
+    Lost(BTreeMap<ContainerId, ProcessExit>),
+    TornDown { rest: Option<Arc<H>>, result: Result<(), Error> },
+    Erased(Result<(), Error>),
+}
+
+/// What can happen to a sandbox.
+pub(crate) enum Event {
+    Op(Op),
+    Done(Done),
+    /// The shim says that a container's first process ended.
+    Exited { id: ContainerId, exit: ProcessExit },
+    /// The shim is dead.
+    ShimGone,
+    /// A deadline has passed.
+    Tick,
+}
+
+/// Slow work.
+pub(crate) enum Task {
+    Run,
+    Create { id: ContainerId, spec: Box<ContainerSpec>, log_directory: String, live: Arc<H> },
+    Start { id: ContainerId, live: Arc<H> },
+    /// To the first process alone.
+    Signal { id: ContainerId, signal: i32, live: Arc<H> },
+    /// To everything in the container's cgroup.
+    Kill { id: ContainerId, live: Arc<H> },
+    Delete { id: ContainerId, live: Option<Arc<H>> },
+    Update { id: ContainerId, resources: Box<Resources>, merged: Box<Resources>, reply: Reply<()>, live: Arc<H> },
+    ReopenLog { id: ContainerId, reply: Reply<()>, live: Arc<H> },
+    Bury { live: Arc<H>, containers: Vec<ContainerId> },
+    TearDown { live: Arc<H> },
+    Erase,
+}
+
+/// What clients may be told happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    Created,
+    Started,
+    Stopped,
+    Deleted,
+}
+
+/// What an event led to. Shown first, then announced, then answered, then worked on.
+#[derive(Default)]
+pub(crate) struct Outbox {
+    pub(crate) sandbox_changed: bool,
+    pub(crate) changed: Vec<ContainerId>,
+    pub(crate) gone: Vec<ContainerId>,
+    pub(crate) events: Vec<(String, Change)>,
+    pub(crate) answers: Vec<Box<dyn FnOnce() + Send>>,
+    pub(crate) tasks: Vec<Task>,
+}

@@ -1,0 +1,204 @@
+//! What happens to the containers of a sandbox: the part of the state machine that knows one container at a time.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::container::{Container, Phase, Stopping, end_now, exit_record};
+use super::{Change, CreatedContainer, Goal, Machine, Outbox, ProcessExit, Reply, Task, answer, answer_all};
+use crate::board::{ContainerState, Exit};
+use crate::error::Error;
+use crate::id::ContainerId;
+use crate::spec::ContainerSpec;
+
+impl Machine {
+    pub(super) fn create(&mut self, spec: Box<ContainerSpec>, log_directory: String, reply: Reply<ContainerId>, out: &mut Outbox) {
+        let Some(live) = self.live().filter(|_| self.goal == Goal::Run).cloned() else {
+            let error = self.not_ready("containers can only be created in a ready sandbox");
+            return answer(out, reply, Err(error.into()));
+        };
+        let name = (spec.name.clone(), spec.attempt);
+        if let Some((id, container)) = self.containers.iter_mut().find(|(_, c)| c.name == name) {
+            match container.phase {
+                Phase::Creating => container.creators.push(reply),
+                _ if !container.claimed && !container.deleting && container.removers.is_empty() => {
+                    container.claimed = true;
+                    answer(out, reply, Ok(id.clone()));
+                }
+                _ => {
+                    let name = format!("{}_{}", name.0, name.1);
+                    let error = Error::Exists { kind: "container", name, id: id.as_str().into() };
+                    answer(out, reply, Err(error.into()));
+                }
+            }
+            return;
+        }
+        let id = ContainerId::random();
+        let mut container = Container::new(name, spec.resources.clone().unwrap_or_default());
+        container.creators.push(reply);
+        self.containers.insert(id.clone(), container);
+        out.tasks.push(Task::Create { id, spec, log_directory, live });
+    }
+
+    pub(super) fn start(&mut self, id: &ContainerId, reply: Reply<()>, out: &mut Outbox) {
+        let live = self.live().filter(|_| self.goal == Goal::Run).cloned();
+        let Some(container) = self.containers.get_mut(id) else {
+            let error = Error::NotFound { kind: "container", id: id.as_str().into() };
+            return answer(out, reply, Err(error.into()));
+        };
+        match (&container.phase, live) {
+            // A retry of a start whose client went away joins it.
+            (Phase::Starting, _) => container.starters.push(reply),
+            (Phase::Created, Some(live)) if container.stopping.is_none() && !container.deleting => {
+                container.phase = Phase::Starting;
+                container.starters.push(reply);
+                out.tasks.push(Task::Start { id: id.clone(), live });
+            }
+            _ => {
+                let state = container.state().map_or("being created", ContainerState::text);
+                let error = Error::State {
+                    kind: "container",
+                    id: id.as_str().into(),
+                    state,
+                    wanted: "only a created container in a ready sandbox can be started",
+                };
+                answer(out, reply, Err(error.into()));
+            }
+        }
+    }
+
+    pub(super) fn stop_container(&mut self, id: &ContainerId, now: Instant, timeout: Duration, reply: Reply<()>, out: &mut Outbox) {
+        let deadline = now + timeout;
+        let live = self.live().cloned();
+        match self.containers.get_mut(id) {
+            Some(container) if matches!(container.phase, Phase::Running | Phase::Starting) => {
+                container.stoppers.push(reply);
+                match &mut container.stopping {
+                    Some(stopping) => stopping.deadline = stopping.deadline.min(deadline),
+                    None => {
+                        container.stopping = Some(Stopping { deadline, killed: false });
+                        let signal = container.facts.as_ref().map_or(15, |f| f.stop_signal);
+                        // Without time to end there is nothing to ask: it is killed below.
+                        if let Some(live) = live.filter(|_| !timeout.is_zero()) {
+                            out.tasks.push(Task::Signal { id: id.clone(), signal, live });
+                        }
+                    }
+                }
+            }
+            // Created, exited, unknown: nothing to stop.
+            _ => answer(out, reply, Ok(())),
+        }
+    }
+
+    pub(super) fn remove_container(&mut self, id: &ContainerId, reply: Reply<()>, now: Instant, out: &mut Outbox) {
+        match self.containers.get_mut(id) {
+            Some(container) => {
+                container.removers.push(reply);
+                if container.has_process() {
+                    end_now(container, now);
+                }
+            }
+            None => answer(out, reply, Ok(())),
+        }
+    }
+
+    pub(super) fn created(&mut self, id: ContainerId, result: Result<CreatedContainer, Error>, out: &mut Outbox) {
+        match result {
+            Ok(made) => {
+                let Some(container) = self.containers.get_mut(&id) else { return };
+                container.phase = Phase::Created;
+                container.facts = Some(made.facts);
+                container.created_at = made.created_at;
+                container.pid = Some(made.pid);
+                container.hold = made.hold;
+                let creators = std::mem::take(&mut container.creators);
+                container.claimed = creators.iter().any(|r| !r.is_closed());
+                for reply in creators {
+                    answer(out, reply, Ok(id.clone()));
+                }
+                if let Some(exit) = container.early_exit.take() {
+                    container.pid = None;
+                    container.phase = Phase::Exited(exit_record(&exit));
+                }
+                out.events.push((id.as_str().into(), Change::Created));
+                out.changed.push(id);
+            }
+            Err(error) => {
+                let Some(container) = self.containers.remove(&id) else { return };
+                let error = Arc::new(error);
+                for reply in container.creators {
+                    answer(out, reply, Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    pub(super) fn started(&mut self, id: &ContainerId, at: i64, result: Result<(), Error>, out: &mut Outbox) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        out.changed.push(id.clone());
+        let result = result.map_err(Arc::new);
+        if matches!(container.phase, Phase::Starting) {
+            match &result {
+                Ok(()) => {
+                    container.started_at = at;
+                    container.phase = Phase::Running;
+                    out.events.push((id.as_str().into(), Change::Started));
+                }
+                Err(error) => {
+                    // As containerd reports it: the container is there, ended, and says why.
+                    container.early_exit = None;
+                    container.pid = None;
+                    container.started_at = at;
+                    container.phase = Phase::Exited(Exit {
+                        code: 128,
+                        finished_at: at,
+                        reason: "StartError".into(),
+                        message: crate::error::text(&**error),
+                    });
+                    out.events.push((id.as_str().into(), Change::Stopped));
+                    answer_all(out, &mut container.stoppers, &Ok(()));
+                }
+            }
+        }
+        answer_all(out, &mut container.starters, &result);
+        if let Some(exit) = container.early_exit.take() {
+            self.exited(id, exit, out);
+        }
+    }
+
+    pub(super) fn exited(&mut self, id: &ContainerId, exit: ProcessExit, out: &mut Outbox) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        match container.phase {
+            Phase::Creating | Phase::Starting => container.early_exit = Some(exit),
+            Phase::Created | Phase::Running => {
+                let mut exit = exit_record(&exit);
+                exit.finished_at = exit.finished_at.max(container.started_at);
+                container.phase = Phase::Exited(exit);
+                container.pid = None;
+                answer_all(out, &mut container.stoppers, &Ok(()));
+                out.events.push((id.as_str().into(), Change::Stopped));
+                out.changed.push(id.clone());
+            }
+            Phase::Exited(_) => {}
+        }
+    }
+
+    pub(super) fn deleted(&mut self, id: ContainerId, result: Result<(), Error>, out: &mut Outbox) {
+        let Some(container) = self.containers.get_mut(&id) else { return };
+        container.deleting = false;
+        let result = result.map_err(Arc::new);
+        answer_all(out, &mut container.removers, &result);
+        match result {
+            Ok(()) => {
+                self.containers.remove(&id);
+                out.events.push((id.as_str().into(), Change::Deleted));
+                out.gone.push(id);
+            }
+            Err(error) => {
+                if self.goal == Goal::Remove {
+                    self.goal = Goal::Run;
+                    answer_all(out, &mut self.removers, &Err(error));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! The state machine of a sandbox and its containers. [`Machine::apply`] is the only thing that changes it: it is not async, does
+//! no I/O, and says in an [`Outbox`] which slow work to start, what to show and whom to answer.
+
+mod advance;
+mod container;
+mod event;
+mod members;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub(crate) use container::{Container, CreatedContainer, ProcessExit, exit_record};
+pub(crate) use event::{Change, Done, Event, Op, Outbox, Reply, Task};
+
+use crate::board::ContainerState;
+use crate::error::{Error, Shared};
+use crate::id::{ContainerId, SandboxId};
+use crate::spec::SandboxSpec;
+
+/// What a sandbox holds of the system while it is ready. Opaque to the state machine.
+pub(crate) type H = super::holdings::Live;
+
+#[derive(PartialEq, Eq, PartialOrd, Ord, Clone, Copy, Debug)]
+enum Goal {
+    Run,
+    Stop,
+    Remove,
+}
+
+enum Lifecycle {
+    Creating,
+    Ready(Arc<H>),
+    /// The shim is dead and what it left behind is being ended.
+    Burying(Arc<H>),
+    /// Network, shim and cgroup are being undone; the task has the holdings.
+    TearingDown,
+    /// What a failed teardown left, for the next try.
+    NotReady(Option<Arc<H>>),
+    Erasing,
+    /// The owner may end.
+    Over,
+}
+
+/// A sandbox with its containers.
+pub(crate) struct Machine {
+    pub(crate) id: SandboxId,
+    pub(crate) spec: Arc<SandboxSpec>,
+    lifecycle: Lifecycle,
+    goal: Goal,
+    pub(crate) created_at: i64,
+    claimed: bool,
+    runners: Vec<Reply<SandboxId>>,
+    stoppers: Vec<Reply<()>>,
+    removers: Vec<Reply<()>>,
+    pub(crate) containers: BTreeMap<ContainerId, Container>,
+    now: fn() -> i64,
+}
+
+fn answer<T: Send + Sync + 'static>(out: &mut Outbox, reply: Reply<T>, result: Shared<T>) {
+    out.answers.push(Box::new(move || {
+        let _ = reply.send(result);
+    }));
+}
+
+fn answer_all(out: &mut Outbox, replies: &mut Vec<Reply<()>>, result: &Shared<()>) {
+    for reply in replies.drain(..) {
+        answer(out, reply, result.clone());
+    }
+}
+
+impl Machine {
+    /// A sandbox to be made.
+    pub(crate) fn new(id: SandboxId, spec: Arc<SandboxSpec>) -> Self {
+        Self {
+            id,
+            spec,
+            lifecycle: Lifecycle::Creating,
+            goal: Goal::Run,
+            created_at: crate::clock::now_ns(),
+            claimed: false,
+            runners: Vec::new(),
+            stoppers: Vec::new(),
+            removers: Vec::new(),
+            containers: BTreeMap::new(),
+            now: crate::clock::now_ns,
+        }
+    }
+
+    /// A sandbox found again by the recovery: ready when its shim lives, else with what is to be torn down, if anything.
+    pub(crate) fn recovered(
+        id: SandboxId,
+        spec: Arc<SandboxSpec>,
+        created_at: i64,
+        ready: bool,
+        live: Option<Arc<H>>,
+        containers: BTreeMap<ContainerId, Container>,
+    ) -> Self {
+        let mut machine = Self::new(id, spec);
+        machine.lifecycle = match live {
+            Some(live) if ready => Lifecycle::Ready(live),
+            rest => Lifecycle::NotReady(rest),
+        };
+        machine.created_at = created_at;
+        machine.claimed = true;
+        machine.containers = containers;
+        machine
+    }
+
+    /// Whether the sandbox is READY.
+    pub(crate) fn ready(&self) -> bool {
+        matches!(self.lifecycle, Lifecycle::Ready(_)) && self.goal == Goal::Run
+    }
+
+    /// Whether there is anything to show.
+    pub(crate) fn listed(&self) -> bool {
+        !matches!(self.lifecycle, Lifecycle::Creating | Lifecycle::Over)
+    }
+
+    /// Whether the owner may end.
+    pub(crate) fn over(&self) -> bool {
+        matches!(self.lifecycle, Lifecycle::Over)
+    }
+
+    /// What the sandbox holds, while it is ready.
+    pub(crate) fn live(&self) -> Option<&Arc<H>> {
+        match &self.lifecycle {
+            Lifecycle::Ready(live) => Some(live),
+            _ => None,
+        }
+    }
+
+    /// When the next [`Event::Tick`] is due.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.containers
+            .values()
+            .filter(|c| c.has_process())
+            .filter_map(|c| c.stopping.as_ref())
+            .filter(|s| !s.killed)
+            .map(|s| s.deadline)
+            .min()
+    }
+
+    /// Changes the state by one event.
+    pub(crate) fn apply(&mut self, event: Event, now: Instant) -> Outbox {
+        let mut out = Outbox::default();
+        match event {
+            Event::Op(op) => self.op(op, now, &mut out),
+            Event::Done(done) => self.done(done, now, &mut out),
+            Event::Exited { id, exit } => self.exited(&id, exit, &mut out),
+            Event::ShimGone => self.shim_gone(&mut out),
+            Event::Tick => {}
+        }
+        self.escalate(now, &mut out);
+        self.advance(&mut out);
+        out
+    }
+
+    fn op(&mut self, op: Op, now: Instant, out: &mut Outbox) {
+        match op {
+            Op::Run(reply) => self.run(reply, out),
+            Op::Stop(reply) => self.stop(reply, out),
+            Op::Remove(reply) => {
+                self.removers.push(reply);
+                self.goal = Goal::Remove;
+                out.sandbox_changed = self.listed();
+            }
+            Op::CreateContainer { spec, log_directory, reply } => self.create(spec, log_directory, reply, out),
+            Op::StartContainer { id, reply } => self.start(&id, reply, out),
+            Op::StopContainer { id, timeout, reply } => self.stop_container(&id, now, timeout, reply, out),
+            Op::RemoveContainer { id, reply } => self.remove_container(&id, reply, now, out),
+            Op::Update { id, resources, reply } => match self.alive(&id, false) {
+                Ok((container, live)) => {
+                    let merged = Box::new(container.resources.merged(&resources));
+                    out.tasks.push(Task::Update { id, resources, merged, reply, live });
+                }
+                Err(error) => answer(out, reply, Err(error.into())),
+            },
+            Op::ReopenLog { id, reply } => match self.alive(&id, true) {
+                Ok((_, live)) => out.tasks.push(Task::ReopenLog { id, reply, live }),
+                Err(error) => answer(out, reply, Err(error.into())),
+            },
+            Op::Live(reply) => {
+                let result = match self.live().filter(|_| self.goal == Goal::Run) {
+                    Some(live) => Ok(live.clone()),
+                    None => Err(Arc::new(self.not_ready("must be ready"))),
+                };
+                answer(out, reply, result);
+            }
+        }
+    }
+
+    fn not_ready(&self, wanted: &'static str) -> Error {
+        Error::State { kind: "pod sandbox", id: self.id.as_str().into(), state: "not ready", wanted }
+    }
+
+    /// A container that may be acted upon: running, or also created.
+    fn alive(&self, id: &ContainerId, running: bool) -> Result<(&Container, Arc<H>), Error> {
+        let container = self.container(id)?;
+        let state = container.state().unwrap_or(ContainerState::Created);
+        let good = state == ContainerState::Running || (!running && state == ContainerState::Created);
+        match self.live() {
+            Some(live) if good => Ok((container, live.clone())),
+            _ => Err(Error::State {
+                kind: "container",
+                id: id.as_str().into(),
+                state: state.text(),
+                wanted: "must be running",
+            }),
+        }
+    }
+
+    fn container(&self, id: &ContainerId) -> Result<&Container, Error> {
+        self.containers.get(id).ok_or_else(|| Error::NotFound { kind: "container", id: id.as_str().into() })
+    }
+
+    fn run(&mut self, reply: Reply<SandboxId>, out: &mut Outbox) {
+        match self.lifecycle {
+            Lifecycle::Creating => {
+                if self.runners.is_empty() && !self.claimed {
+                    // The very first: `claimed` says from here on that the work has begun.
+                    self.claimed = true;
+                    out.tasks.push(Task::Run);
+                }
+                self.runners.push(reply);
+            }
+            // The one who asked had gone away before it was told: the retry gets what was made.
+            _ if !self.claimed && self.goal == Goal::Run => {
+                self.claimed = true;
+                answer(out, reply, Ok(self.id.clone()));
+            }
+            _ => {
+                let m = &self.spec.metadata;
+                let name = format!("{}_{}_{}_{}", m.name, m.namespace, m.uid, m.attempt);
+                let error = Error::Exists { kind: "pod sandbox", name, id: self.id.as_str().into() };
+                answer(out, reply, Err(error.into()));
+            }
+        }
+    }
+
+    fn stop(&mut self, reply: Reply<()>, out: &mut Outbox) {
+        self.stoppers.push(reply);
+        if self.goal < Goal::Stop {
+            self.goal = Goal::Stop;
+            out.sandbox_changed = self.listed();
+        }
+    }
+
+    fn done(&mut self, done: Done, now: Instant, out: &mut Outbox) {
+        match done {
+            Done::Ran(result) => self.ran(result, out),
+            Done::Created { id, result } => self.created(id, result, out),
+            Done::Started { id, at, result } => self.started(&id, at, result, out),
+            Done::Signalled { id, result } => {
+                if let (Err(error), Some(container)) = (result, self.containers.get_mut(&id)) {
+                    tracing::debug!(container = %id, error = %crate::error::text(&error), "signal not delivered");
+                    // What can not be signalled is killed at its deadline; a failed kill is tried again a little later.
+                    if let Some(stopping) = container.stopping.as_mut().filter(|s| s.killed) {
+                        stopping.killed = false;
+                        stopping.deadline = now + Duration::from_millis(200);
+                    }
+                }
+            }
+            Done::Deleted { id, result } => self.deleted(id, result, out),
+            Done::Updated { id, resources, reply, result } => {
+                if let (Ok(()), Some(container)) = (&result, self.containers.get_mut(&id)) {
+                    container.resources = *resources;
+                    out.changed.push(id);
+                }
+                answer(out, reply, result.map_err(Arc::new));
+            }
+            Done::Lost(exits) => self.buried(&exits, out),
+            Done::TornDown { rest, result } => {
+                self.lifecycle = Lifecycle::NotReady(rest);
+                out.sandbox_changed = true;
+                let result = result.map_err(Arc::new);
+                if result.is_err() && self.goal == Goal::Remove {
+                    answer_all(out, &mut self.removers, &result);
+                }
+                if result.is_err() {
+                    self.goal = Goal::Run; // Tried again by the next call.
+                }
+                answer_all(out, &mut self.stoppers, &result);
+            }
+            Done::Erased(result) => {
+                let result = result.map_err(Arc::new);
+                if result.is_ok() {
+                    self.lifecycle = Lifecycle::Over;
+                    out.sandbox_changed = true;
+                    out.events.push((self.id.as_str().into(), Change::Deleted));
+                } else {
+                    self.lifecycle = Lifecycle::NotReady(None);
+                    self.goal = Goal::Run;
+                }
+                answer_all(out, &mut self.removers, &result);
+                answer_all(out, &mut self.stoppers, &Ok(()));
+            }
+        }
+    }
+
+    fn ran(&mut self, result: Result<Arc<H>, Error>, out: &mut Outbox) {
+        let runners = std::mem::take(&mut self.runners);
+        out.sandbox_changed = true;
+        match result {
+            Ok(live) => {
+                self.lifecycle = Lifecycle::Ready(live);
+                self.claimed = runners.iter().any(|r| !r.is_closed());
+                out.events.push((self.id.as_str().into(), Change::Created));
+                out.events.push((self.id.as_str().into(), Change::Started));
+                for reply in runners {
+                    answer(out, reply, Ok(self.id.clone()));
+                }
+                // It may have died while the rest was made: that event came too early to count.
+                if self.live().is_some_and(|live| live.is_dead()) {
+                    self.shim_gone(out);
+                }
+            }
+            Err(error) => {
+                self.lifecycle = Lifecycle::Over;
+                let error = Arc::new(error);
+                for reply in runners {
+                    answer(out, reply, Err(error.clone()));
+                }
+                answer_all(out, &mut self.stoppers, &Ok(()));
+                answer_all(out, &mut self.removers, &Ok(()));
+            }
+        }
+    }
+}

@@ -1,0 +1,421 @@
+//! Sequences of events and what they lead to. Nothing here touches the system.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::board::ContainerFacts;
+use crate::sandbox::holdings::Live;
+use crate::spec::{ContainerSpec, Resources};
+
+struct Rig {
+    machine: Machine,
+    now: Instant,
+    tasks: Vec<Task>,
+    events: Vec<(String, Change)>,
+}
+
+type Wait<T> = oneshot::Receiver<Shared<T>>;
+
+fn live() -> Arc<H> {
+    Arc::new(Live::new("s".into(), Arc::default(), "/c".into()))
+}
+
+fn facts(spec: &ContainerSpec) -> Arc<ContainerFacts> {
+    Arc::new(ContainerFacts {
+        spec: spec.clone(),
+        image_id: "i".into(),
+        image_name: "i".into(),
+        image_ref: "i".into(),
+        user: Default::default(),
+        stop_signal: 15,
+        log_path: String::new(),
+        cgroup: String::new(),
+    })
+}
+
+fn failure() -> Error {
+    Error::Shim { action: "do it", message: "it failed".into() }
+}
+
+fn exit(code: i32) -> ProcessExit {
+    ProcessExit { code, oom: false, finished_at: 100 }
+}
+
+impl Rig {
+    fn new() -> Self {
+        let machine = Machine::new("s".into(), Arc::default());
+        Self { machine, now: Instant::now(), tasks: Vec::new(), events: Vec::new() }
+    }
+
+    /// A ready sandbox.
+    fn ready() -> Self {
+        let mut rig = Self::new();
+        let waiting = rig.op(Op::Run);
+        rig.done(Done::Ran(Ok(live())));
+        answer_of(waiting).unwrap();
+        rig.tasks.clear();
+        rig
+    }
+
+    fn apply(&mut self, event: Event) {
+        let out = self.machine.apply(event, self.now);
+        for answer in out.answers {
+            answer();
+        }
+        self.tasks.extend(out.tasks);
+        self.events.extend(out.events);
+    }
+
+    fn op<T>(&mut self, op: impl FnOnce(Reply<T>) -> Op) -> Wait<T> {
+        let (reply, waiting) = oneshot::channel();
+        self.apply(Event::Op(op(reply)));
+        waiting
+    }
+
+    fn done(&mut self, done: Done) {
+        self.apply(Event::Done(done));
+    }
+
+    fn create(&mut self, name: &str) -> Wait<ContainerId> {
+        let spec = Box::new(ContainerSpec { name: name.into(), ..Default::default() });
+        self.op(|reply| Op::CreateContainer { spec, log_directory: String::new(), reply })
+    }
+
+    /// The id that the creation under way was given.
+    fn creating(&self) -> ContainerId {
+        let task = self.tasks.iter().rev().find_map(|t| match t {
+            Task::Create { id, .. } => Some(id.clone()),
+            _ => None,
+        });
+        task.expect("a creation is under way")
+    }
+
+    fn made(&mut self, id: &ContainerId, name: &str) {
+        let spec = ContainerSpec { name: name.into(), ..Default::default() };
+        let made = CreatedContainer { facts: facts(&spec), created_at: 1, pid: 7, hold: None };
+        self.done(Done::Created { id: id.clone(), result: Ok(made) });
+    }
+
+    /// A container that runs.
+    fn running(name: &str) -> (Self, ContainerId) {
+        let mut rig = Self::ready();
+        let waiting = rig.create(name);
+        let id = rig.creating();
+        rig.made(&id, name);
+        answer_of(waiting).unwrap();
+        let waiting = rig.op(|reply| Op::StartContainer { id: id.clone(), reply });
+        rig.done(Done::Started { id: id.clone(), at: 5, result: Ok(()) });
+        answer_of(waiting).unwrap();
+        rig.tasks.clear();
+        (rig, id)
+    }
+
+    fn stop(&mut self, id: &ContainerId, seconds: u64) -> Wait<()> {
+        let timeout = Duration::from_secs(seconds);
+        self.op(|reply| Op::StopContainer { id: id.clone(), timeout, reply })
+    }
+
+    fn state(&self, id: &ContainerId) -> Option<ContainerState> {
+        self.machine.containers.get(id).and_then(Container::state)
+    }
+
+    fn take(&mut self) -> Vec<&'static str> {
+        self.tasks.drain(..).map(|t| name(&t)).collect()
+    }
+}
+
+fn name(task: &Task) -> &'static str {
+    match task {
+        Task::Run => "run",
+        Task::Create { .. } => "create",
+        Task::Start { .. } => "start",
+        Task::Signal { .. } => "signal",
+        Task::Kill { .. } => "kill",
+        Task::Delete { .. } => "delete",
+        Task::Update { .. } => "update",
+        Task::ReopenLog { .. } => "reopen",
+        Task::Bury { .. } => "bury",
+        Task::TearDown { .. } => "tear down",
+        Task::Erase => "erase",
+    }
+}
+
+fn answer_of<T>(mut waiting: Wait<T>) -> Shared<T> {
+    waiting.try_recv().expect("an answer has come")
+}
+
+fn unanswered<T>(waiting: &mut Wait<T>) -> bool {
+    matches!(waiting.try_recv(), Err(oneshot::error::TryRecvError::Empty))
+}
+
+#[test]
+fn a_retry_joins_the_run_that_is_under_way() {
+    let mut rig = Rig::new();
+    let first = rig.op(Op::Run);
+    drop(first); // The client gave up.
+    let second = rig.op(Op::Run);
+    assert_eq!(rig.take(), ["run"]);
+    assert!(!rig.machine.listed());
+    rig.done(Done::Ran(Ok(live())));
+    assert_eq!(answer_of(second).unwrap().as_str(), "s");
+    assert!(rig.machine.ready());
+}
+
+#[test]
+fn a_run_that_nobody_waited_for_goes_to_the_retry_and_then_the_name_is_taken() {
+    let mut rig = Rig::new();
+    drop(rig.op(Op::Run));
+    rig.done(Done::Ran(Ok(live())));
+    let retry = rig.op(Op::Run);
+    assert_eq!(answer_of(retry).unwrap().as_str(), "s");
+    let other = rig.op(Op::Run);
+    assert!(matches!(*answer_of(other).unwrap_err(), Error::Exists { .. }));
+}
+
+#[test]
+fn a_failed_run_answers_everybody_and_is_over() {
+    let mut rig = Rig::new();
+    let (run, stop) = (rig.op(Op::Run), rig.op(Op::Stop));
+    rig.done(Done::Ran(Err(failure())));
+    assert!(answer_of(run).is_err());
+    assert!(answer_of(stop).is_ok());
+    assert!(rig.machine.over() && !rig.machine.listed());
+}
+
+#[test]
+fn creations_of_one_name_join_and_a_failed_one_frees_the_name() {
+    let mut rig = Rig::ready();
+    let (first, second) = (rig.create("a"), rig.create("a"));
+    assert_eq!(rig.tasks.len(), 1);
+    let id = rig.creating();
+    rig.done(Done::Created { id, result: Err(failure()) });
+    assert!(answer_of(first).is_err() && answer_of(second).is_err());
+    let third = rig.create("a");
+    let id = rig.creating();
+    rig.made(&id, "a");
+    assert_eq!(answer_of(third).unwrap(), id);
+    let fourth = rig.create("a");
+    assert!(matches!(*answer_of(fourth).unwrap_err(), Error::Exists { .. }));
+}
+
+#[test]
+fn a_container_that_nobody_waited_for_goes_to_the_retry() {
+    let mut rig = Rig::ready();
+    drop(rig.create("a"));
+    let id = rig.creating();
+    rig.made(&id, "a");
+    let retry = rig.create("a");
+    assert_eq!(answer_of(retry).unwrap(), id);
+}
+
+#[test]
+fn a_failed_start_leaves_the_container_exited_128_with_the_reason() {
+    let mut rig = Rig::ready();
+    let _created = rig.create("a");
+    let id = rig.creating();
+    rig.made(&id, "a");
+    let start = rig.op(|reply| Op::StartContainer { id: id.clone(), reply });
+    // The shim reports the end as well, before the answer.
+    rig.apply(Event::Exited { id: id.clone(), exit: exit(128) });
+    rig.done(Done::Started { id: id.clone(), at: 9, result: Err(failure()) });
+    assert!(answer_of(start).is_err());
+    let exit = rig.machine.containers[&id].exit().unwrap().clone();
+    assert_eq!((exit.code, exit.reason.as_str(), exit.message.as_str()), (128, "StartError", "it failed"));
+}
+
+#[test]
+fn an_exit_that_overtakes_the_answer_to_the_start_is_not_lost() {
+    let mut rig = Rig::ready();
+    let _created = rig.create("a");
+    let id = rig.creating();
+    rig.made(&id, "a");
+    let start = rig.op(|reply| Op::StartContainer { id: id.clone(), reply });
+    rig.apply(Event::Exited { id: id.clone(), exit: exit(0) });
+    assert_eq!(rig.state(&id), Some(ContainerState::Created));
+    rig.done(Done::Started { id: id.clone(), at: 500, result: Ok(()) });
+    assert!(answer_of(start).is_ok());
+    let exit = rig.machine.containers[&id].exit().unwrap();
+    assert_eq!((exit.reason.as_str(), exit.finished_at), ("Completed", 500), "an end is never before its start");
+}
+
+#[test]
+fn a_stop_signals_waits_and_kills_and_a_later_call_can_shorten_it() {
+    let (mut rig, id) = Rig::running("a");
+    let mut slow = rig.stop(&id, 60);
+    assert_eq!(rig.take(), ["signal"]);
+    assert_eq!(rig.machine.deadline(), Some(rig.now + Duration::from_secs(60)));
+    rig.now += Duration::from_secs(1);
+    let mut fast = rig.stop(&id, 2);
+    assert!(rig.take().is_empty(), "the stop signal is sent once");
+    assert_eq!(rig.machine.deadline(), Some(rig.now + Duration::from_secs(2)));
+    rig.now += Duration::from_secs(2);
+    rig.apply(Event::Tick);
+    assert_eq!(rig.take(), ["kill"]);
+    assert!(unanswered(&mut slow) && unanswered(&mut fast));
+    rig.apply(Event::Exited { id: id.clone(), exit: exit(137) });
+    assert!(answer_of(slow).is_ok() && answer_of(fast).is_ok());
+    assert_eq!(rig.state(&id), Some(ContainerState::Exited));
+    assert_eq!(rig.machine.deadline(), None);
+}
+
+#[test]
+fn a_stop_without_time_kills_at_once_and_a_failed_kill_is_tried_again() {
+    let (mut rig, id) = Rig::running("a");
+    let _stop = rig.stop(&id, 0);
+    assert_eq!(rig.take(), ["kill"]);
+    rig.done(Done::Signalled { id: id.clone(), result: Err(failure()) });
+    rig.now += Duration::from_secs(1);
+    rig.apply(Event::Tick);
+    assert_eq!(rig.take(), ["kill"]);
+}
+
+#[test]
+fn stopping_what_does_not_run_is_nothing_to_do() {
+    let mut rig = Rig::ready();
+    let _created = rig.create("a");
+    let id = rig.creating();
+    rig.made(&id, "a");
+    rig.take();
+    let stop = rig.stop(&id, 5);
+    assert!(answer_of(stop).is_ok());
+    let unknown = rig.stop(&"nobody".into(), 5);
+    assert!(answer_of(unknown).is_ok());
+    assert!(rig.take().is_empty());
+}
+
+#[test]
+fn removing_a_running_container_kills_it_first() {
+    let (mut rig, id) = Rig::running("a");
+    let mut remove = rig.op(|reply| Op::RemoveContainer { id: id.clone(), reply });
+    assert_eq!(rig.take(), ["kill"]);
+    rig.apply(Event::Exited { id: id.clone(), exit: exit(137) });
+    assert_eq!(rig.take(), ["delete"]);
+    assert!(unanswered(&mut remove));
+    rig.done(Done::Deleted { id: id.clone(), result: Ok(()) });
+    assert!(answer_of(remove).is_ok());
+    assert!(rig.machine.containers.is_empty());
+}
+
+#[test]
+fn a_failed_removal_keeps_the_container_and_a_later_call_resumes() {
+    let (mut rig, id) = Rig::running("a");
+    rig.apply(Event::Exited { id: id.clone(), exit: exit(0) });
+    let first = rig.op(|reply| Op::RemoveContainer { id: id.clone(), reply });
+    rig.take();
+    rig.done(Done::Deleted { id: id.clone(), result: Err(failure()) });
+    assert!(answer_of(first).is_err());
+    assert_eq!(rig.state(&id), Some(ContainerState::Exited));
+    let second = rig.op(|reply| Op::RemoveContainer { id: id.clone(), reply });
+    assert_eq!(rig.take(), ["delete"]);
+    rig.done(Done::Deleted { id, result: Ok(()) });
+    assert!(answer_of(second).is_ok());
+}
+
+#[test]
+fn stopping_a_sandbox_ends_its_containers_waits_for_creations_and_then_tears_down() {
+    let (mut rig, id) = Rig::running("a");
+    let _creation = rig.create("b");
+    let young = rig.creating();
+    rig.take();
+    let mut stop = rig.op(Op::Stop);
+    assert!(!rig.machine.ready());
+    assert_eq!(rig.take(), ["kill"]);
+    rig.apply(Event::Exited { id, exit: exit(137) });
+    assert!(rig.take().is_empty(), "a creation is under way");
+    rig.made(&young, "b");
+    assert_eq!(rig.take(), ["kill"]);
+    rig.apply(Event::Exited { id: young, exit: exit(137) });
+    assert_eq!(rig.take(), ["tear down"]);
+    assert!(unanswered(&mut stop));
+    rig.done(Done::TornDown { rest: None, result: Ok(()) });
+    assert!(answer_of(stop).is_ok());
+    let late = rig.create("c");
+    assert!(matches!(*answer_of(late).unwrap_err(), Error::State { .. }));
+}
+
+#[test]
+fn stop_resumes_after_a_failed_teardown() {
+    let mut rig = Rig::ready();
+    let first = rig.op(Op::Stop);
+    rig.take();
+    rig.done(Done::TornDown { rest: Some(live()), result: Err(failure()) });
+    assert!(answer_of(first).is_err());
+    assert!(rig.machine.listed() && !rig.machine.ready());
+    assert!(rig.take().is_empty(), "not tried again by itself");
+    let second = rig.op(Op::Stop);
+    assert_eq!(rig.take(), ["tear down"]);
+    rig.done(Done::TornDown { rest: None, result: Ok(()) });
+    assert!(answer_of(second).is_ok());
+    let third = rig.op(Op::Stop);
+    assert!(answer_of(third).is_ok());
+}
+
+#[test]
+fn removing_a_sandbox_stops_it_deletes_its_containers_and_then_itself() {
+    let (mut rig, id) = Rig::running("a");
+    let mut remove = rig.op(Op::Remove);
+    assert_eq!(rig.take(), ["kill"]);
+    rig.apply(Event::Exited { id: id.clone(), exit: exit(137) });
+    assert_eq!(rig.take(), ["tear down"]);
+    rig.done(Done::TornDown { rest: None, result: Ok(()) });
+    assert_eq!(rig.take(), ["delete"]);
+    rig.done(Done::Deleted { id, result: Ok(()) });
+    assert_eq!(rig.take(), ["erase"]);
+    assert!(unanswered(&mut remove));
+    rig.done(Done::Erased(Ok(())));
+    assert!(answer_of(remove).is_ok());
+    assert!(rig.machine.over());
+}
+
+#[test]
+fn the_death_of_the_shim_is_the_death_of_the_pod() {
+    let (mut rig, id) = Rig::running("a");
+    let mut stop = rig.stop(&id, 60);
+    rig.take();
+    rig.apply(Event::ShimGone);
+    rig.apply(Event::ShimGone);
+    assert_eq!(rig.take(), ["bury"]);
+    assert!(!rig.machine.ready());
+    assert!(unanswered(&mut stop));
+    rig.done(Done::Lost(BTreeMap::new()));
+    assert!(answer_of(stop).is_ok());
+    let exit = rig.machine.containers[&id].exit().unwrap();
+    assert_eq!((exit.code, exit.reason.as_str()), (255, "Unknown"));
+    assert_eq!(rig.take(), ["tear down"]);
+    rig.done(Done::TornDown { rest: None, result: Ok(()) });
+    assert!(rig.machine.listed() && !rig.machine.ready());
+}
+
+#[test]
+fn an_exit_that_the_dead_shim_had_recorded_counts() {
+    let (mut rig, id) = Rig::running("a");
+    rig.apply(Event::ShimGone);
+    rig.done(Done::Lost(BTreeMap::from([(id.clone(), exit(3))])));
+    assert_eq!(rig.machine.containers[&id].exit().unwrap().code, 3);
+}
+
+#[test]
+fn limits_change_only_when_they_were_applied() {
+    let (mut rig, id) = Rig::running("a");
+    for (result, want) in [(Err(failure()), 0), (Ok(()), 512)] {
+        let resources = Box::new(Resources { cpu_shares: 512, ..Default::default() });
+        let good = result.is_ok();
+        let waiting = rig.op(|reply| Op::Update { id: id.clone(), resources, reply });
+        let Some(Task::Update { id: of, merged, reply, .. }) = rig.tasks.pop() else { panic!("no update") };
+        rig.done(Done::Updated { id: of, resources: merged, reply, result });
+        assert_eq!(answer_of(waiting).is_ok(), good);
+        assert_eq!(rig.machine.containers[&id].resources.cpu_shares, want);
+    }
+}
+
+#[test]
+fn what_happened_is_announced_once_and_in_order() {
+    let (mut rig, id) = Rig::running("a");
+    rig.apply(Event::Exited { id: id.clone(), exit: exit(0) });
+    rig.apply(Event::Exited { id: id.clone(), exit: exit(0) });
+    let of: Vec<Change> = rig.events.iter().filter(|(s, _)| *s == id.as_str()).map(|(_, c)| *c).collect();
+    assert_eq!(of, [Change::Created, Change::Started, Change::Stopped]);
+}
