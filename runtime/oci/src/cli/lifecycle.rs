@@ -52,7 +52,13 @@ pub(super) fn start_folder(folder: &Folder, record: &Record, spec: &Spec) -> Res
     drop(gate);
     let started = read_started(report);
     let _ = fs::remove_file(folder.fifo());
-    started.map_err(|error| error.message)?;
+    if let Err(error) = started {
+        // It ends at once; who asks for its state next is to see that.
+        if let Some(process) = folder.status(record).1 {
+            let _ = process.wait_ended(Some(PATIENCE));
+        }
+        return Err(error.message);
+    }
     if let Some(hooks) = &spec.hooks {
         run_hooks("poststart", &hooks.poststart, &hook_state(record, spec, "running")).map_err(|error| chain(&error))?;
     }
