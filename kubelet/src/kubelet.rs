@@ -300,8 +300,15 @@ impl Main {
 
     fn spawn(&mut self, uid: PodUid, pod: Arc<Pod>) {
         let (inbox, messages) = mpsc::unbounded_channel();
-        let worker =
-            Worker::new(uid.clone(), pod.clone(), self.executor.clone(), self.table.clone(), messages, self.stop.clone());
+        let worker = Worker::new(
+            uid.clone(),
+            pod.clone(),
+            self.executor.clone(),
+            self.table.clone(),
+            messages,
+            inbox.downgrade(),
+            self.stop.clone(),
+        );
         let name = FullName::of(&pod);
         tracing::info!(pod = %pod::format_pod(&pod), "pod is taken up");
         self.workers.insert(uid.clone(), Handle { pod, name, inbox, ending: false, listed: Vec::new() });

@@ -28,6 +28,7 @@ mod orphan;
 pub mod plan;
 pub mod plan_files;
 pub mod pod;
+pub mod probe;
 pub mod quantity;
 pub mod resources;
 pub mod sandbox_config;

@@ -3,6 +3,7 @@
 
 use std::future::pending;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::mpsc;
@@ -13,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Now;
 use crate::execute::{Executor, OpResult, PassResults, run_pass};
 use crate::memory::{PodMemory, ProbeResults, PullFailure, Reason, Termination, Unhealthy};
-use crate::observed::{self, Limits, PodObserved};
+use crate::observed::{self, Limits, PodObserved, State};
 use crate::plan::{self, Plan, PodOp, Situation};
 use crate::pod::{self, PodUid};
+use crate::probe::{Kind, Probers, Subject};
 use crate::resources::container_resources;
 use crate::status;
 use crate::table::PodTable;
@@ -29,19 +31,16 @@ pub enum Message {
     Terminate(Termination),
     /// Something changed in the runtime.
     Look,
-    /// What a container's probes say.
+    /// What a container's probe has found, beyond its threshold.
     Probed {
         /// Container's ID.
         id: String,
-        /// Readiness and start.
-        results: ProbeResults,
-    },
-    /// A container is to be killed for its probe.
-    Unhealthy {
-        /// Container's ID.
-        id: String,
         /// Which probe.
-        verdict: Unhealthy,
+        kind: Kind,
+        /// Its verdict.
+        well: bool,
+        /// Grace of the probe, where it has one of its own.
+        grace: Option<i64>,
     },
 }
 
@@ -83,6 +82,8 @@ pub struct Worker {
     /// After a failure of the pod as a whole nothing is tried before this.
     hold: Option<Instant>,
     last_ops: Vec<PodOp>,
+    probers: Probers,
+    own_inbox: mpsc::WeakUnboundedSender<Message>,
     finished: bool,
 }
 
@@ -94,6 +95,7 @@ impl Worker {
         executor: Executor,
         table: PodTable,
         inbox: mpsc::UnboundedReceiver<Message>,
+        own_inbox: mpsc::WeakUnboundedSender<Message>,
         shutdown: CancellationToken,
     ) -> Worker {
         let now = Now { mono: Instant::now(), wall: executor.config.clock.now() };
@@ -115,6 +117,8 @@ impl Worker {
             wake: None,
             hold: None,
             last_ops: Vec::new(),
+            probers: Probers::default(),
+            own_inbox,
             finished: false,
         }
     }
@@ -226,10 +230,53 @@ impl Worker {
                     }
                 }
             }
-            Message::Probed { id, results } => _ = self.memory.probes.insert(id, results),
-            Message::Unhealthy { id, verdict } => _ = self.memory.unhealthy.insert(id, verdict),
+            Message::Probed { id, kind, well, grace } => self.probed(id, kind, well, grace),
         }
         self.dirty = true;
+    }
+
+    fn probed(&mut self, id: String, kind: Kind, well: bool, grace: Option<i64>) {
+        if let Some(results) = self.memory.probes.get_mut(&id) {
+            match kind {
+                Kind::Startup => results.started |= well,
+                Kind::Readiness => results.ready = well,
+                Kind::Liveness => {}
+            }
+        }
+        if !well && kind != Kind::Readiness {
+            self.memory.unhealthy.insert(id, Unhealthy { probe: kind.as_str(), grace });
+        }
+    }
+
+    /// Starts the probers of containers that run, ends those of others.
+    fn keep_probers(&mut self, now: Now) {
+        let observed = self.observed.clone();
+        let running = |id: &str| observed.containers.iter().any(|c| c.id == id && c.state == State::Running);
+        let ending = self.memory.terminating.is_some();
+        self.probers.retain(|id, kind| running(id) && (!ending || kind == Kind::Readiness));
+        let addresses = match pod::is_host_network(&self.pod) {
+            true => &self.executor.node.host_ips,
+            false => &self.memory.ips,
+        };
+        let ip = addresses.first().and_then(|ip| ip.parse().ok());
+        for container in &pod::spec(&self.pod).containers {
+            let Some(record) = observed.newest(&container.name).filter(|c| c.state == State::Running) else { continue };
+            let age = now.wall.as_nanosecond() - i128::from(record.started_at);
+            let age = u64::try_from(age).map(Duration::from_nanos).unwrap_or_default();
+            let subject = Subject { pod: &self.pod, container, id: &record.id, age, ip };
+            let results = self.memory.probes.entry(record.id.clone()).or_insert(ProbeResults {
+                started: container.startup_probe.is_none(),
+                ready: container.readiness_probe.is_none(),
+            });
+            let kinds: &[Kind] = match (results.started, ending) {
+                (_, true) => &[],
+                (false, _) => &[Kind::Startup],
+                (true, _) => &[Kind::Liveness, Kind::Readiness],
+            };
+            for kind in kinds {
+                self.probers.ensure(&subject, *kind, &self.executor.runtime, &self.own_inbox);
+            }
+        }
     }
 
     fn wake_at(&mut self, at: Instant) {
@@ -241,6 +288,7 @@ impl Worker {
         let now = self.now();
         self.memory.note(&observed, now);
         self.observed = Arc::new(observed);
+        self.keep_probers(now);
         let plan = self.make_plan(now);
         self.publish(now, &plan);
         if self.pass.is_some() {

@@ -465,3 +465,30 @@ async fn logs_are_served_and_named_errors_given() {
     let running = node.get("/runningpods/").await.1;
     assert!(running.contains("\"name\":\"web-n1\""), "{running}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn probes_decide_about_start_readiness_and_life() {
+    let mut node = Node::new();
+    let refuse = || Status::aborted("exit 1");
+    // The startup probe fails once; later the liveness probe fails twice.
+    node.apply(
+        "web.yaml",
+        &pod("web", "").replace(
+            "image: 'img:1'",
+            "image: 'img:1', startupProbe: {exec: {command: [start]}, periodSeconds: 1}, livenessProbe: {exec: {command: [live]}, periodSeconds: 2, failureThreshold: 2, terminationGracePeriodSeconds: 1}, readinessProbe: {exec: {command: [ready]}, periodSeconds: 3}",
+        ),
+    );
+    node.cri.fail("ExecSync start", [refuse()]);
+    node.start().await;
+    let ready = |p: &serde_json::Value| p["status"]["containerStatuses"][0]["ready"] == true;
+    node.wait_pod("web-n1", "ready", ready).await;
+    let execs: Vec<_> = node.cri.calls("ExecSync").into_iter().map(|(_, c)| c).take(2).collect();
+    assert_eq!(execs, ["ExecSync c/0 start", "ExecSync c/0 start"], "nothing else is asked before it has started");
+    assert_eq!(node.cri.lock().running(), ["c"]);
+    node.cri.fail("ExecSync live", [refuse(), refuse()]);
+    node.cri.wait("the restart", |s| s.calls.iter().any(|(_, c)| c == "StartContainer c/1")).await;
+    assert_eq!(node.cri.calls("StopContainer").first().unwrap().1, "StopContainer c/0 1", "with the probe's grace");
+    let again =
+        node.wait_pod("web-n1", "ready again", |p| ready(p) && p["status"]["containerStatuses"][0]["restartCount"] == 1).await;
+    assert_eq!(again["status"]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"], 143);
+}

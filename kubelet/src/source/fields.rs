@@ -96,12 +96,33 @@ const CONTAINER: &[&str] = &[
 /// Below `spec.initContainers[]` only.
 const INIT_CONTAINER: &[&str] = &[];
 
+/// Below `spec.containers[]` only, for each kind of probe.
+const PROBE: &[&str] = &[
+    "exec.command[]",
+    "httpGet.host",
+    "httpGet.httpHeaders.**",
+    "httpGet.path",
+    "httpGet.port",
+    "httpGet.scheme",
+    "tcpSocket.host",
+    "tcpSocket.port",
+    "initialDelaySeconds",
+    "timeoutSeconds",
+    "periodSeconds",
+    "successThreshold",
+    "failureThreshold",
+    "terminationGracePeriodSeconds",
+];
+const PROBES: &[&str] = &["livenessProbe", "readinessProbe", "startupProbe"];
+
 /// Whether berth carries out the field at `path` (`spec.containers[0].image`). Inner nodes count when something below
 /// them does.
 pub fn is_supported(path: &str) -> bool {
     let segments = split(path);
     if let Some(below) = strip(&segments, &["spec", "containers", "[]"]) {
-        return below.is_empty() || CONTAINER.iter().any(|p| matches(p, below));
+        let probe = below.first().is_some_and(|field| PROBES.contains(field));
+        let of_probe = |below: &[&str]| below.is_empty() || PROBE.iter().any(|p| matches(p, below));
+        return below.is_empty() || CONTAINER.iter().any(|p| matches(p, below)) || probe && of_probe(&below[1..]);
     }
     if let Some(below) = strip(&segments, &["spec", "initContainers", "[]"]) {
         return below.is_empty() || CONTAINER.iter().chain(INIT_CONTAINER).any(|p| matches(p, below));
@@ -116,6 +137,7 @@ pub fn supported() -> impl Iterator<Item = String> {
     POD.iter()
         .map(|f| (*f).to_owned())
         .chain(below("spec.containers[].", CONTAINER))
+        .chain(PROBES.iter().flat_map(|probe| PROBE.iter().map(move |f| format!("spec.containers[].{probe}.{f}"))))
         .chain(below("spec.initContainers[].", CONTAINER))
         .chain(below("spec.initContainers[].", INIT_CONTAINER))
 }
@@ -171,6 +193,8 @@ mod tests {
             "metadata.labels.app.kubernetes.io/name",
             "spec.volumes[0].hostPath.type",
             "spec.containers[0].ports[0].hostPort",
+            "spec.containers[0].livenessProbe",
+            "spec.containers[0].readinessProbe.httpGet.httpHeaders[0].name",
         ] {
             assert!(is_supported(path), "{path}");
         }
@@ -180,6 +204,8 @@ mod tests {
             "spec.volumes[0].configMap.name",
             "spec.containers[0].env[0].valueFrom.configMapKeyRef",
             "spec.containers[0].envFrom",
+            "spec.containers[0].livenessProbe.grpc",
+            "spec.initContainers[0].livenessProbe",
             "spec.ephemeralContainers",
             "metadata.ownerReferences",
             "spec.containers[0].image.nested",

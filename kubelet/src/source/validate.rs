@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, Pod, PodSpec, ResourceRequirements, SeccompProfile, Volume, VolumeMount,
+    Container, ContainerPort, Pod, PodSpec, Probe, ResourceRequirements, SeccompProfile, Volume, VolumeMount,
 };
 
 use crate::quantity::Amount;
@@ -290,6 +290,58 @@ fn validate_container(path: &str, container: &Container, spec: &PodSpec, volumes
     validate_resources(&format!("{path}.resources"), container.resources.as_ref(), problems);
     validate_mounts(path, container, volumes, problems);
     validate_container_security(path, container, problems);
+    for (name, probe) in [
+        ("livenessProbe", &container.liveness_probe),
+        ("readinessProbe", &container.readiness_probe),
+        ("startupProbe", &container.startup_probe),
+    ] {
+        if let Some(probe) = probe {
+            validate_probe(&format!("{path}.{name}"), probe, name != "readinessProbe", problems);
+        }
+    }
+}
+
+fn validate_probe(path: &str, probe: &Probe, once: bool, problems: &mut Problems) {
+    let handlers = [probe.exec.is_some(), probe.http_get.is_some(), probe.tcp_socket.is_some()];
+    if handlers.iter().filter(|set| **set).count() != 1 {
+        problems.add(path, "must have one of exec, httpGet and tcpSocket");
+    }
+    if probe.exec.as_ref().is_some_and(|e| e.command.as_ref().is_none_or(Vec::is_empty)) {
+        problems.add(format!("{path}.exec.command"), "is required");
+    }
+    if let Some(get) = &probe.http_get {
+        let scheme = get.scheme.as_deref();
+        problems.one_of(&format!("{path}.httpGet.scheme"), scheme, &["HTTP", "HTTPS"]);
+        if scheme == Some("HTTPS") {
+            problems.add(format!("{path}.httpGet.scheme"), "HTTPS is not supported by berth yet");
+        }
+    }
+    let hosts = [
+        ("httpGet", probe.http_get.as_ref().and_then(|g| g.host.as_deref())),
+        ("tcpSocket", probe.tcp_socket.as_ref().and_then(|t| t.host.as_deref())),
+    ];
+    for (handler, host) in hosts {
+        if host.is_some_and(|h| !h.is_empty() && h.parse::<IpAddr>().is_err()) {
+            problems.add(format!("{path}.{handler}.host"), "must be an IP address");
+        }
+    }
+    for (field, value) in [
+        ("initialDelaySeconds", probe.initial_delay_seconds),
+        ("timeoutSeconds", probe.timeout_seconds),
+        ("periodSeconds", probe.period_seconds),
+        ("successThreshold", probe.success_threshold),
+        ("failureThreshold", probe.failure_threshold),
+    ] {
+        if value.is_some_and(|v| v < 0) {
+            problems.add(format!("{path}.{field}"), "must not be negative");
+        }
+    }
+    if once && probe.success_threshold.is_some_and(|n| n != 1) {
+        problems.add(format!("{path}.successThreshold"), "must be 1");
+    }
+    if !once && probe.termination_grace_period_seconds.is_some() {
+        problems.add(format!("{path}.terminationGracePeriodSeconds"), "must not be set for readinessProbes");
+    }
 }
 
 fn validate_ports(path: &str, ports: &[ContainerPort], spec: &PodSpec, problems: &mut Problems) {
@@ -482,6 +534,12 @@ mod tests {
             ("{hostUsers: false, containers: [{name: c, image: i}]}".to_owned(), "spec.hostUsers"),
             ("{hostname: A.b, containers: [{name: c, image: i}]}".to_owned(), "spec.hostname"),
             (container("volumeMounts: [{name: absent, mountPath: /x}]"), "spec.containers[0].volumeMounts[0].name"),
+            (container("livenessProbe: {periodSeconds: 1}"), "spec.containers[0].livenessProbe"),
+            (
+                container("livenessProbe: {tcpSocket: {port: 1}, successThreshold: 2}"),
+                "spec.containers[0].livenessProbe.successThreshold",
+            ),
+            (container("startupProbe: {httpGet: {port: 1, scheme: HTTPS}}"), "spec.containers[0].startupProbe.httpGet.scheme"),
             (container("env: [{name: 'A=B', value: x}]"), "spec.containers[0].env[0].name"),
             (
                 container("env: [{name: A, valueFrom: {fieldRef: {fieldPath: spec.containers}}}]"),

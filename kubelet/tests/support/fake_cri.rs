@@ -131,7 +131,7 @@ impl FakeCri {
         self.lock().behaviours.entry(container.to_owned()).or_default().extend(behaviours);
     }
 
-    /// The next calls of a method fail so.
+    /// The next calls of a method (or of `<method> <last word of the call>`) fail so.
     pub fn fail(&self, method: &str, statuses: impl IntoIterator<Item = Status>) {
         self.lock().failures.entry(method.to_owned()).or_default().extend(statuses);
     }
@@ -208,7 +208,11 @@ impl FakeCri {
         while self.lock().held.contains_key(method) {
             changes.changed().await.map_err(|_| Status::cancelled("the test is over"))?;
         }
-        match self.lock().failures.get_mut(method).and_then(VecDeque::pop_front) {
+        let special = format!("{method} {}", detail.rsplit(' ').next().unwrap_or_default());
+        let mut state = self.lock();
+        let told = [method, special.as_str()].into_iter().find_map(|key| state.failures.get_mut(key)?.pop_front());
+        drop(state);
+        match told {
             Some(status) => Err(status),
             None => Ok(busy),
         }

@@ -1,0 +1,345 @@
+//! Probes of running containers: one task per container and kind. A task tells its pod's worker what it finds; the
+//! worker decides.
+
+mod http;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Container, Pod, Probe};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::container_config::expand_literal;
+use crate::cri::{self as calls, Runtime};
+use crate::pod;
+use crate::worker::Message;
+
+/// Which question a probe asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Has it come up?
+    Startup,
+    /// Is it well?
+    Liveness,
+    /// Can it take work?
+    Readiness,
+}
+
+impl Kind {
+    /// As messages have it: `liveness`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Startup => "startup",
+            Kind::Liveness => "liveness",
+            Kind::Readiness => "readiness",
+        }
+    }
+
+    fn of(self, container: &Container) -> Option<&Probe> {
+        match self {
+            Kind::Startup => container.startup_probe.as_ref(),
+            Kind::Liveness => container.liveness_probe.as_ref(),
+            Kind::Readiness => container.readiness_probe.as_ref(),
+        }
+    }
+}
+
+/// The verdict of one look.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Well.
+    Success,
+    /// Not well, and what it said.
+    Failure(String),
+    /// The probe itself did not work.
+    Error(String),
+}
+
+/// What a probe does, with everything resolved.
+#[derive(Clone, Debug)]
+enum Check {
+    Exec {
+        cmd: Vec<String>,
+    },
+    Http(http::Target),
+    Tcp(SocketAddr),
+    /// It cannot work, and why.
+    Broken(String),
+}
+
+/// What a prober needs besides the container's spec.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    /// The pod.
+    pub pod: &'a Pod,
+    /// The container's spec.
+    pub container: &'a Container,
+    /// The running container's ID.
+    pub id: &'a str,
+    /// How long it has been running.
+    pub age: Duration,
+    /// The pod's first address.
+    pub ip: Option<IpAddr>,
+}
+
+/// The running probers of a pod.
+#[derive(Debug, Default)]
+pub struct Probers(BTreeMap<(String, Kind), DropGuard>);
+
+impl Probers {
+    /// Keeps only the probers of these containers.
+    pub fn retain(&mut self, keep: impl Fn(&str, Kind) -> bool) {
+        self.0.retain(|(id, kind), _| keep(id, *kind));
+    }
+
+    /// Starts the prober of a kind unless it has been started; whether the container has such a probe.
+    pub fn ensure(
+        &mut self,
+        subject: &Subject<'_>,
+        kind: Kind,
+        runtime: &Runtime,
+        inbox: &mpsc::WeakUnboundedSender<Message>,
+    ) -> bool {
+        let Some(probe) = kind.of(subject.container) else { return false };
+        let key = (subject.id.to_owned(), kind);
+        if !self.0.contains_key(&key) {
+            let stop = CancellationToken::new();
+            let prober = Prober::new(probe, subject, kind, runtime.clone(), inbox.clone());
+            let stopped = stop.clone();
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = stopped.cancelled() => {}
+                    () = prober.run() => {}
+                }
+            });
+            self.0.insert(key, stop.drop_guard());
+        }
+        true
+    }
+}
+
+struct Prober {
+    pod: String,
+    container: String,
+    id: String,
+    kind: Kind,
+    check: Check,
+    delay: Duration,
+    period: Duration,
+    timeout: Duration,
+    success_threshold: i32,
+    failure_threshold: i32,
+    grace: Option<i64>,
+    runtime: Runtime,
+    inbox: mpsc::WeakUnboundedSender<Message>,
+}
+
+fn seconds(value: Option<i32>, default: u64) -> Duration {
+    Duration::from_secs(value.and_then(|v| u64::try_from(v).ok()).unwrap_or(default))
+}
+
+impl Prober {
+    fn new(
+        probe: &Probe,
+        subject: &Subject<'_>,
+        kind: Kind,
+        runtime: Runtime,
+        inbox: mpsc::WeakUnboundedSender<Message>,
+    ) -> Prober {
+        Prober {
+            pod: pod::format_pod(subject.pod),
+            container: subject.container.name.clone(),
+            id: subject.id.to_owned(),
+            kind,
+            check: resolve(probe, subject.container, subject.ip),
+            delay: seconds(probe.initial_delay_seconds, 0).saturating_sub(subject.age),
+            period: seconds(probe.period_seconds, 10).max(Duration::from_secs(1)),
+            timeout: seconds(probe.timeout_seconds, 1).max(Duration::from_secs(1)),
+            success_threshold: probe.success_threshold.unwrap_or(1).max(1),
+            failure_threshold: probe.failure_threshold.unwrap_or(3).max(1),
+            grace: probe.termination_grace_period_seconds,
+            runtime,
+            inbox,
+        }
+    }
+
+    async fn run(self) {
+        let mut ticks = tokio::time::interval_at(Instant::now() + self.delay, self.period);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (mut last, mut count) = (None, 0);
+        loop {
+            ticks.tick().await;
+            let well = match self.look().await {
+                Verdict::Success => true,
+                Verdict::Failure(output) => {
+                    tracing::warn!(
+                        pod = self.pod,
+                        container = self.container,
+                        reason = "Unhealthy",
+                        "{} probe failed: {output}",
+                        self.title()
+                    );
+                    false
+                }
+                Verdict::Error(error) => {
+                    tracing::warn!(
+                        pod = self.pod,
+                        container = self.container,
+                        reason = "Unhealthy",
+                        "{} probe errored: {error}",
+                        self.title()
+                    );
+                    continue;
+                }
+            };
+            count = if last == Some(well) { count + 1 } else { 1 };
+            last = Some(well);
+            let threshold = if well { self.success_threshold } else { self.failure_threshold };
+            if count < threshold {
+                continue;
+            }
+            let Some(inbox) = self.inbox.upgrade() else { return };
+            let message = Message::Probed { id: self.id.clone(), kind: self.kind, well, grace: self.grace };
+            if inbox.send(message).is_err() {
+                return;
+            }
+            // What has started has started, and what is condemned is not asked again.
+            if self.kind == Kind::Startup || self.kind == Kind::Liveness && !well {
+                return;
+            }
+        }
+    }
+
+    fn title(&self) -> &'static str {
+        match self.kind {
+            Kind::Startup => "Startup",
+            Kind::Liveness => "Liveness",
+            Kind::Readiness => "Readiness",
+        }
+    }
+
+    /// One look; what goes wrong in the probe itself is tried three times.
+    async fn look(&self) -> Verdict {
+        let mut verdict = self.check_once().await;
+        for _ in 0..2 {
+            if !matches!(verdict, Verdict::Error(_)) {
+                break;
+            }
+            verdict = self.check_once().await;
+        }
+        verdict
+    }
+
+    async fn check_once(&self) -> Verdict {
+        match &self.check {
+            Check::Exec { cmd } => self.exec(cmd).await,
+            Check::Http(target) => http::check(target, self.timeout).await,
+            Check::Tcp(address) => tcp(*address, self.timeout).await,
+            Check::Broken(why) => Verdict::Failure(why.clone()),
+        }
+    }
+
+    async fn exec(&self, cmd: &[String]) -> Verdict {
+        match self.runtime.exec_sync(&self.id, cmd.to_vec(), self.timeout).await {
+            Ok(answer) if answer.exit_code == 0 => Verdict::Success,
+            Ok(answer) => {
+                let mut output = answer.stdout;
+                output.extend(answer.stderr);
+                output.truncate(10 * 1024);
+                Verdict::Failure(String::from_utf8_lossy(&output).into_owned())
+            }
+            Err(e) if calls::code(&e) == Some(tonic::Code::DeadlineExceeded) => {
+                Verdict::Failure(format!("command timed out: {:?} timed out after {}s", cmd.join(" "), self.timeout.as_secs()))
+            }
+            Err(e) => Verdict::Error(calls::message(&e)),
+        }
+    }
+}
+
+async fn tcp(address: SocketAddr, timeout: Duration) -> Verdict {
+    match tokio::time::timeout(timeout, TcpStream::connect(address)).await {
+        Ok(Ok(_)) => Verdict::Success,
+        Ok(Err(e)) => Verdict::Failure(format!("dial tcp {address}: {e}")),
+        Err(_) => Verdict::Failure(format!("dial tcp {address}: i/o timeout")),
+    }
+}
+
+/// Addresses, ports by name and variables, once and for all.
+fn resolve(probe: &Probe, container: &Container, ip: Option<IpAddr>) -> Check {
+    if let Some(exec) = &probe.exec {
+        let cmd = exec.command.iter().flatten().map(|part| expand_literal(container, part));
+        return Check::Exec { cmd: cmd.collect() };
+    }
+    let address = |host: Option<&String>, port: &IntOrString| {
+        let ip = match host.filter(|h| !h.is_empty()) {
+            Some(host) => host.parse().map_err(|_| format!("host {host:?} is not an IP address"))?,
+            None => ip.ok_or("the pod has no address")?,
+        };
+        Ok::<_, String>(SocketAddr::new(ip, port_number(port, container)?))
+    };
+    if let Some(get) = &probe.http_get {
+        return match address(get.host.as_ref(), &get.port) {
+            Ok(address) => Check::Http(http::Target::new(address, get)),
+            Err(why) => Check::Broken(why),
+        };
+    }
+    match probe.tcp_socket.as_ref().map(|tcp| address(tcp.host.as_ref(), &tcp.port)) {
+        Some(Ok(address)) => Check::Tcp(address),
+        Some(Err(why)) => Check::Broken(why),
+        None => Check::Broken("the probe has no handler".to_owned()),
+    }
+}
+
+fn port_number(port: &IntOrString, container: &Container) -> Result<u16, String> {
+    let number = match port {
+        IntOrString::Int(number) => Some(*number),
+        IntOrString::String(name) => {
+            let named = container.ports.iter().flatten().find(|p| p.name.as_deref() == Some(name));
+            named.map(|p| p.container_port).or_else(|| name.parse().ok())
+        }
+    };
+    let number = number.and_then(|n| u16::try_from(n).ok()).filter(|n| *n > 0);
+    number.ok_or_else(|| match port {
+        IntOrString::Int(number) => format!("invalid port {number}"),
+        IntOrString::String(name) => format!("couldn't find port {name:?}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::core::v1::{ContainerPort, TCPSocketAction};
+
+    #[test]
+    fn ports_are_found_by_name_and_number() {
+        let port = ContainerPort { name: Some("web".into()), container_port: 8080, ..Default::default() };
+        let container = Container { ports: Some(vec![port]), ..Container::default() };
+        let text = |t: &str| IntOrString::String(t.into());
+        assert_eq!(port_number(&text("web"), &container), Ok(8080));
+        assert_eq!(port_number(&text("81"), &container), Ok(81));
+        assert_eq!(port_number(&IntOrString::Int(82), &container), Ok(82));
+        assert_eq!(port_number(&text("x"), &container), Err("couldn't find port \"x\"".into()));
+        assert_eq!(port_number(&IntOrString::Int(70000), &container), Err("invalid port 70000".into()));
+    }
+
+    #[tokio::test]
+    async fn tcp_probes_connect_or_say_why() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        assert_eq!(tcp(address, Duration::from_secs(5)).await, Verdict::Success);
+        drop(listener);
+        let Verdict::Failure(why) = tcp(address, Duration::from_secs(5)).await else { panic!() };
+        assert!(why.starts_with(&format!("dial tcp {address}: ")), "{why}");
+    }
+
+    #[test]
+    fn a_pod_without_an_address_fails_its_probes() {
+        let probe = Probe { tcp_socket: Some(TCPSocketAction { host: None, port: IntOrString::Int(1) }), ..Probe::default() };
+        assert!(matches!(resolve(&probe, &Container::default(), None), Check::Broken(why) if why == "the pod has no address"));
+    }
+}

@@ -1,0 +1,110 @@
+//! Volumes and pod cgroups with the real kernel, in namespaces of their own.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::fs;
+use std::path::Path;
+
+use berth_cgroup::{Cgroup, CgroupPath, Layout};
+use berth_kubelet::cgroup::{Driver, PodCgroups};
+use berth_kubelet::node::Capacity;
+use berth_kubelet::resources::{PodLimits, QosClass};
+use berth_kubelet::volume::{self, mounts};
+use berth_testkit::{TempState, in_namespaces};
+use k8s_openapi::api::core::v1::Pod;
+
+fn pod() -> Pod {
+    serde_json::from_value(serde_json::json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "uid": "u1"},
+        "spec": {
+            "securityContext": {"fsGroup": 4000},
+            "volumes": [{"name": "mem", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}, {"name": "disk", "emptyDir": {}}],
+            "containers": [{"name": "c", "image": "i", "volumeMounts": [{"name": "mem", "mountPath": "/m"}, {"name": "disk", "mountPath": "/d"}]}],
+        },
+    }))
+    .unwrap()
+}
+
+#[test]
+fn a_memory_volume_is_a_tmpfs_of_its_size_and_goes_with_the_pod() {
+    in_namespaces(|| {
+        let state = TempState::new();
+        let dir = volume::pod_dir(state.path(), "u1");
+        let capacity = Capacity { memory_bytes: 1 << 30, ..Capacity::default() };
+        for _ in 0..2 {
+            volume::set_up(&pod(), &dir, &capacity).unwrap();
+        }
+        let paths = volume::paths(&pod(), &dir);
+        let memory = Path::new(&paths["mem"]);
+        assert!(mounts::is_mount_point(memory).unwrap());
+        assert_eq!(mounts::below(state.path()).unwrap().len(), 1, "mounted once");
+        let full = fs::write(memory.join("big"), vec![0; 2 << 20]).unwrap_err();
+        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+        for path in paths.values() {
+            let metadata = fs::metadata(path).unwrap();
+            use std::os::unix::fs::{MetadataExt, PermissionsExt};
+            assert_eq!((metadata.gid(), metadata.permissions().mode() & 0o7777), (4000, 0o2777), "{path}");
+        }
+        volume::tear_down(&dir).unwrap();
+        assert!(mounts::below(state.path()).unwrap().is_empty() && !dir.join("volumes").exists());
+    });
+}
+
+#[test]
+fn a_busy_memory_volume_is_detached_and_a_foreign_mount_is_named() {
+    in_namespaces(|| {
+        let state = TempState::new();
+        let dir = volume::pod_dir(state.path(), "u1");
+        volume::set_up(&pod(), &dir, &Capacity::default()).unwrap();
+        let paths = volume::paths(&pod(), &dir);
+        let open = fs::File::create(Path::new(&paths["mem"]).join("open")).unwrap();
+        let foreign = Path::new(&paths["disk"]).join("foreign");
+        fs::create_dir(&foreign).unwrap();
+        rustix::mount::mount_bind("/proc/self", &foreign).unwrap();
+        let error = volume::tear_down(&dir).unwrap_err();
+        assert_eq!(error, format!("{} is still mounted", foreign.display()));
+        rustix::mount::unmount(&foreign, rustix::mount::UnmountFlags::empty()).unwrap();
+        volume::tear_down(&dir).unwrap();
+        drop(open);
+        assert!(!dir.join("volumes").exists());
+    });
+}
+
+#[test]
+fn pod_cgroups_carry_the_pods_limits_and_go_with_it() {
+    in_namespaces(|| {
+        let root = format!("/berth-kubelet-test-{}", std::process::id());
+        let cgroups = PodCgroups::new(&root, Driver::Cgroupfs);
+        cgroups.update_qos(500).unwrap();
+        let limits = PodLimits { cpu_shares: 512, cpu_quota: Some(50_000), memory: Some(64 << 20), huge_pages: Vec::new() };
+        for _ in 0..2 {
+            cgroups.ensure_pod(QosClass::Burstable, "u1", &limits).unwrap();
+        }
+        let layout = Layout::detect().unwrap();
+        let open = |path: &str| Cgroup::at(&layout, &CgroupPath::parse(path).unwrap()).unwrap();
+        let read = |cgroup: &Cgroup, controller: &str, file: &str| {
+            let dir = cgroup.v1_dir(controller).or(cgroup.v2_dir()).unwrap();
+            fs::read_to_string(dir.join(file)).unwrap_or_default().trim().to_owned()
+        };
+        let pod = open(&cgroups.pod_path(QosClass::Burstable, "u1"));
+        assert!(pod.exists());
+        if !layout.is_v2() {
+            assert_eq!(read(&pod, "memory", "memory.limit_in_bytes"), (64 << 20).to_string());
+            assert_eq!(read(&pod, "cpu", "cpu.cfs_quota_us"), "50000");
+            assert_eq!(read(&open(&format!("{root}/kubepods/burstable")), "cpu", "cpu.shares"), "512");
+        }
+        // Larger again, then without limits.
+        let freed = PodLimits { cpu_shares: 2, ..PodLimits::default() };
+        cgroups.ensure_pod(QosClass::Burstable, "u1", &freed).unwrap();
+        if !layout.is_v2() {
+            assert_eq!(read(&pod, "cpu", "cpu.cfs_quota_us"), "-1");
+        }
+        cgroups.remove_empty().unwrap();
+        assert!(pod.exists(), "a parent with a pod in it stays");
+        for _ in 0..2 {
+            cgroups.remove_pod(QosClass::Burstable, "u1").unwrap();
+        }
+        cgroups.remove_empty().unwrap();
+        assert!(!open(&format!("{root}/kubepods")).exists());
+        open(&root).delete().unwrap();
+    });
+}
