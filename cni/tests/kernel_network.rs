@@ -94,6 +94,10 @@ fn a_host_port_is_reached_from_everywhere() {
             assert_eq!(who(ask("127.0.0.1:9090")), "b");
             assert!(ask("10.77.0.1:9090").is_err(), "a host address that was not asked for");
             assert!(outside.ask("10.99.0.1:9090").is_err());
+            run("ip", &["addr", "add", "fd77::1/64", "dev", "uplink0", "nodad"]);
+            assert_eq!(who(ask("[fd77::1]:8080")), "a");
+            assert_eq!(who(b.ask("[fd77::1]:8080")), "a");
+            assert_eq!(who(a.ask("[fd77::1]:8080")), "a");
             let elements = elements("hostports4");
             assert!(elements[0].to_string().contains(r#""concat":["tcp",8080]"#), "{elements:?}");
             assert!(elements[0].to_string().contains(r#""comment":"a""#), "{elements:?}");
@@ -163,16 +167,19 @@ fn the_next_datagram_of_a_udp_flow_reaches_the_new_pod() {
                 }
                 "nobody".to_owned()
             };
-            // The flow exists before any pod: the host itself did not answer.
+            let flows = || std::fs::read_to_string("/proc/net/nf_conntrack").unwrap();
+            // The kernel tracks connections from the first rule on.
+            attach(&network, &with_port(pod("other"), None, 5301, 53, Protocol::Udp)).await;
+            // The flow exists before the pod does.
             client.send_to(b"?", "10.99.0.1:5300").unwrap();
+            assert!(wait_until(PATIENCE, || flows().contains("dport=5300")));
             for id in ["a", "b"] {
                 let dns = with_port(pod(id), None, 5300, 53, Protocol::Udp);
                 let (namespace, _) = attach(&network, &dns).await;
                 namespace.serve_udp(53);
                 assert_eq!(ask(), id);
                 network.detach(&dns, Some(namespace.netns())).await.unwrap();
-                let listed = std::fs::read_to_string("/proc/net/nf_conntrack").unwrap_or_default();
-                assert!(!listed.contains("5300"), "{listed}");
+                assert!(!flows().contains("5300"), "{}", flows());
             }
         });
     });
@@ -480,5 +487,92 @@ fn whenever_the_agent_is_killed_the_next_one_leaves_nothing_behind() {
                 assert!(std::fs::read_dir(format!("{DIR}/state/pending")).map_or(0, Iterator::count) == 0);
             });
         }
+    });
+}
+
+/// What is left after a power cut: files, but no link, no namespace, no rule.
+fn reboot(ids: &[String]) {
+    for link in links("vabc123").iter().chain(&links("veth")).chain(&links(BRIDGE)).chain(&links("br9")) {
+        // A veth goes with its other end.
+        let _ = std::process::Command::new("ip").args(["link", "del", link]).output();
+    }
+    for id in ids {
+        run("ip", &["netns", "del", id]);
+    }
+    run("nft", &["flush", "ruleset"]);
+    for mark in ["state/boot_id", "state/leases/berth/.boot_id"] {
+        let path = Path::new(DIR).join(mark);
+        if path.exists() {
+            std::fs::write(path, "another boot").unwrap();
+        }
+    }
+}
+
+#[test]
+fn power_cuts_leak_no_address_whoever_manages_them() {
+    in_namespaces(|| {
+        block_on(async {
+            let ids: Vec<String> = (0..10).map(|n| format!("p{n}")).collect();
+            for external in [false, true] {
+                let mut config = config(Path::new(DIR));
+                config.pod_cidrs = vec!["10.88.0.0/28".parse().unwrap()];
+                if external {
+                    config.prefer_external = true;
+                    std::fs::create_dir_all(&config.conf_dir).unwrap();
+                    let conf = r#"{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"bridge","bridge":"br9","isGateway":true,
+                        "ipam":{"type":"host-local","subnet":"10.9.0.0/28","dataDir":"/run/t/leases"}}]}"#;
+                    std::fs::write(config.conf_dir.join("10-net.conflist"), conf).unwrap();
+                }
+                for round in 0..if external { 4 } else { 20 } {
+                    let network = Network::load(config.clone()).unwrap();
+                    network.reconcile(&live(&[])).await.unwrap();
+                    let mut ips = std::collections::BTreeSet::new();
+                    for id in &ids {
+                        // Sandboxes of another boot have other ids.
+                        let namespace = Namespace::new(id);
+                        let pod = pod(&format!("{id}-{external}-{round}"));
+                        ips.insert(network.attach(&pod, namespace.netns()).await.unwrap().pod_ips()[0]);
+                    }
+                    assert_eq!(ips.len(), 10);
+                    drop(network);
+                    reboot(&ids);
+                }
+            }
+        });
+    });
+}
+
+#[test]
+fn without_any_configuration_a_free_subnet_is_chosen_and_kept() {
+    in_namespaces(|| {
+        block_on(async {
+            let mut config = config(Path::new(DIR));
+            config.pod_cidrs.clear();
+            let network = Network::load(config.clone()).unwrap();
+            let (a, at_a) = attach(&network, &pod("a")).await;
+            let (b, _) = attach(&network, &pod("b")).await;
+            a.serve(80);
+            assert_eq!(at_a.ips.len(), 2, "both families: {:?}", at_a.ips);
+            assert_eq!(who(b.ask(&format!("{}:80", at_a.pod_ips()[0]))), "a");
+            assert_eq!(who(b.ask(&format!("[{}]:80", at_a.pod_ips()[1]))), "a");
+            drop(network);
+            // Another instance on this host chooses another one, and this one keeps its own.
+            let mut other = config.clone();
+            other.instance = "abc124".to_owned();
+            other.state_dir = "/run/t/other".into();
+            let other = Network::load(other).unwrap();
+            let (c, at_c) = attach(&other, &pod("c")).await;
+            let network = Network::load(config).unwrap();
+            let (_, at_d) = attach(&network, &pod("d")).await;
+            assert!(!at_c.ips[0].overlaps(&at_a.ips[0]) && at_d.ips[0].network() == at_a.ips[0].network());
+            assert_eq!(who(c.ask(&format!("{}:80", at_a.pod_ips()[0]))), "a", "instances reach each other through the host");
+            // The cluster names a range: new pods are in it, old ones stay where they are.
+            network.set_pod_cidrs(vec!["10.200.3.0/24".parse().unwrap()]).unwrap();
+            assert!(network.set_pod_cidrs(vec!["10.200.3.0/31".parse().unwrap()]).is_err());
+            let (e, at_e) = attach(&network, &pod("e")).await;
+            assert_eq!(at_e.pod_ips()[0].to_string(), "10.200.3.2");
+            e.serve(80);
+            assert_eq!(who(ask("10.200.3.2:80")), "e");
+        });
     });
 }

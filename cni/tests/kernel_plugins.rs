@@ -551,3 +551,28 @@ fn what_cannot_run_is_reported_by_name() {
         });
     });
 }
+
+#[test]
+fn our_bridge_takes_addresses_from_anybody_s_ipam() {
+    in_namespaces(|| {
+        block_on(async {
+            let dir = Path::new("/run/t/static");
+            std::fs::create_dir_all(dir.join("net.d")).unwrap();
+            let conf = json!({"cniVersion": "1.0.0", "name": "net", "plugins": [
+                {"type": "bridge", "bridge": "br9", "isGateway": true,
+                    "ipam": {"type": "static", "addresses": [{"address": "10.9.0.7/24", "gateway": "10.9.0.1"}], "routes": [{"dst": "0.0.0.0/0"}]}},
+            ]});
+            std::fs::write(dir.join("net.d/10-net.conflist"), conf.to_string()).unwrap();
+            let network = Network::load(config(dir)).unwrap();
+            assert!(network.needs_netns_path());
+            let (namespace, attachment) = attach(&network, &pod("a")).await;
+            assert_eq!(attachment.pod_ips()[0].to_string(), "10.9.0.7");
+            namespace.serve(80);
+            assert_eq!(who(ask("10.9.0.7:80")), "a");
+            network.check(&pod("a"), namespace.netns()).await.unwrap();
+            network.detach(&pod("a"), Some(namespace.netns())).await.unwrap();
+            // Another's address may be given out again at once, so the link is gone already.
+            assert!(links("vabc123").is_empty());
+        });
+    });
+}
