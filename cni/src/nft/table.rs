@@ -1,7 +1,7 @@
 //! The instance's table: chains, maps and static rules, written as a whole in one transaction.
 //!
 //! ```text
-//! prerouting, output (nat): to a local address → hostports (from the host itself by IPv6: hostports-masq)
+//! prerouting, output (nat): to a local address → hostports
 //! hostports:      from 127.0.0.0/8 or a pod subnet → hostports-masq; then the maps: dnat
 //! hostports-masq: the maps: mark, dnat
 //! postrouting:    marked: masquerade; from a masqueraded subnet to outside it: masquerade
@@ -170,9 +170,6 @@ fn cidr(text: &str) -> Option<Cidr> {
 
 fn rules(nat: &Nat) -> Vec<(&'static str, Rule)> {
     let mut rules = Vec::new();
-    // Seen on Linux 6.18: a connection of the host to its own IPv6 address (source and destination are the same) never gets an
-    // answer from the pod unless its source is rewritten too.
-    rules.push(("output", Rule::new().family(Family::V6).destination_is_local().jump("hostports-masq")));
     for hook in ["prerouting", "output"] {
         rules.push((hook, Rule::new().destination_is_local().jump("hostports")));
     }

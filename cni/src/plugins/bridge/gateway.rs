@@ -89,6 +89,11 @@ fn ensure_addresses(kernel: &mut Kernel, bridge: &Bridge, link: &Link, gateways:
         let disable = format!("ipv6/conf/{}/disable_ipv6", bridge.name);
         if sysctl::read(&disable).is_some() {
             sysctl::ensure(&disable, "0")?;
+            // Without this the bridge's link-local address is tentative when the first pod comes, and as long as it is, the kernel
+            // cannot look for the pod on behalf of anybody who has no address on the bridge.
+            if !bridge.detect_duplicates {
+                sysctl::ensure(&format!("ipv6/conf/{}/accept_dad", bridge.name), "0")?;
+            }
         }
     }
     for gateway in gateways.iter().filter(|gateway| !present.contains(gateway)) {

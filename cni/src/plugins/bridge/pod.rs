@@ -140,6 +140,9 @@ fn configure(invocation: &Invocation, netns: &OwnedFd, result: &CniResult, detec
         let disable = format!("ipv6/conf/{ifname}/disable_ipv6");
         if wants_v6 && sysctl::read(&disable).is_some() {
             sysctl::ensure(&disable, "0")?;
+            if !detect_duplicates {
+                sysctl::ensure(&format!("ipv6/conf/{ifname}/accept_dad"), "0")?;
+            }
         }
         Ok(())
     })?;
