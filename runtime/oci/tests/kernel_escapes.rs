@@ -13,9 +13,12 @@ use kit::{Bundle, capabilities, mount};
 #[test]
 fn the_runtimes_binary_cannot_be_overwritten_through_proc_self_exe() {
     in_namespaces(|| {
-        let before = std::fs::read(kit::example("berth-oci")).unwrap();
         // A program that is a link to the runtime that executes it: the classic way. All capabilities, to make it easy.
         let mut bundle = Bundle::new("");
+        // A copy, since another build may replace the program meanwhile.
+        bundle.program = bundle.temp.path().join("berth-oci");
+        std::fs::copy(kit::example("berth-oci"), &bundle.program).unwrap();
+        let before = std::fs::read(&bundle.program).unwrap();
         bundle.process().capabilities = Some(capabilities(&["CAP_DAC_OVERRIDE", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"]));
         bundle.process().args = vec!["/proc/self/exe".into(), "features".into()];
         bundle.write();
@@ -44,7 +47,7 @@ fn the_runtimes_binary_cannot_be_overwritten_through_proc_self_exe() {
         }
         bundle.ok(&["delete", "-f", "c2"]);
         assert!(!bundle.rootfs().join("hits").exists());
-        assert!(std::fs::read(kit::example("berth-oci")).unwrap() == before);
+        assert!(std::fs::read(&bundle.program).unwrap() == before);
         // What could be seen at all was the copy.
         let seen = std::fs::read_to_string(bundle.rootfs().join("seen")).unwrap_or_default();
         let strange: Vec<_> =

@@ -15,6 +15,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use super::devices::{make_device, make_link, mount_console, open_terminal};
 use super::paths::{self, Covers};
 use super::{Container, Done, During, Failure, PROC_MAGIC, cgroupfs};
+use crate::channel::Channel;
 use crate::launch::Stdio;
 use crate::plan::{Change, Mount, Source, Step, is_coverable};
 
@@ -99,6 +100,7 @@ pub(super) fn set_propagation(mount: BorrowedFd<'_>, recursive: bool, propagatio
 /// Builds everything below the new root, which is attached over the old one but not entered yet.
 pub(super) fn build(
     container: &mut Container,
+    channel: &Channel,
     stdio: &mut Stdio,
     master: &mut Option<OwnedFd>,
     warnings: &mut Vec<String>,
@@ -115,10 +117,11 @@ pub(super) fn build(
     let root = Root::in_root(tree.try_clone().during("duplicate descriptor")?);
     let mut covers = Covers::default();
     let mut trees = std::mem::take(&mut container.trees);
-    for (number, step) in container.plan.steps.iter().enumerate() {
+    for (number, step) in std::mem::take(&mut container.plan.steps).iter().enumerate() {
         let tree = trees.iter().position(|(of, _)| *of == number).map(|at| trees.swap_remove(at).1);
         match step {
             Step::Mount(mount) if mount.source == Source::Cgroup => {
+                container.settle(channel)?;
                 cgroupfs::mount_view(&root, mount, container, warnings)?;
             }
             Step::Mount(mount) => mount_one(&root, mount, tree, default)?,
@@ -136,6 +139,7 @@ pub(super) fn build(
             Step::ReadOnly(path) => paths::read_only(&root, path)?,
         }
     }
+    container.settle(channel)?;
     // As runc does: a working directory that the image lacks is made.
     root.mkdir_all(&container.plan.process.cwd, Mode::from(0o755)).map(drop).or_else(|error| match error.raw_os_error() {
         Some(30) => Ok(()),

@@ -82,6 +82,11 @@ impl Maker<'_> {
             Err(error) => {
                 let process = PidFd::from(pidfd);
                 let _ = process.signal(9);
+                // When it failed first, ours is only what followed from that.
+                let error = match (error, channel.hear()) {
+                    (Error::Init { message }, _) | (_, Ok((Report::Failed(message), _))) => Error::Init { message },
+                    (error, _) => error,
+                };
                 if self.parent == Parentage::Caller {
                     let _ = process.wait(false);
                 }

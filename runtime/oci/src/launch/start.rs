@@ -62,6 +62,7 @@ pub fn launch(mut launch: Launch) -> Result<Init, Error> {
         root: Some(prepared.root),
         trees: prepared.trees,
         join,
+        settled: false,
         layout,
     };
     let (ours, theirs) = Channel::pair().map_err(Error::Channel)?;

@@ -19,6 +19,8 @@ pub fn example(name: &str) -> PathBuf {
 pub struct Bundle {
     pub temp: TempState,
     pub spec: Spec,
+    /// The command line's program.
+    pub program: PathBuf,
 }
 
 pub fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount {
@@ -81,7 +83,7 @@ impl Bundle {
             },
             ..Spec::default()
         };
-        Self { temp, spec }
+        Self { temp, spec, program: example("berth-oci") }
     }
 
     pub fn process(&mut self) -> &mut Process {
@@ -99,7 +101,7 @@ impl Bundle {
 
     /// The command line with this bundle's state folder.
     pub fn oci(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(example("berth-oci"));
+        let mut command = Command::new(&self.program);
         command.arg("--root").arg(self.temp.path().join("state")).args(args);
         command.stdin(Stdio::null()).current_dir(self.temp.path().join("b"));
         command
