@@ -65,16 +65,30 @@ impl PodCgroups {
         })
     }
 
-    /// Ends what still runs in the pod's cgroup and removes it. One that is gone is removed.
-    pub fn remove_pod(&self, qos: QosClass, uid: &str) -> Result<(), berth_cgroup::Error> {
+    /// Ends what still runs in the pod's cgroup and removes it, whatever its class was. One that is gone is removed.
+    pub fn remove_pod(&self, uid: &str) -> Result<(), berth_cgroup::Error> {
         let Some(layout) = &self.layout else { return Ok(()) };
         let _one = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
-        let cgroup = Cgroup::at(layout, &CgroupPath::parse(&self.pod_path(qos, uid))?)?;
-        if cgroup.exists() {
-            cgroup.kill_all()?;
-            cgroup.delete()?;
+        for qos in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
+            let cgroup = Cgroup::at(layout, &CgroupPath::parse(&self.pod_path(qos, uid))?)?;
+            if cgroup.exists() {
+                cgroup.kill_all()?;
+                cgroup.delete()?;
+            }
         }
         Ok(())
+    }
+
+    /// The UIDs of the pods that have a cgroup.
+    pub fn pods(&self) -> Result<Vec<String>, berth_cgroup::Error> {
+        let Some(layout) = &self.layout else { return Ok(Vec::new()) };
+        let mut uids = Vec::new();
+        for parent in ["", "/burstable", "/besteffort"] {
+            let parent = CgroupPath::parse(&format!("{}/kubepods{parent}", self.root))?;
+            let children = Cgroup::at(layout, &parent)?.children()?;
+            uids.extend(children.into_iter().filter_map(|name| name.strip_prefix("pod").map(str::to_owned)));
+        }
+        Ok(uids)
     }
 
     /// Sets the shares of the QoS cgroups: together the burstable pods weigh what they request.

@@ -210,7 +210,7 @@ impl Executor {
             let dir = this.pod_dir(&pod);
             volume::tear_down(&dir).map_err(failed)?;
             if let Some(cgroups) = &this.cgroups {
-                cgroups.remove_pod(qos_class(&pod), pod::uid(&pod)).map_err(|e| failed(with_causes(&e)))?;
+                cgroups.remove_pod(pod::uid(&pod)).map_err(|e| failed(with_causes(&e)))?;
             }
             match fs::remove_dir_all(&dir) {
                 Err(e) if forget && e.kind() != io::ErrorKind::NotFound => Err(failed(e.to_string())),

@@ -1,7 +1,7 @@
 //! The kubelet's main loop: sources in, workers out, container events between. Owns which pods have a worker; what a pod
 //! needs is its worker's business.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
@@ -142,6 +142,10 @@ struct Main {
     events: mpsc::Receiver<RuntimeEvent>,
     has_events: bool,
     listing: Option<tokio::task::JoinHandle<Result<Listing>>>,
+    /// A listing has been acted on since all sources are ready.
+    listed: bool,
+    /// Pods that ended since the running listing began: it may still have them.
+    ended: BTreeSet<PodUid>,
     relist_at: Instant,
     garbage_at: Instant,
 }
@@ -181,6 +185,8 @@ impl Main {
             events,
             has_events: false,
             listing: None,
+            listed: false,
+            ended: BTreeSet::new(),
             relist_at: now,
         }
     }
@@ -192,7 +198,7 @@ impl Main {
             if let Action::Stop = action {
                 return;
             }
-            self.apply(action).await;
+            self.apply(action);
         }
     }
 
@@ -221,7 +227,7 @@ impl Main {
         }
     }
 
-    async fn apply(&mut self, action: Action) {
+    fn apply(&mut self, action: Action) {
         match action {
             Action::Source(update) => self.set_source(update),
             Action::Event(event) => self.take_event(event),
@@ -229,7 +235,7 @@ impl Main {
             Action::Relist => self.begin_listing(),
             Action::Listed(listed) => {
                 self.listing = None;
-                self.take_listing(listed).await;
+                self.take_listing(listed);
             }
             Action::CollectGarbage => {
                 self.garbage_at = Instant::now() + self.executor.config.timing.garbage;
@@ -285,8 +291,12 @@ impl Main {
         self.update_qos();
     }
 
-    /// Starts the queued pods whose name and UID are free.
+    /// Starts the queued pods whose name and UID are free. Before the first listing nobody knows which are: the runtime
+    /// may have pods whose manifests went, or changed, while the kubelet was away.
     fn start_queued(&mut self) {
+        if !self.listed {
+            return;
+        }
         for (uid, pod) in std::mem::take(&mut self.queued) {
             let name = FullName::of(&pod);
             let taken = self.workers.contains_key(&uid) || self.workers.values().any(|h| h.name == name);
@@ -323,6 +333,7 @@ impl Main {
         if gone {
             tracing::info!(pod = %pod::format_pod(&handle.pod), "pod is gone");
         }
+        self.ended.insert(uid.clone());
         self.start_queued();
         self.update_qos();
     }
@@ -355,13 +366,14 @@ impl Main {
     fn begin_listing(&mut self) {
         self.relist_at = Instant::now() + self.relist_period();
         if self.listing.is_none() {
+            self.ended.clear();
             let runtime = self.executor.runtime.clone();
             self.listing = Some(tokio::spawn(async move { list_all(&runtime).await }));
         }
     }
 
     /// Wakes the workers of pods that changed, ends pods that nobody wants.
-    async fn take_listing(&mut self, listed: Result<Listing>) {
+    fn take_listing(&mut self, listed: Result<Listing>) {
         let listing = match listed {
             Ok(listing) => listing,
             Err(error) => {
@@ -372,7 +384,7 @@ impl Main {
         };
         self.health.runtime_answered();
         for (uid, handle) in &mut self.workers {
-            let now = listing.get(uid.as_str()).cloned().unwrap_or_default();
+            let now = listing.get(uid.as_str()).map(|pod| pod.entries.clone()).unwrap_or_default();
             if now != handle.listed {
                 handle.listed = now;
                 let _ = handle.inbox.send(Message::Look);
@@ -381,19 +393,22 @@ impl Main {
         if !self.all_sources_ready() {
             return;
         }
-        for uid in listing.keys() {
+        for (uid, listed) in &listing {
             let Some(uid) = PodUid::new(uid) else { continue };
-            if self.workers.contains_key(&uid) || self.queued.contains_key(&uid) {
+            let known = self.workers.contains_key(&uid) || self.queued.contains_key(&uid) || self.ended.contains(&uid);
+            if known {
                 continue;
             }
-            if let Some(pod) = orphan::describe(&self.executor.runtime, &uid).await {
-                tracing::warn!(pod = %pod::format_pod(&pod), "nobody wants this pod: it ends");
-                self.spawn(uid.clone(), Arc::new(pod));
-                if let Some(handle) = self.workers.get_mut(&uid) {
-                    end(handle);
-                }
+            let pod = orphan::describe(&uid, listed);
+            tracing::warn!(pod = %pod::format_pod(&pod), "nobody wants this pod: it ends");
+            self.spawn(uid.clone(), Arc::new(pod));
+            if let Some(handle) = self.workers.get_mut(&uid) {
+                end(handle);
             }
         }
+        self.listed = true;
+        self.start_queued();
+        self.update_qos();
     }
 
     fn update_qos(&self) {
@@ -414,8 +429,9 @@ impl Main {
             return;
         }
         let known: Vec<PodUid> = self.workers.keys().chain(self.queued.keys()).cloned().collect();
-        let config = self.executor.config.clone();
-        tokio::task::spawn_blocking(move || housekeeping::collect(&config, &known));
+        let (config, cgroups) = (self.executor.config.clone(), self.executor.cgroups.clone());
+        tokio::task::spawn_blocking(move || housekeeping::collect(&config, cgroups.as_ref(), &known));
+        self.update_qos();
     }
 
     async fn stop(&mut self) {

@@ -249,24 +249,51 @@ fn message_source(status: &cri::ContainerStatus, logs: &Path) -> termination::So
     termination::Source { file: mount.map(|m| PathBuf::from(&m.host_path)), log }
 }
 
-/// What a cheap listing tells of all pods: enough to see that something changed.
-pub type Listing = BTreeMap<String, Vec<(String, i32)>>;
+/// What a cheap listing tells of all pods, by UID.
+pub type Listing = BTreeMap<String, Listed>;
 
-/// Lists everything that belongs to a pod, by pod UID: IDs and states, sorted.
+/// What a cheap listing tells of one pod: enough to see that something changed, and to end a pod that nobody wants.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listed {
+    /// IDs and states of its sandboxes and containers, sorted.
+    pub entries: Vec<(String, i32)>,
+    /// Its name.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Where it came from.
+    pub source: Option<String>,
+    /// Its grace period, where a container tells it.
+    pub grace: Option<i64>,
+}
+
+/// Lists everything that belongs to a pod.
 pub async fn list_all(runtime: &Runtime) -> Result<Listing> {
     let mut listing = Listing::new();
+    let entry = |listing: &mut Listing, labels: &std::collections::HashMap<String, String>, id: &str, state: i32| {
+        let uid = labels.get(keys::POD_UID)?;
+        let listed = listing.entry(uid.clone()).or_default();
+        let label = |key: &str| labels.get(key).cloned().unwrap_or_default();
+        listed.name = label(keys::POD_NAME);
+        listed.namespace = label(keys::POD_NAMESPACE);
+        listed.entries.push((id.to_owned(), state));
+        Some(uid.clone())
+    };
     for sandbox in runtime.list_pod_sandboxes(None).await? {
-        if let Some(uid) = sandbox.labels.get(keys::POD_UID) {
-            listing.entry(uid.clone()).or_default().push((sandbox.id, sandbox.state));
+        let uid = entry(&mut listing, &sandbox.labels, &sandbox.id, sandbox.state);
+        if let Some(listed) = uid.and_then(|uid| listing.get_mut(&uid)) {
+            listed.source = sandbox.annotations.get(crate::pod::CONFIG_SOURCE).cloned();
         }
     }
     for container in runtime.list_containers(None).await? {
-        if let Some(uid) = container.labels.get(keys::POD_UID) {
-            listing.entry(uid.clone()).or_default().push((container.id, container.state));
+        let uid = entry(&mut listing, &container.labels, &container.id, container.state);
+        if let Some(listed) = uid.and_then(|uid| listing.get_mut(&uid)) {
+            let grace = container.annotations.get(keys::GRACE).and_then(|g| g.parse().ok());
+            listed.grace = listed.grace.max(grace);
         }
     }
-    for entries in listing.values_mut() {
-        entries.sort();
+    for listed in listing.values_mut() {
+        listed.entries.sort();
     }
     Ok(listing)
 }

@@ -139,7 +139,11 @@ pub fn plan(situation: &Situation<'_>) -> Plan {
     }
     let mut plan = Plan::default();
     match sandbox_verdict(situation) {
-        SandboxVerdict::Keep => plan_containers(situation, &mut plan),
+        SandboxVerdict::Keep => {
+            if !plan_containers(situation, &mut plan) {
+                return plan_rest(pod, observed, memory);
+            }
+        }
         SandboxVerdict::Leave => return plan_rest(pod, observed, memory),
         SandboxVerdict::Replace { attempt } => {
             stop_all(observed, pod::grace_seconds(pod), &mut plan.ops);
@@ -256,12 +260,13 @@ fn anything_to_start(situation: &Situation<'_>) -> bool {
     pod::spec(pod).containers.iter().any(wanted)
 }
 
-fn plan_containers(situation: &Situation<'_>, plan: &mut Plan) {
-    let Situation { pod, observed, memory, .. } = *situation;
+/// Plans the containers of a good sandbox; whether there is anything to run.
+fn plan_containers(situation: &Situation<'_>, plan: &mut Plan) -> bool {
+    let Situation { pod, observed, .. } = *situation;
     let sandbox = observed.sandbox().map(|s| s.id.as_str()).unwrap_or_default();
     if !status::is_initialized(pod, observed) {
         plan_init(situation, sandbox, plan);
-        return;
+        return true;
     }
     let mut alive = false;
     for container in &pod::spec(pod).containers {
@@ -288,9 +293,7 @@ fn plan_containers(situation: &Situation<'_>, plan: &mut Plan) {
             }
         }
     }
-    if !alive {
-        *plan = plan_rest(pod, observed, memory);
-    }
+    alive
 }
 
 /// A running container stays unless its definition, its limits or its health have changed.

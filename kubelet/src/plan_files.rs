@@ -99,6 +99,14 @@ mod tests {
     }
 
     #[test]
+    fn the_sample_manifests_have_neither_errors_nor_warnings() {
+        let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests");
+        let report = plan_files(&[samples], "edge-1");
+        assert_eq!((report.errors, report.warnings), (Vec::new(), Vec::new()));
+        assert!(!report.pods.is_empty());
+    }
+
+    #[test]
     fn a_missing_file_is_an_error() {
         let report = plan_files(&[PathBuf::from("/nonexistent/x.yaml")], "n");
         assert!(report.errors[0].starts_with("/nonexistent/x.yaml: No such file"));

@@ -22,6 +22,9 @@ use crate::resources::container_resources;
 use crate::status;
 use crate::table::PodTable;
 
+/// How long a stopping kubelet waits for the step that is being carried out.
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
+
 /// What a worker is told.
 #[derive(Clone, Debug)]
 pub enum Message {
@@ -137,6 +140,11 @@ impl Worker {
         }
         if self.finished {
             self.table.remove(&self.uid);
+        }
+        if let Some(pass) = self.pass.take() {
+            // The kubelet stops: what is quick is finished, what is slow is left to the next one.
+            pass.cancel.cancel();
+            let _ = tokio::time::timeout(STOP_PATIENCE, pass.task).await;
         }
         self.finished
     }
@@ -348,7 +356,8 @@ impl Worker {
         let status = status::status(&situation);
         let phase = status.phase.clone();
         if self.memory.status.as_ref().and_then(|s| s.phase.clone()) != phase {
-            tracing::info!(pod = %pod::format_pod(&self.pod), phase = phase.as_deref(), ops = plan.ops.len(), "phase");
+            let phase = phase.as_deref().unwrap_or_default();
+            tracing::info!(pod = %pod::format_pod(&self.pod), steps = plan.ops.len(), "pod is {phase}");
         }
         self.memory.status = Some(status.clone());
         self.table.set(&self.uid, &self.pod, status);

@@ -268,6 +268,25 @@ async fn a_pod_whose_manifest_went_while_the_kubelet_was_away_is_ended() {
 }
 
 #[tokio::test]
+async fn a_manifest_that_changed_while_the_kubelet_was_away_replaces_its_pod_in_order() {
+    let mut node = Node::new();
+    node.cri.add_image("img:2");
+    node.apply("web.yaml", &pod("web", ""));
+    node.start().await;
+    node.cri.wait("it runs", |s| s.running() == ["c"]).await;
+    node.stop().await;
+    node.apply("web.yaml", &pod("web", "").replace("img:1", "img:2"));
+    node.cri.hold("StopContainer");
+    node.start().await;
+    node.cri.wait("the old one stops", |s| s.calls.iter().any(|(_, c)| c == "StopContainer c/0 3")).await;
+    assert_eq!(node.cri.calls("RunPodSandbox").len(), 1, "the new pod waits");
+    node.cri.release("StopContainer");
+    let new = node.wait_pod("web-n1", "the new one", |p| phase(p) == "Running").await;
+    assert_eq!(new["status"]["containerStatuses"][0]["image"], "img:2");
+    assert_eq!(node.cri.lock().sandboxes.len(), 1);
+}
+
+#[tokio::test]
 async fn slow_calls_are_not_doubled_by_events_edits_and_listings() {
     let mut node = Node::new();
     node.cri.lock().pullable.push("slow:1".into());
@@ -340,7 +359,7 @@ async fn failures_of_the_sandbox_are_retried_without_haste() {
     node.cri.fail("RunPodSandbox", [Status::unknown("no address left"), Status::unknown("no address left")]);
     node.apply("web.yaml", &pod("web", ""));
     node.start().await;
-    node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+    node.cri.wait("the start", |s| s.calls.iter().any(|(_, c)| c == "StartContainer c/0")).await;
     let runs = node.cri.calls("RunPodSandbox");
     let gaps: Vec<u64> = runs.windows(2).map(|w| (w[1].0 - w[0].0).as_secs()).collect();
     assert_eq!(gaps, [10, 10]);
@@ -440,9 +459,10 @@ async fn a_pod_over_its_deadline_fails_and_stops() {
         k8s_openapi::jiff::Timestamp::from_second(i64::try_from(start.elapsed().as_secs()).unwrap()).unwrap()
     });
     node.start_with(config);
+    node.cri.wait("it stops", |s| s.calls.iter().any(|(_, c)| c.starts_with("StopPodSandbox"))).await;
     let found = node.wait_pod("web-n1", "Failed", |p| phase(p) == "Failed").await;
     assert_eq!(found["status"]["reason"], "DeadlineExceeded");
-    node.cri.wait("it stops", |s| s.running().is_empty() && s.ready_sandboxes().is_empty()).await;
+    node.cri.wait("all has stopped", |s| s.running().is_empty() && s.ready_sandboxes().is_empty()).await;
 }
 
 #[tokio::test]

@@ -87,6 +87,7 @@ fn pod_cgroups_carry_the_pods_limits_and_go_with_it() {
         };
         let pod = open(&cgroups.pod_path(QosClass::Burstable, "u1"));
         assert!(pod.exists());
+        assert_eq!(cgroups.pods().unwrap(), ["u1"]);
         if !layout.is_v2() {
             assert_eq!(read(&pod, "memory", "memory.limit_in_bytes"), (64 << 20).to_string());
             assert_eq!(read(&pod, "cpu", "cpu.cfs_quota_us"), "50000");
@@ -101,7 +102,7 @@ fn pod_cgroups_carry_the_pods_limits_and_go_with_it() {
         cgroups.remove_empty().unwrap();
         assert!(pod.exists(), "a parent with a pod in it stays");
         for _ in 0..2 {
-            cgroups.remove_pod(QosClass::Burstable, "u1").unwrap();
+            cgroups.remove_pod("u1").unwrap();
         }
         cgroups.remove_empty().unwrap();
         assert!(!open(&format!("{root}/kubepods")).exists());

@@ -251,12 +251,18 @@ impl Scanner {
     /// The pods of all files, each name once.
     pub fn update(&self) -> SourceUpdate {
         let mut update = SourceUpdate { source: SourceName::File, pods: Vec::new(), problems: Vec::new() };
+        let mut uids = BTreeSet::new();
         for (path, state) in &self.files {
             update.problems.extend(state.problems.iter().cloned());
             for pod in &state.pods {
                 let name = pod.full_name();
                 match self.owners.get(&name) {
-                    Some(owner) if owner == path => update.pods.push(pod.pod.clone()),
+                    Some(owner) if owner == path && uids.insert(pod.pod.metadata.uid.clone()) => {
+                        update.pods.push(pod.pod.clone());
+                    }
+                    Some(owner) if owner == path => {
+                        update.problems.push(format!("{}: the UID of pod {name} is another pod's", path.display()));
+                    }
                     Some(owner) => {
                         update.problems.push(format!("{}: pod {name} is already defined by {}", path.display(), owner.display()))
                     }
