@@ -59,8 +59,11 @@ fn main() -> ExitCode {
     if wire::PLUGINS.contains(&name.as_str()) {
         return exit_code(berth_cni::plugin::main(&name));
     }
-    if name == "kubelet" {
-        args.insert(1, "kubelet".into());
+    match name.as_str() {
+        "kubelet" => args.insert(1, "kubelet".into()),
+        // A link by one of these names is what containerd's BinaryName or podman's --runtime can name.
+        "berth-oci" | "runc" => args.insert(1, "oci".into()),
+        _ => {}
     }
     // runc's command line has its own grammar: nothing of ours may parse it.
     if args.get(1).is_some_and(|verb| verb == "oci") {
