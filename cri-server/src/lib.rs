@@ -64,9 +64,14 @@ impl CriServer {
         (runtime, image)
     }
 
-    /// Takes no new sandboxes and streams, and writes the records out. Pods stay.
+    /// Takes no new sandboxes and streams, lets the operations under way end (at most 10 s; what is cut off then is undone at the
+    /// next start), and writes the records out. Pods stay.
     pub async fn shutdown(&self) {
         self.server.close();
+        self.server.tasks.close();
+        if tokio::time::timeout(Duration::from_secs(10), self.server.tasks.wait()).await.is_err() {
+            tracing::warn!("operations are still under way: the next start undoes them");
+        }
         let server = self.server.clone();
         let _ = blocking(move || {
             server.durable.flush();

@@ -1,13 +1,14 @@
 //! What the parts of the server share. No behaviour of its own: a table of contents of the running server.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use berth_cni::{Network, NetworkConfig};
 use berth_image::{ImageStore, StoreConfig};
 use berth_linux::caps::CapSet;
 use berth_linux::instance::InstanceId;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::task::TaskTracker;
 
 use crate::board::Board;
 use crate::cgroups::Cgroups;
@@ -21,6 +22,9 @@ use crate::records::Durable;
 use crate::sandbox::owner::Owners;
 use crate::shim::Program;
 use crate::streaming::Tokens;
+
+/// How many different warnings are remembered.
+const WARNINGS: usize = 256;
 
 /// The parts.
 pub(crate) struct Server {
@@ -44,7 +48,10 @@ pub(crate) struct Server {
     /// What this process may give at most.
     pub(crate) bounding: CapSet,
     pub(crate) features: Features,
+    /// Operations under way.
+    pub(crate) tasks: TaskTracker,
     closing: CancellationToken,
+    said: Mutex<BTreeSet<String>>,
 }
 
 impl Server {
@@ -75,12 +82,20 @@ impl Server {
             bounding: berth_linux::caps::bounding(),
             features: Features::detect(),
             closing: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            said: Mutex::default(),
             images,
             paths,
             boot,
             instance,
             config,
         })
+    }
+
+    /// Whether a warning is new: what every container meets on a machine is said once.
+    pub(crate) fn is_news(&self, warning: &str) -> bool {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.len() < WARNINGS && said.insert(warning.to_owned())
     }
 
     /// Whether no new work is taken.

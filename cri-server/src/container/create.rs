@@ -27,7 +27,6 @@ use crate::spec::{ContainerSpec, NamespaceMode, SandboxSpec};
 /// The annotations with which our kubelet passes the limits of a log.
 const LOG_BYTES: &str = "berth/log-max-bytes";
 const LOG_FILES: &str = "berth/log-max-files";
-const LOG_FILES_OLD: &str = "berth/log-files";
 
 /// Makes a container. Whatever fails, nothing of it is left.
 pub(crate) async fn create(server: &Arc<Server>, live: &Arc<Live>, id: &ContainerId, spec: ContainerSpec, log_directory: &str) -> Result<CreatedContainer, Error> {
@@ -171,7 +170,7 @@ fn prepare(
         log: (!log.is_empty()).then(|| LogSpec {
             path: log.clone().into(),
             max_bytes: number(LOG_BYTES).unwrap_or(0),
-            max_files: number(LOG_FILES).or_else(|| number(LOG_FILES_OLD)).and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
+            max_files: number(LOG_FILES).and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
         }),
         stdin: spec.stdin,
         stdin_once: spec.stdin_once,
@@ -275,7 +274,11 @@ async fn launch(server: &Arc<Server>, live: &Arc<Live>, id: &ContainerId, prepar
     let answer = shim.call("create container", Request::Create { id: id.as_str().into(), ext }, all).await?;
     let Reply::Created { pid, warnings } = answer.reply else { return Err(shim.unexpected("create container")) };
     for warning in warnings {
-        tracing::info!(container = %id, warning, "container made, not all as asked");
+        if server.is_news(&warning) {
+            tracing::info!(container = %id, warning, "container made, not all as asked (said once)");
+        } else {
+            tracing::debug!(container = %id, warning, "container made, not all as asked");
+        }
     }
     Ok((facts, created_at, pid))
 }

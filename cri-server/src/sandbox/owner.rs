@@ -107,13 +107,14 @@ pub(crate) async fn own(server: Arc<Server>, mut machine: Machine, mail: Mail, m
             server.owners.forget(&machine.id, &machine.spec.metadata);
         }
         for (id, change) in &out.events {
+            tracing::debug!(sandbox = %machine.id, pod = machine.spec.metadata.name, id, ?change, "lifecycle");
             server.events.announce(&server.board, &machine.id, id, *change);
         }
         for answer in out.answers {
             answer();
         }
         for task in out.tasks {
-            tokio::spawn(perform(server.clone(), machine.id.clone(), machine.spec.clone(), machine.created_at, task, mail.clone()));
+            server.tasks.spawn(perform(server.clone(), machine.id.clone(), machine.spec.clone(), machine.created_at, task, mail.clone()));
         }
         if machine.over() {
             return;
