@@ -1,5 +1,5 @@
 //! A CRI server over a real socket with the real shim, in namespaces of its own, and a client of it.
-#![allow(dead_code, clippy::unwrap_used)]
+#![allow(dead_code, clippy::unwrap_used, clippy::print_stderr)]
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use berth_cri_api::v1;
 use berth_cri_api::v1::image_service_client::ImageServiceClient;
 use berth_cri_api::v1::runtime_service_client::RuntimeServiceClient;
 use berth_cri_server::{Config, CriServer};
-use berth_testkit::TempState;
+use berth_testkit::{TempState, wait_for};
 use berth_testkit::image::{Layer, Layout};
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint, Server};
@@ -84,9 +84,16 @@ impl Agent {
         let mut config = Config::new(&self.root, &self.state, shim());
         config.cni_conf_dir = self.root.join("cni");
         config.pod_cidrs = vec!["10.99.0.0/16".into()];
-        let begun = std::time::Instant::now();
-        let server = runtime.block_on(CriServer::start(config)).unwrap();
-        let took = begun.elapsed();
+        // The threads of an agent that was "killed" let go of its locks within a moment; a real one's go with the process.
+        let started = wait_for(Duration::from_secs(20), || {
+            let begun = std::time::Instant::now();
+            let server = runtime.block_on(CriServer::start(config.clone()));
+            if let Err(error) = &server {
+                eprintln!("start: {error:?}");
+            }
+            server.ok().map(|server| (server, begun.elapsed()))
+        });
+        let (server, took) = started.unwrap();
         let (runtime_service, image_service) = server.services();
         let path = self.state.join("berth.sock");
         let _ = std::fs::remove_file(&path);
