@@ -95,6 +95,7 @@ fn a_host_port_is_reached_from_everywhere() {
             assert!(ask("10.77.0.1:9090").is_err(), "a host address that was not asked for");
             assert!(outside.ask("10.99.0.1:9090").is_err());
             run("ip", &["addr", "add", "fd77::1/64", "dev", "uplink0", "nodad"]);
+            assert!(wait_until(PATIENCE, || run("ip", &["-6", "route", "get", "fd77::1"]).starts_with("local")));
             assert_eq!(who(ask("[fd77::1]:8080")), "a");
             assert_eq!(who(b.ask("[fd77::1]:8080")), "a");
             assert_eq!(who(a.ask("[fd77::1]:8080")), "a");

@@ -24,6 +24,7 @@ const IFA_LOCAL: u16 = 2;
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const UNICAST: u8 = 1;
+const LOCAL: u8 = 2;
 
 fn family(ip: IpAddr) -> AddressFamily {
     if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
@@ -124,14 +125,25 @@ fn parse_route(message: &Message) -> Option<(u32, Cidr)> {
     Some((link, Cidr::new(as_ip(value(RTA_DST)?)?, prefix)?))
 }
 
-/// The index of the link through which an address is reached; none if it is not reachable.
-pub(crate) fn link_towards(socket: &mut Socket, ip: IpAddr) -> Result<Option<u32>, KernelError> {
+/// Whether the kernel takes packets to this IPv6 address as its own. It begins to some time after the address was added, without
+/// duplicate detection too: the route to oneself is made by a kernel worker.
+pub(crate) fn is_local(socket: &mut Socket, ip: IpAddr) -> Result<bool, KernelError> {
+    let reply = socket.get(request(&RouteNetlinkMessage::GetRoute(towards(ip)), flags::ACK))?;
+    Ok(reply.and_then(|reply| reply.body.get(7).copied()) == Some(LOCAL))
+}
+
+fn towards(ip: IpAddr) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(ip);
     message.header.destination_prefix_length = if ip.is_ipv4() { 32 } else { 128 };
     message.attributes.push(RouteAttribute::Destination(RouteAddress::from(ip)));
+    message
+}
+
+/// The index of the link through which an address is reached; none if it is not reachable.
+pub(crate) fn link_towards(socket: &mut Socket, ip: IpAddr) -> Result<Option<u32>, KernelError> {
     let unreachable = [rustix::io::Errno::NETUNREACH, rustix::io::Errno::HOSTUNREACH].map(|e| Some(e.raw_os_error()));
-    match socket.get(request(&RouteNetlinkMessage::GetRoute(message), flags::ACK)) {
+    match socket.get(request(&RouteNetlinkMessage::GetRoute(towards(ip)), flags::ACK)) {
         Ok(reply) => Ok(reply.and_then(|reply| {
             let rest = reply.body.get(ROUTE_HEADER..)?;
             attributes(rest).find_map(|(n, value)| (n == RTA_OIF).then(|| as_u32(value)).flatten())

@@ -39,7 +39,8 @@ pub(super) async fn add(host: &Host, invocation: &Invocation, config: &Config) -
     let veth = host.names.veth(&invocation.container_id, &invocation.ifname);
     let (invocation, boot_id) = (invocation.clone(), host.boot_id.clone());
     let repeated = !host.is_agent();
-    host.worker
+    let connected = host
+        .worker
         .run(move |kernel| {
             let leased = match (&bridge.ipam, leased) {
                 (_, Some(leased)) => leased,
@@ -48,7 +49,10 @@ pub(super) async fn add(host: &Host, invocation: &Invocation, config: &Config) -
             };
             pod::connect(kernel, &bridge, leased, &veth, &invocation, &netns)
         })
-        .await
+        .await;
+    let (result, socket) = connected?;
+    pod::until_usable(&result, socket).await?;
+    Ok(result)
 }
 
 pub(super) async fn delete(host: &Host, invocation: &Invocation, config: &Config) -> Result<()> {

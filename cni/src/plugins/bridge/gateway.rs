@@ -1,11 +1,12 @@
 //! The host's side: the bridge itself, its addresses, forwarding, masquerade.
 
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use super::config::Bridge;
 use crate::kernel::{EnsuredBridge, Kernel};
 use crate::netlink::link::{self, Link, Mac};
-use crate::netlink::route;
+use crate::netlink::{Socket, route};
 use crate::reaper::random;
 use crate::result::IpConfig;
 use crate::{Cidr, Error, Result, sysctl};
@@ -111,7 +112,31 @@ fn ensure_addresses(kernel: &mut Kernel, bridge: &Bridge, link: &Link, gateways:
             _ => {}
         }
     }
+    let deadline = usable_by();
+    for gateway in gateways.iter().filter(|gateway| !gateway.is_ipv4()) {
+        while !is_usable(&mut kernel.route, *gateway, deadline)? {
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
     Ok(())
+}
+
+/// How long an IPv6 address may take until it can be used, and how often to look.
+const USABLE: Duration = Duration::from_secs(5);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// When to give up on an address that was added now.
+pub(super) fn usable_by() -> Instant {
+    Instant::now() + USABLE
+}
+
+/// Whether the kernel answers on an address of its own; an error after the deadline.
+pub(super) fn is_usable(socket: &mut Socket, address: Cidr, deadline: Instant) -> Result<bool> {
+    let local = route::is_local(socket, address.addr()).map_err(Error::netlink("look for", address.to_string()))?;
+    if !local && Instant::now() > deadline {
+        return Err(Error::Check { subject: address.to_string(), reason: format!("it could not be used after {USABLE:?}") });
+    }
+    Ok(local)
 }
 
 fn replace(kernel: &mut Kernel, bridge: &Bridge, link: &Link, found: Cidr, wanted: Cidr) -> Result<()> {

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use netlink_packet_route::link::InfoBridgePort;
 
 use super::config::Bridge;
-use super::gateway::{self, random_mac};
+use super::gateway::{self, LOOK_AGAIN, is_usable, random_mac, usable_by};
 use crate::invocation::Invocation;
 use crate::kernel::{EnsuredBridge, Kernel, pod_socket};
 use crate::netlink::link::{self, LOOPBACK, Mac, NewVeth};
@@ -14,7 +14,7 @@ use crate::netlink::{Failure, Socket, route};
 use crate::result::{CniResult, Interface, IpConfig, Route};
 use crate::{Cidr, Error, Result, sysctl};
 
-/// Connects the pod to the bridge. What came to be when this fails is found and undone by DEL.
+/// Connects the pod to the bridge; the result, and a socket in the pod's namespace. What came to be when this fails is found and undone by DEL.
 pub(super) fn connect(
     kernel: &mut Kernel,
     bridge: &Bridge,
@@ -22,7 +22,7 @@ pub(super) fn connect(
     veth: &str,
     invocation: &Invocation,
     netns: &OwnedFd,
-) -> Result<CniResult> {
+) -> Result<(CniResult, Socket)> {
     let mut result = leased;
     complete(bridge, &mut result);
     let mut ensured = gateway::ensure(kernel, bridge, &result.ips)?;
@@ -36,7 +36,7 @@ pub(super) fn connect(
     };
     let host_mac = random_mac()?;
     create(kernel, bridge, &mut ensured, veth, (host_mac, mac), invocation, netns, &result.ips)?;
-    configure(invocation, netns, &result, bridge.detect_duplicates)?;
+    let socket = configure(invocation, netns, &result, bridge.detect_duplicates)?;
     let interface =
         |name: &str, mac: String, sandbox: String| Interface { name: name.to_owned(), mac, sandbox, ..Interface::default() };
     result.interfaces = vec![
@@ -47,7 +47,18 @@ pub(super) fn connect(
     for ip in &mut result.ips {
         ip.interface = Some(2);
     }
-    Ok(result)
+    Ok((result, socket))
+}
+
+/// Waits until the pod's IPv6 addresses can be used. The socket is the pod's.
+pub(super) async fn until_usable(result: &CniResult, mut socket: Socket) -> Result<()> {
+    let deadline = usable_by();
+    for ip in result.ips.iter().filter(|ip| !ip.address.is_ipv4()) {
+        while !is_usable(&mut socket, ip.address, deadline)? {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+    Ok(())
 }
 
 /// Adds what the addresses imply: gateways and default routes.
@@ -133,7 +144,7 @@ fn create(
 }
 
 /// Loopback and the interface up, addresses, routes: one datagram.
-fn configure(invocation: &Invocation, netns: &OwnedFd, result: &CniResult, detect_duplicates: bool) -> Result<()> {
+fn configure(invocation: &Invocation, netns: &OwnedFd, result: &CniResult, detect_duplicates: bool) -> Result<Socket> {
     let ifname = &invocation.ifname;
     let wants_v6 = result.ips.iter().any(|ip| !ip.address.is_ipv4());
     let (mut socket, ()) = pod_socket(netns, &invocation.container_id, || {
@@ -161,7 +172,7 @@ fn configure(invocation: &Invocation, netns: &OwnedFd, result: &CniResult, detec
         requests.push(route::add_route(index, &route));
     }
     match socket.run(&requests) {
-        Ok(_) => Ok(()),
+        Ok(_) => Ok(socket),
         Err(failure) => {
             let subject = failure.index.and_then(|i| subjects.get(i)).unwrap_or(ifname).clone();
             Err(Error::netlink("set up", subject)(failure.error))
