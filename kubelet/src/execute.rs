@@ -1,24 +1,22 @@
 //! Carries out the steps of a plan by CRI calls and file operations. Decides nothing: what comes next is planned again
 //! from what is then there.
 
+mod start;
+
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use berth_cri_api::v1 as cri;
 use futures::future::join_all;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use tokio_util::sync::CancellationToken;
 
 use crate::cgroup::PodCgroups;
 use crate::config::Config;
-use crate::container_config::{ContainerContext, container_config, mounts_at, volume_mounts};
 use crate::cri::{self as calls, Runtime};
 use crate::dns::NodeDns;
-use crate::hosts::{self, Hostname};
 use crate::memory::Reason;
 use crate::node::NodeView;
 use crate::observed::{Limits, PodObserved};
@@ -26,8 +24,7 @@ use crate::plan::PodOp;
 use crate::pod;
 use crate::resources::{container_resources, pod_limits, qos_class};
 use crate::sandbox_config::{SandboxContext, sandbox_config};
-use crate::security::ImageUser;
-use crate::{Error, image_name, logs, volume};
+use crate::{Error, logs, volume};
 
 /// What all workers share.
 #[derive(Clone, Debug)]
@@ -274,141 +271,6 @@ impl Executor {
         }
     }
 
-    async fn start_container(
-        &self,
-        pod: &Arc<Pod>,
-        name: &str,
-        attempt: u32,
-        may_pull: bool,
-        observed: &PodObserved,
-        cancel: &CancellationToken,
-    ) -> OpResult {
-        let all = pod::init_containers(pod).iter().chain(&pod::spec(pod).containers);
-        let Some(container) = all.into_iter().find(|c| c.name == name) else { return OpResult::Done };
-        let Some(sandbox) = observed.sandbox() else { return OpResult::Cancelled };
-        let config_error = |text: String| OpResult::StartFailed(Reason::new("CreateContainerConfigError", text));
-        let sandbox_config = match self.sandbox_config(pod, sandbox.attempt) {
-            Ok(config) => config,
-            Err(text) => return config_error(text),
-        };
-        let image = match self.ensure_image(pod, container, may_pull, &sandbox_config, cancel).await {
-            Ok(image) => image,
-            Err(result) => return result,
-        };
-        if cancel.is_cancelled() {
-            return OpResult::Cancelled;
-        }
-        let pod_ips = if pod::is_host_network(pod) { &self.node.host_ips } else { &sandbox.ips };
-        let mounts = match self.container_files(pod, container, pod_ips).await {
-            Ok(mounts) => mounts,
-            Err(text) => return config_error(text),
-        };
-        let image_user = ImageUser { uid: image.uid.map(|u| u.value), username: image.username.clone() };
-        let context = ContainerContext {
-            attempt,
-            image_ref: &image.id,
-            image_user: &image_user,
-            node_name: &self.node.name,
-            host_ips: &self.node.host_ips,
-            pod_ips,
-            capacity: &self.node.capacity,
-            seccomp_root: &self.config.kubelet_root.join("seccomp"),
-            log_limits: self.config.log_limits,
-            mounts: &mounts,
-        };
-        let config = match container_config(pod, container, &context) {
-            Ok(config) => config,
-            Err(text) => return config_error(text),
-        };
-        let id = match self.runtime.create_container(&sandbox.id, config, sandbox_config).await {
-            Ok(id) => id,
-            Err(e) => return OpResult::StartFailed(Reason::new("CreateContainerError", calls::message(&e))),
-        };
-        if let Err(e) = self.runtime.start_container(&id).await {
-            return OpResult::StartFailed(Reason::new("RunContainerError", calls::message(&e)));
-        }
-        tracing::info!(pod = %pod::format_pod(pod), container = name, attempt, %id, "container started");
-        self.link_log(pod, name, attempt, &id).await;
-        OpResult::Done
-    }
-
-    /// The image by the container's pull policy.
-    async fn ensure_image(
-        &self,
-        pod: &Pod,
-        container: &Container,
-        may_pull: bool,
-        sandbox_config: &cri::PodSandboxConfig,
-        cancel: &CancellationToken,
-    ) -> Result<cri::Image, OpResult> {
-        let wanted = container.image.clone().unwrap_or_default();
-        let image = image_name::normalize(&wanted).map_err(|e| {
-            let text = format!("Failed to apply default image tag {wanted:?}: {e}");
-            OpResult::StartFailed(Reason::new("InvalidImageName", text))
-        })?;
-        let inspect = |e: Error| {
-            let text = format!("Failed to inspect image {wanted:?}: {}", calls::message(&e));
-            OpResult::StartFailed(Reason::new("ImageInspectError", text))
-        };
-        let policy = container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
-        if policy != "Always" {
-            if let Some(found) = self.runtime.image_status(&image).await.map_err(inspect)? {
-                return Ok(found);
-            }
-            if policy == "Never" {
-                let text = format!("Container image {wanted:?} is not present with pull policy of Never");
-                return Err(OpResult::StartFailed(Reason::new("ErrImageNeverPull", text)));
-            }
-        }
-        let failed = |reason: Reason, pulled| OpResult::PullFailed { image: wanted.clone(), reason, pulled };
-        if !may_pull {
-            return Err(failed(Reason::new("ImagePullBackOff", format!("Back-off pulling image {wanted:?}")), false));
-        }
-        tracing::info!(pod = %pod::format_pod(pod), image = wanted, "Pulling image");
-        let pulled = tokio::select! {
-            pulled = self.runtime.pull_image(&image, sandbox_config.clone()) => pulled,
-            () = cancel.cancelled() => return Err(OpResult::Cancelled),
-        };
-        let reference = pulled.map_err(|e| failed(pull_reason(&wanted, &e), true))?;
-        let found = self.runtime.image_status(&reference).await.map_err(inspect)?;
-        found.ok_or_else(|| failed(Reason::new("ErrImagePull", "the pulled image is not listed"), true))
-    }
-
-    /// Hosts file, termination message file and log folder; all mounts of the container.
-    async fn container_files(
-        &self,
-        pod: &Arc<Pod>,
-        container: &Container,
-        pod_ips: &[String],
-    ) -> Result<Vec<cri::Mount>, String> {
-        let (this, pod, container, ips) = (self.clone(), pod.clone(), container.clone(), pod_ips.to_vec());
-        let files = move || this.container_files_blocking(&pod, &container, &ips);
-        tokio::task::spawn_blocking(files).await.map_err(|e| e.to_string())?
-    }
-
-    fn container_files_blocking(&self, pod: &Pod, container: &Container, pod_ips: &[String]) -> Result<Vec<cri::Mount>, String> {
-        let dir = self.pod_dir(pod);
-        let paths = volume::paths(pod, &dir);
-        let mut mounts = volume_mounts(container, |name| paths.get(name).map(String::as_str))?;
-        let log_dir = logs::pod_log_dir(&self.config.pod_logs_dir, pod).join(&container.name);
-        logs::ensure_dir(&log_dir).map_err(|e| format!("create log folder {}: {e}", log_dir.display()))?;
-        if !mounts_at(container, "/etc/hosts") {
-            let hostname = Hostname::of(pod, &self.config.cluster_domain);
-            let host_file = fs::read_to_string(&self.config.hosts_file).unwrap_or_default();
-            if let Some(content) = hosts::content(pod, pod_ips, &hostname, &host_file) {
-                let path = hosts::write(&dir, &content).map_err(|e| format!("write the hosts file: {e}"))?;
-                mounts.push(file_mount("/etc/hosts", &path));
-            }
-        }
-        let message_path = container.termination_message_path.as_deref().unwrap_or_default();
-        if !message_path.is_empty() && !mounts_at(container, message_path) {
-            let file = new_message_file(&dir.join("containers").join(&container.name))
-                .map_err(|e| format!("create the termination message file: {e}"))?;
-            mounts.push(file_mount(message_path, &file));
-        }
-        Ok(mounts)
-    }
-
     async fn link_log(&self, pod: &Arc<Pod>, name: &str, attempt: u32, id: &str) {
         let Some(links) = self.config.container_logs_dir.clone() else { return };
         let target = logs::pod_log_dir(&self.config.pod_logs_dir, pod).join(logs::relative_log_path(name, attempt));
@@ -435,53 +297,6 @@ impl Executor {
     }
 }
 
-fn file_mount(container_path: &str, host_path: &Path) -> cri::Mount {
-    cri::Mount {
-        container_path: container_path.to_owned(),
-        host_path: host_path.to_string_lossy().into_owned(),
-        ..Default::default()
-    }
-}
-
-/// A new file that any user may write; of the older ones only the two newest stay.
-fn new_message_file(folder: &Path) -> io::Result<PathBuf> {
-    volume::create_private_dir(folder)?;
-    let mut old: Vec<(SystemTime, PathBuf)> = fs::read_dir(folder)?
-        .flatten()
-        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
-        .collect();
-    old.sort();
-    for (_, path) in old.iter().rev().skip(2) {
-        let _ = fs::remove_file(path);
-    }
-    loop {
-        let mut random = [0u8; 4];
-        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
-        let path = folder.join(format!("{:08x}", u32::from_le_bytes(random)));
-        match fs::File::create_new(&path) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
-            created => created?.set_permissions(fs::Permissions::from_mode(0o666))?,
-        }
-        return Ok(path);
-    }
-}
-
-fn pull_reason(image: &str, error: &Error) -> Reason {
-    let message = calls::message(error);
-    for (prefix, text) in
-        [("RegistryUnavailable", "the registry is unavailable"), ("SignatureValidationFailed", "the signature validation failed")]
-    {
-        if let Some(rest) = message.strip_prefix(prefix) {
-            return Reason::new(prefix, format!("image pull failed for {image} because {text}{rest}"));
-        }
-    }
-    let text = match error {
-        Error::Cri { source, .. } => calls::status_text(source),
-        other => other.to_string(),
-    };
-    Reason::new("ErrImagePull", text)
-}
-
 /// An error with all its causes on one line.
 fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -492,36 +307,4 @@ fn with_causes(error: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn message_files_are_new_writable_for_all_and_few() {
-        let root = tempfile::tempdir().unwrap();
-        let folder = root.path().join("c");
-        let files: Vec<_> = (0..6).map(|_| new_message_file(&folder).unwrap()).collect();
-        assert!(files.windows(2).all(|w| w[0] != w[1]));
-        assert_eq!(fs::metadata(&files[5]).unwrap().permissions().mode() & 0o777, 0o666);
-        assert_eq!(fs::read_dir(&folder).unwrap().count(), 3);
-    }
-
-    #[test]
-    fn pull_errors_name_their_reason() {
-        let error = |code, text: &str| Error::Cri { call: "PullImage", source: Box::new(tonic::Status::new(code, text)) };
-        let cases = [
-            (error(tonic::Code::Unknown, "boom"), "ErrImagePull", "boom"),
-            (error(tonic::Code::NotFound, "x"), "ErrImagePull", "rpc error: code = NotFound desc = x"),
-            (
-                error(tonic::Code::Unknown, "RegistryUnavailable: down"),
-                "RegistryUnavailable",
-                "image pull failed for i because the registry is unavailable: down",
-            ),
-        ];
-        for (error, reason, message) in cases {
-            assert_eq!(pull_reason("i", &error), Reason::new(reason, message));
-        }
-    }
 }

@@ -21,6 +21,7 @@ mod housekeeping;
 pub mod image_name;
 mod kubelet;
 pub mod logs;
+mod main_loop;
 pub mod memory;
 pub mod node;
 pub mod observed;

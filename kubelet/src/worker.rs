@@ -1,6 +1,9 @@
 //! One task per pod UID: looks, plans, acts, one pass at a time. The latest spec wins; slow calls run as tasks of their
 //! own and come back as actions, so that the worker always listens.
 
+mod outcome;
+mod probing;
+
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,13 +15,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Now;
-use crate::execute::{Executor, OpResult, PassResults, run_pass};
-use crate::memory::{PodMemory, ProbeResults, PullFailure, Reason, Termination, Unhealthy};
-use crate::observed::{self, Limits, PodObserved, State};
+use crate::execute::{Executor, PassResults, run_pass};
+use crate::memory::{PodMemory, Termination};
+use crate::observed::{self, PodObserved};
 use crate::plan::{self, Plan, PodOp, Situation};
 use crate::pod::{self, PodUid};
-use crate::probe::{Kind, Probers, Subject};
-use crate::resources::container_resources;
+use crate::probe::{Kind, Probers};
 use crate::status;
 use crate::table::PodTable;
 
@@ -243,50 +245,6 @@ impl Worker {
         self.dirty = true;
     }
 
-    fn probed(&mut self, id: String, kind: Kind, well: bool, grace: Option<i64>) {
-        if let Some(results) = self.memory.probes.get_mut(&id) {
-            match kind {
-                Kind::Startup => results.started |= well,
-                Kind::Readiness => results.ready = well,
-                Kind::Liveness => {}
-            }
-        }
-        if !well && kind != Kind::Readiness {
-            self.memory.unhealthy.insert(id, Unhealthy { probe: kind.as_str(), grace });
-        }
-    }
-
-    /// Starts the probers of containers that run, ends those of others.
-    fn keep_probers(&mut self, now: Now) {
-        let observed = self.observed.clone();
-        let running = |id: &str| observed.containers.iter().any(|c| c.id == id && c.state == State::Running);
-        let ending = self.memory.terminating.is_some();
-        self.probers.retain(|id, kind| running(id) && (!ending || kind == Kind::Readiness));
-        let addresses = match pod::is_host_network(&self.pod) {
-            true => &self.executor.node.host_ips,
-            false => &self.memory.ips,
-        };
-        let ip = addresses.first().and_then(|ip| ip.parse().ok());
-        for container in &pod::spec(&self.pod).containers {
-            let Some(record) = observed.newest(&container.name).filter(|c| c.state == State::Running) else { continue };
-            let age = now.wall.as_nanosecond() - i128::from(record.started_at);
-            let age = u64::try_from(age).map(Duration::from_nanos).unwrap_or_default();
-            let subject = Subject { pod: &self.pod, container, id: &record.id, age, ip };
-            let results = self.memory.probes.entry(record.id.clone()).or_insert(ProbeResults {
-                started: container.startup_probe.is_none(),
-                ready: container.readiness_probe.is_none(),
-            });
-            let kinds: &[Kind] = match (results.started, ending) {
-                (_, true) => &[],
-                (false, _) => &[Kind::Startup],
-                (true, _) => &[Kind::Liveness, Kind::Readiness],
-            };
-            for kind in kinds {
-                self.probers.ensure(&subject, *kind, &self.executor.runtime, &self.own_inbox);
-            }
-        }
-    }
-
     fn wake_at(&mut self, at: Instant) {
         self.wake = Some(self.wake.map_or(at, |now| now.min(at)));
     }
@@ -376,109 +334,5 @@ impl Worker {
         let cancel = CancellationToken::new();
         let pass = run_pass(self.executor.clone(), self.pod.clone(), self.observed.clone(), ops, cancel.clone());
         self.pass = Some(Pass { task: tokio::spawn(pass), cancel });
-    }
-
-    /// A pass has ended: takes note of what failed and looks again.
-    fn acted(&mut self, results: PassResults) {
-        self.pass = None;
-        self.passes += 1;
-        self.dirty = true;
-        let timing = self.executor.config.timing;
-        let now = Instant::now();
-        for (op, result) in results {
-            if result != OpResult::Done && result != OpResult::Cancelled {
-                // What failed is tried again, however alike the plan is.
-                self.last_ops.clear();
-            }
-            match result {
-                OpResult::Done => self.succeeded(op),
-                OpResult::Cancelled => self.last_ops.clear(),
-                OpResult::StartFailed(reason) => self.start_failed(op, reason, now),
-                OpResult::PullFailed { image, reason, pulled } => self.pull_failed(op, image, reason, pulled, now),
-                OpResult::PodFailed(reason) => {
-                    let again = matches!(op, PodOp::RemoveContainer { .. } | PodOp::RemoveSandbox { .. });
-                    tracing::warn!(pod = %pod::format_pod(&self.pod), reason = reason.reason, gc = again, "{}", reason.message);
-                    self.memory.pod_error = Some(reason);
-                    self.hold = Some(now + timing.retry);
-                }
-                OpResult::NetworkNotReady(text) => {
-                    if self.memory.pod_error.as_ref().is_none_or(|e| e.message != text) {
-                        tracing::warn!(pod = %pod::format_pod(&self.pod), reason = "NetworkNotReady", "{text}");
-                    }
-                    self.memory.pod_error = Some(Reason::new("NetworkNotReady", text));
-                    self.hold = Some(now + timing.network_retry);
-                }
-            }
-        }
-    }
-
-    fn succeeded(&mut self, op: PodOp) {
-        match op {
-            PodOp::Prepare => {
-                self.memory.prepared = true;
-                self.memory.released = false;
-            }
-            PodOp::Release { .. } => {
-                self.memory.released = true;
-                self.memory.prepared = false;
-            }
-            PodOp::CreateSandbox { .. } => self.memory.pod_error = None,
-            PodOp::StartContainer { name, .. } => {
-                self.memory.reasons.remove(&name);
-                self.memory.holds.remove(&name);
-                if let Some(image) = self.container(&name).and_then(|c| c.image.clone()) {
-                    self.memory.pull_failures.remove(&image);
-                    self.memory.pulls.forget(&image);
-                }
-            }
-            PodOp::Resize { id, name } => self.note_resize(id, &name),
-            _ => {}
-        }
-    }
-
-    fn container(&self, name: &str) -> Option<&k8s_openapi::api::core::v1::Container> {
-        let all = pod::init_containers(&self.pod).iter().chain(&pod::spec(&self.pod).containers);
-        all.into_iter().find(|c| c.name == name)
-    }
-
-    fn note_resize(&mut self, id: String, name: &str) {
-        let capacity = &self.executor.node.capacity;
-        let limits = self.container(name).map(|c| Limits::from(&container_resources(&self.pod, c, capacity)));
-        if let Some(limits) = limits {
-            self.memory.resized.insert(id, limits);
-        }
-    }
-
-    fn start_failed(&mut self, op: PodOp, reason: Reason, now: Instant) {
-        let name = match op {
-            PodOp::StartContainer { name, .. } => name,
-            PodOp::Resize { id, name } => {
-                self.note_resize(id, &name);
-                name
-            }
-            _ => return,
-        };
-        tracing::warn!(pod = %pod::format_pod(&self.pod), container = name, reason = reason.reason, "{}", reason.message);
-        // A container that ran, or tried to, leaves a record and backs off by it.
-        if reason.reason != "RunContainerError" && reason.reason != "ResizeError" {
-            self.memory.holds.insert(name.clone(), now + self.executor.config.timing.retry);
-        }
-        if reason.reason != "ResizeError" {
-            self.memory.reasons.insert(name, reason);
-        }
-    }
-
-    fn pull_failed(&mut self, op: PodOp, image: String, reason: Reason, pulled: bool, now: Instant) {
-        let PodOp::StartContainer { name, .. } = op else { return };
-        if !pulled {
-            if let Some(failure) = self.memory.pull_failures.get_mut(&image) {
-                failure.checked_at = now;
-            }
-            return;
-        }
-        tracing::warn!(pod = %pod::format_pod(&self.pod), container = name, reason = reason.reason, "Failed to pull image {image:?}: {}", reason.message);
-        self.memory.pulls.advance(&image, now, now);
-        self.memory.pull_failures.insert(image, PullFailure { failed_at: now, checked_at: now, reason: reason.clone() });
-        self.memory.reasons.insert(name, reason);
     }
 }

@@ -1,6 +1,8 @@
 //! The kubelet against a runtime that can be told what to do: start, crash, edit, removal, restart of the kubelet,
 //! reboot. Time is tokio's, paused where delays are the subject.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod support;
 
 use std::time::Duration;

@@ -107,7 +107,7 @@ impl Probers {
     ) -> bool {
         let Some(probe) = kind.of(subject.container) else { return false };
         let key = (subject.id.to_owned(), kind);
-        if !self.0.contains_key(&key) {
+        self.0.entry(key).or_insert_with(|| {
             let stop = CancellationToken::new();
             let prober = Prober::new(probe, subject, kind, runtime.clone(), inbox.clone());
             let stopped = stop.clone();
@@ -117,8 +117,8 @@ impl Probers {
                     () = prober.run() => {}
                 }
             });
-            self.0.insert(key, stop.drop_guard());
-        }
+            stop.drop_guard()
+        });
         true
     }
 }

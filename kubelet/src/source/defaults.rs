@@ -61,11 +61,8 @@ fn default_container(container: &mut Container, host_network: bool) {
             default(&mut field.api_version, "v1");
         }
     }
-    for probe in [&mut container.liveness_probe, &mut container.readiness_probe, &mut container.startup_probe] {
-        if let Some(probe) = probe {
-            default_probe(probe);
-        }
-    }
+    let probes = [&mut container.liveness_probe, &mut container.readiness_probe, &mut container.startup_probe];
+    probes.into_iter().flatten().for_each(default_probe);
     if let Some(context) = &mut container.security_context {
         default(&mut context.proc_mount, "Default");
     }

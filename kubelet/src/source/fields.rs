@@ -150,9 +150,7 @@ fn split(path: &str) -> Vec<&str> {
         if let Some(bracket) = part.find('[') {
             segments.push(&part[..bracket]);
             rest = &part[bracket..];
-            for _ in rest.matches('[') {
-                segments.push("[]");
-            }
+            segments.extend(std::iter::repeat_n("[]", rest.matches('[').count()));
         } else {
             segments.push(rest);
         }

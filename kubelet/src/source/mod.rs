@@ -7,6 +7,7 @@ pub mod file;
 pub mod parse;
 pub mod static_pod;
 pub mod validate;
+mod watch;
 pub mod yaml;
 
 use k8s_openapi::api::core::v1::Pod;

@@ -181,9 +181,7 @@ fn why_not(path: &str) -> String {
 /// The API accepts plain numbers where it wants quantities (`cpu: 2`); the types here want text.
 fn quantities_as_text(pod: &mut Value) {
     let Some(spec) = pod.get_mut("spec") else { return };
-    for key in ["overhead"] {
-        numbers_as_text(spec.get_mut(key));
-    }
+    numbers_as_text(spec.get_mut("overhead"));
     resource_lists(spec.get_mut("resources"));
     for key in ["containers", "initContainers"] {
         for container in spec.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten() {

@@ -1,13 +1,14 @@
 //! What a kubelet refuses in a pod from its own sources: the API server's rules as far as they touch fields that berth
 //! carries out. Pure; returns every problem with the path of its field.
 
+mod container;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, Pod, PodSpec, Probe, ResourceRequirements, SeccompProfile, Volume, VolumeMount,
-};
+use k8s_openapi::api::core::v1::{Pod, PodSpec, SeccompProfile, Volume};
 
+use self::container::validate_container;
 use crate::quantity::Amount;
 use crate::sysctl;
 
@@ -250,133 +251,6 @@ fn validate_amount(path: &str, text: &str, problems: &mut Problems) -> Amount {
     Amount::default()
 }
 
-fn validate_container(path: &str, container: &Container, spec: &PodSpec, volumes: &BTreeSet<&str>, problems: &mut Problems) {
-    if !is_dns_label(&container.name) {
-        problems.add(format!("{path}.name"), format!("{:?} is not a DNS label", container.name));
-    }
-    match container.image.as_deref() {
-        None | Some("") => problems.add(format!("{path}.image"), "is required"),
-        Some(image) if image.trim() != image => {
-            problems.add(format!("{path}.image"), "must not have leading or trailing whitespace");
-        }
-        Some(_) => {}
-    }
-    let policy = container.image_pull_policy.as_deref();
-    problems.one_of(&format!("{path}.imagePullPolicy"), policy, &["Always", "IfNotPresent", "Never"]);
-    problems.one_of(
-        &format!("{path}.terminationMessagePolicy"),
-        container.termination_message_policy.as_deref(),
-        &["File", "FallbackToLogsOnError"],
-    );
-    if container.restart_policy.is_some() {
-        problems.one_of(&format!("{path}.restartPolicy"), container.restart_policy.as_deref(), &["Always"]);
-    }
-    for (i, env) in container.env.iter().flatten().enumerate() {
-        if env.name.is_empty() || env.name.contains('=') || env.name.chars().any(|c| !(' '..='~').contains(&c)) {
-            problems.add(format!("{path}.env[{i}].name"), format!("{:?} is not an environment variable name", env.name));
-        }
-        if let Some(field) = env.value_from.as_ref().and_then(|v| v.field_ref.as_ref())
-            && !crate::env::is_env_field(&field.field_path)
-        {
-            let message = format!("{:?} is not a field that an environment variable can take", field.field_path);
-            problems.add(format!("{path}.env[{i}].valueFrom.fieldRef.fieldPath"), message);
-        }
-        let value = env.value.as_deref().unwrap_or_default();
-        if env.value_from.is_some() && !value.is_empty() {
-            problems.add(format!("{path}.env[{i}]"), "may not have both value and valueFrom");
-        }
-    }
-    validate_ports(path, container.ports.as_deref().unwrap_or_default(), spec, problems);
-    validate_resources(&format!("{path}.resources"), container.resources.as_ref(), problems);
-    validate_mounts(path, container, volumes, problems);
-    validate_container_security(path, container, problems);
-    for (name, probe) in [
-        ("livenessProbe", &container.liveness_probe),
-        ("readinessProbe", &container.readiness_probe),
-        ("startupProbe", &container.startup_probe),
-    ] {
-        if let Some(probe) = probe {
-            validate_probe(&format!("{path}.{name}"), probe, name != "readinessProbe", problems);
-        }
-    }
-}
-
-fn validate_probe(path: &str, probe: &Probe, once: bool, problems: &mut Problems) {
-    let handlers = [probe.exec.is_some(), probe.http_get.is_some(), probe.tcp_socket.is_some()];
-    if handlers.iter().filter(|set| **set).count() != 1 {
-        problems.add(path, "must have one of exec, httpGet and tcpSocket");
-    }
-    if probe.exec.as_ref().is_some_and(|e| e.command.as_ref().is_none_or(Vec::is_empty)) {
-        problems.add(format!("{path}.exec.command"), "is required");
-    }
-    if let Some(get) = &probe.http_get {
-        let scheme = get.scheme.as_deref();
-        problems.one_of(&format!("{path}.httpGet.scheme"), scheme, &["HTTP", "HTTPS"]);
-        if scheme == Some("HTTPS") {
-            problems.add(format!("{path}.httpGet.scheme"), "HTTPS is not supported by berth yet");
-        }
-    }
-    let hosts = [
-        ("httpGet", probe.http_get.as_ref().and_then(|g| g.host.as_deref())),
-        ("tcpSocket", probe.tcp_socket.as_ref().and_then(|t| t.host.as_deref())),
-    ];
-    for (handler, host) in hosts {
-        if host.is_some_and(|h| !h.is_empty() && h.parse::<IpAddr>().is_err()) {
-            problems.add(format!("{path}.{handler}.host"), "must be an IP address");
-        }
-    }
-    for (field, value) in [
-        ("initialDelaySeconds", probe.initial_delay_seconds),
-        ("timeoutSeconds", probe.timeout_seconds),
-        ("periodSeconds", probe.period_seconds),
-        ("successThreshold", probe.success_threshold),
-        ("failureThreshold", probe.failure_threshold),
-    ] {
-        if value.is_some_and(|v| v < 0) {
-            problems.add(format!("{path}.{field}"), "must not be negative");
-        }
-    }
-    if once && probe.success_threshold.is_some_and(|n| n != 1) {
-        problems.add(format!("{path}.successThreshold"), "must be 1");
-    }
-    if !once && probe.termination_grace_period_seconds.is_some() {
-        problems.add(format!("{path}.terminationGracePeriodSeconds"), "must not be set for readinessProbes");
-    }
-}
-
-fn validate_ports(path: &str, ports: &[ContainerPort], spec: &PodSpec, problems: &mut Problems) {
-    let mut names = BTreeSet::new();
-    for (i, port) in ports.iter().enumerate() {
-        let path = format!("{path}.ports[{i}]");
-        let in_range = |n: i32| (1..=65535).contains(&n);
-        if !in_range(port.container_port) {
-            problems.add(format!("{path}.containerPort"), "must be between 1 and 65535");
-        }
-        let host_port = port.host_port.unwrap_or(0);
-        if host_port != 0 && !in_range(host_port) {
-            problems.add(format!("{path}.hostPort"), "must be between 1 and 65535");
-        }
-        if spec.host_network == Some(true) && host_port != port.container_port {
-            problems.add(format!("{path}.hostPort"), "must equal containerPort when hostNetwork is true");
-        }
-        problems.one_of(&format!("{path}.protocol"), port.protocol.as_deref(), &["TCP", "UDP", "SCTP"]);
-        if let Some(ip) = port.host_ip.as_deref().filter(|ip| !ip.is_empty())
-            && ip.parse::<IpAddr>().is_err()
-        {
-            problems.add(format!("{path}.hostIP"), format!("{ip:?} is not an IP address"));
-        }
-        if let Some(name) = &port.name {
-            let letters = name.chars().any(|c| c.is_ascii_lowercase());
-            if name.len() > 15 || !is_dns_label(name) || !letters || name.contains("--") {
-                problems.add(format!("{path}.name"), format!("{name:?} is not a port name (at most 15 characters)"));
-            }
-            if !names.insert(name) {
-                problems.add(format!("{path}.name"), format!("{name:?} is used twice"));
-            }
-        }
-    }
-}
-
 fn validate_host_ports(spec: &PodSpec, problems: &mut Problems) {
     let mut taken = BTreeSet::new();
     for (c, container) in spec.containers.iter().enumerate() {
@@ -387,93 +261,6 @@ fn validate_host_ports(spec: &PodSpec, problems: &mut Problems) {
                 let path = format!("spec.containers[{c}].ports[{i}].hostPort");
                 problems.add(path, format!("{host_port} is used twice"));
             }
-        }
-    }
-}
-
-fn validate_resources(path: &str, resources: Option<&ResourceRequirements>, problems: &mut Problems) {
-    let Some(resources) = resources else { return };
-    let limits = resources.limits.clone().unwrap_or_default();
-    let requests = resources.requests.clone().unwrap_or_default();
-    for (kind, list) in [("limits", &limits), ("requests", &requests)] {
-        for (name, quantity) in list {
-            let path = format!("{path}.{kind}.{name}");
-            validate_amount(&path, &quantity.0, problems);
-            let known = matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
-            if !known {
-                problems.add(path, "extended resources are not supported by berth yet");
-            } else if name == "ephemeral-storage" && kind == "limits" {
-                problems.add(path, "limits of ephemeral storage are not supported by berth yet");
-            }
-        }
-    }
-    for (name, limit) in &limits {
-        if let Some(request) = requests.get(name) {
-            let (request_amount, limit_amount) = (Amount::of(request), Amount::of(limit));
-            let huge = name.starts_with("hugepages-");
-            if request_amount > limit_amount || huge && request_amount != limit_amount {
-                let relation = if huge { "equal" } else { "not exceed" };
-                let message = format!("{} must {relation} the limit of {}", request.0, limit.0);
-                problems.add(format!("{path}.requests.{name}"), message);
-            }
-        }
-    }
-}
-
-fn validate_mounts(path: &str, container: &Container, volumes: &BTreeSet<&str>, problems: &mut Problems) {
-    let privileged = container.security_context.as_ref().and_then(|s| s.privileged) == Some(true);
-    let mut targets = BTreeSet::new();
-    for (i, mount) in container.volume_mounts.iter().flatten().enumerate() {
-        let path = format!("{path}.volumeMounts[{i}]");
-        if !volumes.contains(mount.name.as_str()) {
-            problems.add(format!("{path}.name"), format!("no volume is called {:?}", mount.name));
-        }
-        if mount.mount_path.is_empty() {
-            problems.add(format!("{path}.mountPath"), "is required");
-        }
-        if !targets.insert(&mount.mount_path) {
-            problems.add(format!("{path}.mountPath"), format!("{:?} is used twice", mount.mount_path));
-        }
-        validate_propagation(&path, mount, privileged, problems);
-    }
-}
-
-fn validate_propagation(path: &str, mount: &VolumeMount, privileged: bool, problems: &mut Problems) {
-    let propagation = mount.mount_propagation.as_deref();
-    let allowed = ["None", "HostToContainer", "Bidirectional"];
-    problems.one_of(&format!("{path}.mountPropagation"), propagation, &allowed);
-    if propagation == Some("Bidirectional") && !privileged {
-        problems.add(format!("{path}.mountPropagation"), "Bidirectional needs a privileged container");
-    }
-    let recursive = mount.recursive_read_only.as_deref();
-    problems.one_of(&format!("{path}.recursiveReadOnly"), recursive, &["Disabled", "IfPossible", "Enabled"]);
-    if matches!(recursive, Some("IfPossible" | "Enabled")) {
-        if mount.read_only != Some(true) {
-            problems.add(format!("{path}.recursiveReadOnly"), "needs readOnly: true");
-        }
-        if propagation.is_some_and(|p| p != "None") {
-            problems.add(format!("{path}.recursiveReadOnly"), "needs mountPropagation None");
-        }
-    }
-}
-
-fn validate_container_security(path: &str, container: &Container, problems: &mut Problems) {
-    let Some(context) = &container.security_context else { return };
-    let base = format!("{path}.securityContext");
-    validate_id(&format!("{base}.runAsUser"), context.run_as_user, problems);
-    validate_id(&format!("{base}.runAsGroup"), context.run_as_group, problems);
-    problems.one_of(&format!("{base}.procMount"), context.proc_mount.as_deref(), &["Default", "Unmasked"]);
-    if context.proc_mount.as_deref() == Some("Unmasked") {
-        problems.add(format!("{base}.procMount"), "Unmasked needs hostUsers: false, which berth does not support yet");
-    }
-    validate_seccomp(&format!("{base}.seccompProfile"), context.seccomp_profile.as_ref(), problems);
-    if context.allow_privilege_escalation == Some(false) {
-        if context.privileged == Some(true) {
-            problems.add(format!("{base}.allowPrivilegeEscalation"), "cannot be false when privileged is true");
-        }
-        let added = context.capabilities.iter().flat_map(|c| c.add.iter().flatten());
-        if added.into_iter().any(|c| c == "SYS_ADMIN" || c == "CAP_SYS_ADMIN" || c == "ALL") {
-            problems.add(format!("{base}.allowPrivilegeEscalation"), "cannot be false when CAP_SYS_ADMIN is added");
         }
     }
 }

@@ -70,10 +70,10 @@ const MAX_DEPTH: usize = 100;
 /// All documents of a text; empty ones are left out.
 pub fn parse_documents(text: &str) -> Result<Vec<Document>, YamlError> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    if text.trim_start().starts_with('{') {
-        if let Some(documents) = parse_json(text)? {
-            return Ok(documents);
-        }
+    if text.trim_start().starts_with('{')
+        && let Some(documents) = parse_json(text)?
+    {
+        return Ok(documents);
     }
     let mut reader = Reader { parser: Parser::new_from_str(text), anchors: BTreeMap::new(), nodes: 0 };
     let mut documents = Vec::new();

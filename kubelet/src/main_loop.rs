@@ -1,0 +1,367 @@
+//! The kubelet's main loop: sources in, workers out, container events between. Owns which pods have a worker; what a pod
+//! needs is its worker's business.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::cri as calls;
+use crate::events::{self, RuntimeEvent};
+use crate::execute::Executor;
+use crate::memory::Termination;
+use crate::observed::{Listing, list_all};
+use crate::pod::{self, FullName, PodUid};
+use crate::resources::{QosClass, pod_cpu_request, qos_class};
+use crate::server::Health;
+use crate::source::file::{self, FileSourceConfig};
+use crate::source::{SourceName, SourceUpdate};
+use crate::table::PodTable;
+use crate::worker::{Message, Worker};
+use crate::{Result, housekeeping, orphan};
+
+/// A worker seen from outside.
+struct Handle {
+    pod: Arc<Pod>,
+    name: FullName,
+    inbox: mpsc::UnboundedSender<Message>,
+    ending: bool,
+    /// What the last listing had of the pod.
+    listed: Vec<(String, i32)>,
+}
+
+enum Action {
+    Source(SourceUpdate),
+    Event(RuntimeEvent),
+    Ended(PodUid, bool),
+    Relist,
+    Listed(Result<Listing>),
+    CollectGarbage,
+    Stop,
+}
+
+/// The loop and what it owns.
+pub(crate) struct Main {
+    executor: Executor,
+    table: PodTable,
+    health: Health,
+    stop: CancellationToken,
+    workers: BTreeMap<PodUid, Handle>,
+    tasks: JoinSet<(PodUid, bool)>,
+    /// Pods whose name, or UID, a worker that is ending still has.
+    queued: BTreeMap<PodUid, Arc<Pod>>,
+    sources: BTreeMap<SourceName, Vec<Arc<Pod>>>,
+    configured: Vec<SourceName>,
+    updates: mpsc::Receiver<SourceUpdate>,
+    events: mpsc::Receiver<RuntimeEvent>,
+    has_events: bool,
+    listing: Option<tokio::task::JoinHandle<Result<Listing>>>,
+    /// A listing has been acted on since all sources are ready.
+    listed: bool,
+    /// Pods that ended since the running listing began: it may still have them.
+    ended: BTreeSet<PodUid>,
+    relist_at: Instant,
+    garbage_at: Instant,
+}
+
+impl Main {
+    pub(crate) fn new(executor: Executor, table: PodTable, health: Health, stop: CancellationToken) -> Main {
+        let (sender, updates) = mpsc::channel(16);
+        let mut configured = Vec::new();
+        if let Some(path) = &executor.config.manifests {
+            configured.push(SourceName::File);
+            let source = FileSourceConfig {
+                path: path.clone(),
+                node_name: executor.config.node_name.clone(),
+                kubelet_root: executor.config.kubelet_root.clone(),
+                settle: executor.config.timing.removal_settle,
+                rescan: executor.config.timing.rescan,
+                allowed_unsafe_sysctls: executor.config.allowed_unsafe_sysctls.clone(),
+                clock: executor.config.clock.clone(),
+            };
+            tokio::spawn(file::run(source, sender, stop.clone()));
+        }
+        let (event_sender, events) = mpsc::channel(1000);
+        tokio::spawn(events::run(executor.runtime.clone(), event_sender, stop.clone()));
+        let now = Instant::now();
+        Main {
+            garbage_at: now + executor.config.timing.garbage,
+            executor,
+            table,
+            health,
+            stop,
+            workers: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            queued: BTreeMap::new(),
+            sources: BTreeMap::new(),
+            configured,
+            updates,
+            events,
+            has_events: false,
+            listing: None,
+            listed: false,
+            ended: BTreeSet::new(),
+            relist_at: now,
+        }
+    }
+
+    pub(crate) async fn run(&mut self) {
+        loop {
+            let action = self.next_action().await;
+            self.health.turned();
+            if let Action::Stop = action {
+                return;
+            }
+            self.apply(action);
+        }
+    }
+
+    async fn next_action(&mut self) -> Action {
+        let idle = self.listing.is_none();
+        let listing = async {
+            match &mut self.listing {
+                Some(task) => task.await,
+                None => pending().await,
+            }
+        };
+        let heartbeat = Instant::now() + self.executor.config.timing.stuck / 3;
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Action::Stop,
+            Some(update) = self.updates.recv() => Action::Source(update),
+            Some(Ok((uid, gone))) = self.tasks.join_next() => Action::Ended(uid, gone),
+            Some(event) = self.events.recv() => Action::Event(event),
+            listed = listing => Action::Listed(match listed {
+                Ok(listed) => listed,
+                Err(_) => return Action::Stop,
+            }),
+            () = tokio::time::sleep_until(self.relist_at), if idle => Action::Relist,
+            () = tokio::time::sleep_until(self.garbage_at) => Action::CollectGarbage,
+            () = tokio::time::sleep_until(heartbeat) => Action::Relist,
+        }
+    }
+
+    fn apply(&mut self, action: Action) {
+        match action {
+            Action::Source(update) => self.set_source(update),
+            Action::Event(event) => self.take_event(event),
+            Action::Ended(uid, gone) => self.worker_ended(&uid, gone),
+            Action::Relist => self.begin_listing(),
+            Action::Listed(listed) => {
+                self.listing = None;
+                self.take_listing(listed);
+            }
+            Action::CollectGarbage => {
+                self.garbage_at = Instant::now() + self.executor.config.timing.garbage;
+                self.collect_garbage();
+            }
+            Action::Stop => {}
+        }
+    }
+
+    fn all_sources_ready(&self) -> bool {
+        self.configured.iter().all(|source| self.sources.contains_key(source))
+    }
+
+    fn set_source(&mut self, update: SourceUpdate) {
+        self.health.set_problems(update.problems);
+        let pods = update.pods.into_iter().map(Arc::new).collect();
+        let first = self.sources.insert(update.source, pods).is_none();
+        self.reconcile();
+        if first {
+            self.relist_at = Instant::now();
+        }
+    }
+
+    /// Workers for all wanted pods, ends for all others: removals before additions.
+    fn reconcile(&mut self) {
+        let mut wanted: BTreeMap<PodUid, Arc<Pod>> = BTreeMap::new();
+        for pod in self.sources.values().flatten() {
+            if let Some(uid) = PodUid::of(pod) {
+                wanted.entry(uid).or_insert_with(|| pod.clone());
+            }
+        }
+        if self.all_sources_ready() {
+            for (uid, handle) in &mut self.workers {
+                if !wanted.contains_key(uid) && !handle.ending {
+                    tracing::info!(pod = %pod::format_pod(&handle.pod), "pod ends");
+                    end(handle);
+                }
+            }
+        }
+        self.queued.retain(|uid, _| wanted.contains_key(uid));
+        for (uid, pod) in wanted {
+            match self.workers.get_mut(&uid) {
+                Some(handle) if !handle.ending => {
+                    if handle.pod != pod {
+                        handle.pod = pod.clone();
+                        let _ = handle.inbox.send(Message::Update(pod));
+                    }
+                }
+                _ => _ = self.queued.insert(uid, pod),
+            }
+        }
+        self.start_queued();
+        self.update_qos();
+    }
+
+    /// Starts the queued pods whose name and UID are free. Before the first listing nobody knows which are: the runtime
+    /// may have pods whose manifests went, or changed, while the kubelet was away.
+    fn start_queued(&mut self) {
+        if !self.listed {
+            return;
+        }
+        for (uid, pod) in std::mem::take(&mut self.queued) {
+            let name = FullName::of(&pod);
+            let taken = self.workers.contains_key(&uid) || self.workers.values().any(|h| h.name == name);
+            if taken {
+                self.queued.insert(uid, pod);
+            } else {
+                self.spawn(uid, pod);
+            }
+        }
+    }
+
+    fn spawn(&mut self, uid: PodUid, pod: Arc<Pod>) {
+        let (inbox, messages) = mpsc::unbounded_channel();
+        let worker = Worker::new(
+            uid.clone(),
+            pod.clone(),
+            self.executor.clone(),
+            self.table.clone(),
+            messages,
+            inbox.downgrade(),
+            self.stop.clone(),
+        );
+        let name = FullName::of(&pod);
+        tracing::info!(pod = %pod::format_pod(&pod), "pod is taken up");
+        self.workers.insert(uid.clone(), Handle { pod, name, inbox, ending: false, listed: Vec::new() });
+        self.tasks.spawn(async move {
+            let gone = worker.run().await;
+            (uid, gone)
+        });
+    }
+
+    fn worker_ended(&mut self, uid: &PodUid, gone: bool) {
+        let Some(handle) = self.workers.remove(uid) else { return };
+        if gone {
+            tracing::info!(pod = %pod::format_pod(&handle.pod), "pod is gone");
+        }
+        self.ended.insert(uid.clone());
+        self.start_queued();
+        self.update_qos();
+    }
+
+    fn take_event(&mut self, event: RuntimeEvent) {
+        match event {
+            RuntimeEvent::Changed(uid) => {
+                let handle = PodUid::new(&uid).and_then(|uid| self.workers.get(&uid));
+                if let Some(handle) = handle {
+                    let _ = handle.inbox.send(Message::Look);
+                }
+            }
+            RuntimeEvent::Connected => {
+                self.has_events = true;
+                // What happened before is only seen by looking.
+                self.relist_at = Instant::now();
+            }
+            RuntimeEvent::Disconnected => {
+                self.has_events = false;
+                self.relist_at = self.relist_at.min(Instant::now() + self.relist_period());
+            }
+        }
+    }
+
+    fn relist_period(&self) -> Duration {
+        let timing = &self.executor.config.timing;
+        if self.has_events { timing.relist } else { timing.relist_without_events }
+    }
+
+    fn begin_listing(&mut self) {
+        self.relist_at = Instant::now() + self.relist_period();
+        if self.listing.is_none() {
+            self.ended.clear();
+            let runtime = self.executor.runtime.clone();
+            self.listing = Some(tokio::spawn(async move { list_all(&runtime).await }));
+        }
+    }
+
+    /// Wakes the workers of pods that changed, ends pods that nobody wants.
+    fn take_listing(&mut self, listed: Result<Listing>) {
+        let listing = match listed {
+            Ok(listing) => listing,
+            Err(error) => {
+                tracing::warn!(error = %calls::message(&error), "the runtime cannot be listed");
+                self.health.runtime_failed();
+                return;
+            }
+        };
+        self.health.runtime_answered();
+        for (uid, handle) in &mut self.workers {
+            let now = listing.get(uid.as_str()).map(|pod| pod.entries.clone()).unwrap_or_default();
+            if now != handle.listed {
+                handle.listed = now;
+                let _ = handle.inbox.send(Message::Look);
+            }
+        }
+        if !self.all_sources_ready() {
+            return;
+        }
+        for (uid, listed) in &listing {
+            let Some(uid) = PodUid::new(uid) else { continue };
+            let known = self.workers.contains_key(&uid) || self.queued.contains_key(&uid) || self.ended.contains(&uid);
+            if known {
+                continue;
+            }
+            let pod = orphan::describe(&uid, listed);
+            tracing::warn!(pod = %pod::format_pod(&pod), "nobody wants this pod: it ends");
+            self.spawn(uid.clone(), Arc::new(pod));
+            if let Some(handle) = self.workers.get_mut(&uid) {
+                end(handle);
+            }
+        }
+        self.listed = true;
+        self.start_queued();
+        self.update_qos();
+    }
+
+    fn update_qos(&self) {
+        let Some(cgroups) = self.executor.cgroups.clone() else { return };
+        let burstable = self.workers.values().filter(|h| qos_class(&h.pod) == QosClass::Burstable);
+        let millis = burstable.map(|h| pod_cpu_request(&h.pod)).sum();
+        let none = self.workers.is_empty();
+        tokio::task::spawn_blocking(move || {
+            let updated = if none { cgroups.remove_empty() } else { cgroups.update_qos(millis) };
+            if let Err(error) = updated {
+                tracing::warn!(%error, "the QoS cgroups keep their weights");
+            }
+        });
+    }
+
+    fn collect_garbage(&self) {
+        if !self.all_sources_ready() {
+            return;
+        }
+        let known: Vec<PodUid> = self.workers.keys().chain(self.queued.keys()).cloned().collect();
+        let (config, cgroups) = (self.executor.config.clone(), self.executor.cgroups.clone());
+        tokio::task::spawn_blocking(move || housekeeping::collect(&config, cgroups.as_ref(), &known));
+        self.update_qos();
+    }
+
+    pub(crate) async fn stop(&mut self) {
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+/// Tells a worker that its pod is to end and to be forgotten.
+fn end(handle: &mut Handle) {
+    handle.ending = true;
+    let grace = pod::grace_seconds(&handle.pod);
+    let _ = handle.inbox.send(Message::Terminate(Termination { grace, forget: true }));
+}

@@ -1,0 +1,118 @@
+//! What a pass has done: successes are remembered, failures become delays and reasons. Decides no steps.
+
+use k8s_openapi::api::core::v1::Container;
+use tokio::time::Instant;
+
+use super::Worker;
+use crate::execute::{OpResult, PassResults};
+use crate::memory::{PullFailure, Reason};
+use crate::observed::Limits;
+use crate::plan::PodOp;
+use crate::pod;
+use crate::resources::container_resources;
+
+impl Worker {
+    /// A pass has ended: takes note of what failed and looks again.
+    pub(super) fn acted(&mut self, results: PassResults) {
+        self.pass = None;
+        self.passes += 1;
+        self.dirty = true;
+        let timing = self.executor.config.timing;
+        let now = Instant::now();
+        for (op, result) in results {
+            if result != OpResult::Done && result != OpResult::Cancelled {
+                // What failed is tried again, however alike the plan is.
+                self.last_ops.clear();
+            }
+            match result {
+                OpResult::Done => self.succeeded(op),
+                OpResult::Cancelled => self.last_ops.clear(),
+                OpResult::StartFailed(reason) => self.start_failed(op, reason, now),
+                OpResult::PullFailed { image, reason, pulled } => self.pull_failed(op, image, reason, pulled, now),
+                OpResult::PodFailed(reason) => {
+                    let again = matches!(op, PodOp::RemoveContainer { .. } | PodOp::RemoveSandbox { .. });
+                    tracing::warn!(pod = %pod::format_pod(&self.pod), reason = reason.reason, gc = again, "{}", reason.message);
+                    self.memory.pod_error = Some(reason);
+                    self.hold = Some(now + timing.retry);
+                }
+                OpResult::NetworkNotReady(text) => {
+                    if self.memory.pod_error.as_ref().is_none_or(|e| e.message != text) {
+                        tracing::warn!(pod = %pod::format_pod(&self.pod), reason = "NetworkNotReady", "{text}");
+                    }
+                    self.memory.pod_error = Some(Reason::new("NetworkNotReady", text));
+                    self.hold = Some(now + timing.network_retry);
+                }
+            }
+        }
+    }
+
+    fn succeeded(&mut self, op: PodOp) {
+        match op {
+            PodOp::Prepare => {
+                self.memory.prepared = true;
+                self.memory.released = false;
+            }
+            PodOp::Release { .. } => {
+                self.memory.released = true;
+                self.memory.prepared = false;
+            }
+            PodOp::CreateSandbox { .. } => self.memory.pod_error = None,
+            PodOp::StartContainer { name, .. } => {
+                self.memory.reasons.remove(&name);
+                self.memory.holds.remove(&name);
+                if let Some(image) = self.container(&name).and_then(|c| c.image.clone()) {
+                    self.memory.pull_failures.remove(&image);
+                    self.memory.pulls.forget(&image);
+                }
+            }
+            PodOp::Resize { id, name } => self.note_resize(id, &name),
+            _ => {}
+        }
+    }
+
+    fn container(&self, name: &str) -> Option<&Container> {
+        let all = pod::init_containers(&self.pod).iter().chain(&pod::spec(&self.pod).containers);
+        all.into_iter().find(|c| c.name == name)
+    }
+
+    fn note_resize(&mut self, id: String, name: &str) {
+        let capacity = &self.executor.node.capacity;
+        let limits = self.container(name).map(|c| Limits::from(&container_resources(&self.pod, c, capacity)));
+        if let Some(limits) = limits {
+            self.memory.resized.insert(id, limits);
+        }
+    }
+
+    fn start_failed(&mut self, op: PodOp, reason: Reason, now: Instant) {
+        let name = match op {
+            PodOp::StartContainer { name, .. } => name,
+            PodOp::Resize { id, name } => {
+                self.note_resize(id, &name);
+                name
+            }
+            _ => return,
+        };
+        tracing::warn!(pod = %pod::format_pod(&self.pod), container = name, reason = reason.reason, "{}", reason.message);
+        // A container that ran, or tried to, leaves a record and backs off by it.
+        if reason.reason != "RunContainerError" && reason.reason != "ResizeError" {
+            self.memory.holds.insert(name.clone(), now + self.executor.config.timing.retry);
+        }
+        if reason.reason != "ResizeError" {
+            self.memory.reasons.insert(name, reason);
+        }
+    }
+
+    fn pull_failed(&mut self, op: PodOp, image: String, reason: Reason, pulled: bool, now: Instant) {
+        let PodOp::StartContainer { name, .. } = op else { return };
+        if !pulled {
+            if let Some(failure) = self.memory.pull_failures.get_mut(&image) {
+                failure.checked_at = now;
+            }
+            return;
+        }
+        tracing::warn!(pod = %pod::format_pod(&self.pod), container = name, reason = reason.reason, "Failed to pull image {image:?}: {}", reason.message);
+        self.memory.pulls.advance(&image, now, now);
+        self.memory.pull_failures.insert(image, PullFailure { failed_at: now, checked_at: now, reason: reason.clone() });
+        self.memory.reasons.insert(name, reason);
+    }
+}

@@ -1,0 +1,56 @@
+//! The probers of a pod's running containers, and what they tell.
+
+use std::time::Duration;
+
+use super::Worker;
+use crate::clock::Now;
+use crate::memory::{ProbeResults, Unhealthy};
+use crate::observed::State;
+use crate::pod;
+use crate::probe::{Kind, Subject};
+
+impl Worker {
+    pub(super) fn probed(&mut self, id: String, kind: Kind, well: bool, grace: Option<i64>) {
+        if let Some(results) = self.memory.probes.get_mut(&id) {
+            match kind {
+                Kind::Startup => results.started |= well,
+                Kind::Readiness => results.ready = well,
+                Kind::Liveness => {}
+            }
+        }
+        if !well && kind != Kind::Readiness {
+            self.memory.unhealthy.insert(id, Unhealthy { probe: kind.as_str(), grace });
+        }
+    }
+
+    /// Starts the probers of containers that run, ends those of others.
+    pub(super) fn keep_probers(&mut self, now: Now) {
+        let observed = self.observed.clone();
+        let running = |id: &str| observed.containers.iter().any(|c| c.id == id && c.state == State::Running);
+        let ending = self.memory.terminating.is_some();
+        self.probers.retain(|id, kind| running(id) && (!ending || kind == Kind::Readiness));
+        let addresses = match pod::is_host_network(&self.pod) {
+            true => &self.executor.node.host_ips,
+            false => &self.memory.ips,
+        };
+        let ip = addresses.first().and_then(|ip| ip.parse().ok());
+        for container in &pod::spec(&self.pod).containers {
+            let Some(record) = observed.newest(&container.name).filter(|c| c.state == State::Running) else { continue };
+            let age = now.wall.as_nanosecond() - i128::from(record.started_at);
+            let age = u64::try_from(age).map(Duration::from_nanos).unwrap_or_default();
+            let subject = Subject { pod: &self.pod, container, id: &record.id, age, ip };
+            let results = self.memory.probes.entry(record.id.clone()).or_insert(ProbeResults {
+                started: container.startup_probe.is_none(),
+                ready: container.readiness_probe.is_none(),
+            });
+            let kinds: &[Kind] = match (results.started, ending) {
+                (_, true) => &[],
+                (false, _) => &[Kind::Startup],
+                (true, _) => &[Kind::Liveness, Kind::Readiness],
+            };
+            for kind in kinds {
+                self.probers.ensure(&subject, *kind, &self.executor.runtime, &self.own_inbox);
+            }
+        }
+    }
+}
