@@ -79,7 +79,8 @@ pub fn spawn(server: &Arc<CriServer>, state: &Path, stop: CancellationToken) -> 
         _ => {}
     }
     let listener = UnixListener::bind(&path).with_context(|| format!("listening on {}", path.display()))?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).with_context(|| format!("setting the mode of {}", path.display()))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("setting the mode of {}", path.display()))?;
     let server = server.clone();
     tokio::spawn(async move {
         loop {

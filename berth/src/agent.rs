@@ -62,7 +62,10 @@ pub async fn drain(stop: &CancellationToken, serving: impl Future<Output = Resul
     match tokio::time::timeout(DRAIN, serving).await {
         Ok(ended) => ended,
         Err(_) => {
-            tracing::warn!("calls were still under way after {} s; they end or undo themselves at the next start", DRAIN.as_secs());
+            tracing::warn!(
+                "calls were still under way after {} s; they end or undo themselves at the next start",
+                DRAIN.as_secs()
+            );
             Ok(())
         }
     }

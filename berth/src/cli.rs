@@ -42,6 +42,8 @@ pub enum Verb {
     Kubelet(Kubelet),
     /// Ends the pods of this instance (the agent itself ends with SIGTERM and leaves them running)
     Stop(Stop),
+    /// Says what manifests would do: defaults, errors and warnings; does nothing else
+    Plan(Plan),
     /// Lists pods, as `kubectl get pods -A` does
     Pods(Output),
     /// Lists containers
@@ -144,6 +146,16 @@ pub struct Stop {
     /// Seconds that containers get to end before they are killed
     #[arg(long, default_value_t = 10, value_name = "SECONDS")]
     pub timeout: u32,
+}
+
+#[derive(Debug, Args)]
+pub struct Plan {
+    /// Manifests, or folders of them
+    #[arg(required = true)]
+    pub paths: Vec<PathBuf>,
+    /// The node that they would run on (default this host's name)
+    #[arg(long, value_name = "NAME")]
+    pub node_name: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -150,7 +150,11 @@ pub fn quantity(text: &str) -> Result<u64> {
         "Gi" => 1 << 30,
         _ => bail!("{text:?} is not a quantity of bytes such as 10Mi"),
     };
-    number.parse::<u64>().ok().and_then(|n| n.checked_mul(factor)).with_context(|| format!("{text:?} is not a quantity of bytes such as 10Mi"))
+    number
+        .parse::<u64>()
+        .ok()
+        .and_then(|n| n.checked_mul(factor))
+        .with_context(|| format!("{text:?} is not a quantity of bytes such as 10Mi"))
 }
 
 /// A Go duration of hours, minutes, seconds and milliseconds: `1h30m`, `10s`, `500ms`.

@@ -33,10 +33,8 @@ fn choose<'a>(all: &'a [Container], wanted: &str, container: Option<&str>, previ
         return Ok(one);
     }
     let (namespace, pod) = wanted.split_once('/').map_or((None, wanted), |(n, p)| (Some(n), p));
-    let mut found: Vec<&Container> = all
-        .iter()
-        .filter(|c| label(c, POD) == pod && namespace.is_none_or(|n| label(c, NAMESPACE) == n))
-        .collect();
+    let mut found: Vec<&Container> =
+        all.iter().filter(|c| label(c, POD) == pod && namespace.is_none_or(|n| label(c, NAMESPACE) == n)).collect();
     if found.is_empty() {
         bail!("no pod and no container {wanted:?} here: `berth pods` and `berth ps -a` list what there is");
     }

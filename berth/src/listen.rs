@@ -33,7 +33,8 @@ pub fn bind(path: &Path) -> Result<UnixListener> {
         Err(error) => return Err(error).with_context(|| format!("looking at {}", path.display())),
     }
     let listener = UnixListener::bind(path).with_context(|| format!("listening on {}", path.display()))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).with_context(|| format!("setting the mode of {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
+        .with_context(|| format!("setting the mode of {}", path.display()))?;
     Ok(listener)
 }
 

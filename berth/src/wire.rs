@@ -23,10 +23,7 @@ fn registry_dirs(flags: &[PathBuf], file: &config::File) -> Vec<PathBuf> {
     if !flags.is_empty() {
         return flags.to_vec();
     }
-    file.node
-        .registry_config_dirs
-        .clone()
-        .unwrap_or_else(|| vec!["/etc/berth/certs.d".into(), "/etc/containerd/certs.d".into()])
+    file.node.registry_config_dirs.clone().unwrap_or_else(|| vec!["/etc/berth/certs.d".into(), "/etc/containerd/certs.d".into()])
 }
 
 /// The CRI server's configuration.
@@ -70,20 +67,30 @@ fn default_address() -> Option<IpAddr> {
     None
 }
 
+/// This host's name, the default name of the node.
+pub fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
 /// The kubelet's configuration.
 ///
 /// # Errors
 /// When the file holds values that cannot be meant.
-pub fn kubelet(global: &cli::Global, flags: &cli::KubeletFlags, file: &config::File, cri: Channel) -> Result<berth_kubelet::Config> {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let name = flags.node_name.clone().or_else(|| file.node.node_name.clone()).unwrap_or(host);
+pub fn kubelet(
+    global: &cli::Global,
+    flags: &cli::KubeletFlags,
+    file: &config::File,
+    cri: Channel,
+) -> Result<berth_kubelet::Config> {
+    let name = flags.node_name.clone().or_else(|| file.node.node_name.clone()).unwrap_or_else(host_name);
     let mut config = berth_kubelet::Config::new(&name, cri);
     let address = flags.node_ip.or(file.node.node_ip).or_else(default_address);
     if address.is_none() {
         tracing::warn!("this machine has no route anywhere: host-network pods get the address 127.0.0.1; --node-ip sets another");
     }
     config.node_ips = vec![address.unwrap_or(IpAddr::from([127, 0, 0, 1]))];
-    let manifests = flags.manifests.clone().or_else(|| file.node.manifests.clone()).or_else(|| file.kubelet.static_pod_path.clone());
+    let manifests =
+        flags.manifests.clone().or_else(|| file.node.manifests.clone()).or_else(|| file.kubelet.static_pod_path.clone());
     config.manifests = Some(manifests.unwrap_or_else(|| "/etc/kubernetes/manifests".into()));
     if let Some(root) = flags.kubelet_root.clone().or_else(|| file.node.kubelet_root.clone()) {
         config.kubelet_root = root;
@@ -105,8 +112,10 @@ pub fn kubelet(global: &cli::Global, flags: &cli::KubeletFlags, file: &config::F
 
 fn apply_file(config: &mut berth_kubelet::Config, file: &config::KubeletConfiguration) -> Result<()> {
     if let Some(servers) = &file.cluster_dns {
-        config.cluster_dns =
-            servers.iter().map(|s| s.parse().with_context(|| format!("clusterDNS: {s:?} is no address"))).collect::<Result<_>>()?;
+        config.cluster_dns = servers
+            .iter()
+            .map(|s| s.parse().with_context(|| format!("clusterDNS: {s:?} is no address")))
+            .collect::<Result<_>>()?;
     }
     if let Some(domain) = &file.cluster_domain {
         config.cluster_domain.clone_from(domain);

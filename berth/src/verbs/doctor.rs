@@ -43,7 +43,13 @@ fn kernel() -> Vec<Finding> {
     vec![
         // 5.10: overlay's volatile; 5.12: mount_setattr; 5.7: CLONE_INTO_CGROUP.
         finding("kernel", at >= (5, 10), Verdict::Fail, release.clone(), "5.10 is the least: overlay mounts need `volatile`"),
-        finding("kernel mounts", at >= (5, 12), Verdict::Warn, release, "before 5.12: no recursive read-only mounts, no idmapped volumes"),
+        finding(
+            "kernel mounts",
+            at >= (5, 12),
+            Verdict::Warn,
+            release,
+            "before 5.12: no recursive read-only mounts, no idmapped volumes",
+        ),
     ]
 }
 
@@ -60,7 +66,13 @@ fn cgroups() -> Vec<Finding> {
         "cgroups",
         v2 || !v1.is_empty(),
         Verdict::Fail,
-        if v2 { "v2" } else if v1.is_empty() { "none" } else { "v1" },
+        if v2 {
+            "v2"
+        } else if v1.is_empty() {
+            "none"
+        } else {
+            "v1"
+        },
         "no containers at all: mount cgroup2 on /sys/fs/cgroup",
     )];
     for (name, means) in [
@@ -73,7 +85,13 @@ fn cgroups() -> Vec<Finding> {
         found.push(finding(name, has, Verdict::Warn, if has { "controller" } else { "missing" }, means));
     }
     if !v2 {
-        found.push(finding("cgroup version", false, Verdict::Warn, "v1", "no PSI, no memory.min/high, kill by cgroup is slower; kubelets warn from 1.35 on"));
+        found.push(finding(
+            "cgroup version",
+            false,
+            Verdict::Warn,
+            "v1",
+            "no PSI, no memory.min/high, kill by cgroup is slower; kubelets warn from 1.35 on",
+        ));
     }
     found
 }
@@ -93,12 +111,42 @@ fn filesystems_and_network() -> Vec<Finding> {
     let forward = read("/proc/sys/net/ipv4/ip_forward");
     let bridge_calls = read("/proc/sys/net/bridge/bridge-nf-call-iptables");
     vec![
-        finding("overlayfs", has_fs("overlay") || module("overlay"), Verdict::Fail, "filesystem", "no container can have a root: load the module `overlay`"),
-        finding("nf_tables", netlink_answers(12) && (module("nf_tables") || Path::new("/proc/net/netfilter").exists()), Verdict::Warn, "netlink", "no masquerade and no host ports: load the module `nf_tables`"),
-        finding("bridge", module("bridge"), Verdict::Warn, "module", "the built-in network does not work: load the module `bridge`"),
+        finding(
+            "overlayfs",
+            has_fs("overlay") || module("overlay"),
+            Verdict::Fail,
+            "filesystem",
+            "no container can have a root: load the module `overlay`",
+        ),
+        finding(
+            "nf_tables",
+            netlink_answers(12) && (module("nf_tables") || Path::new("/proc/net/netfilter").exists()),
+            Verdict::Warn,
+            "netlink",
+            "no masquerade and no host ports: load the module `nf_tables`",
+        ),
+        finding(
+            "bridge",
+            module("bridge"),
+            Verdict::Warn,
+            "module",
+            "the built-in network does not work: load the module `bridge`",
+        ),
         finding("veth", module("veth"), Verdict::Warn, "module", "the built-in network does not work: load the module `veth`"),
-        finding("ip_forward", forward == "1", Verdict::Warn, format!("net.ipv4.ip_forward={forward}"), "berth sets it when the first pod is attached"),
-        finding("bridge netfilter", bridge_calls != "0", Verdict::Warn, format!("bridge-nf-call-iptables={}", if bridge_calls.is_empty() { "absent" } else { &bridge_calls }), "Services of kube-proxy do not reach pods on the same bridge"),
+        finding(
+            "ip_forward",
+            forward == "1",
+            Verdict::Warn,
+            format!("net.ipv4.ip_forward={forward}"),
+            "berth sets it when the first pod is attached",
+        ),
+        finding(
+            "bridge netfilter",
+            bridge_calls != "0",
+            Verdict::Warn,
+            format!("bridge-nf-call-iptables={}", if bridge_calls.is_empty() { "absent" } else { &bridge_calls }),
+            "Services of kube-proxy do not reach pods on the same bridge",
+        ),
     ]
 }
 
@@ -115,19 +163,56 @@ fn netlink_answers(family: u32) -> bool {
 fn security() -> Vec<Finding> {
     let apparmor = read("/sys/module/apparmor/parameters/enabled");
     let users = read("/proc/sys/user/max_user_namespaces");
-    let effective = read("/proc/self/status").lines().find_map(|l| l.strip_prefix("CapEff:\t").map(str::to_owned)).unwrap_or_default();
+    let effective =
+        read("/proc/self/status").lines().find_map(|l| l.strip_prefix("CapEff:\t").map(str::to_owned)).unwrap_or_default();
     let caps = u64::from_str_radix(&effective, 16).unwrap_or(0);
     // capability numbers of linux/capability.h
     let need = [(21, "SYS_ADMIN"), (12, "NET_ADMIN"), (0, "CHOWN"), (7, "SETUID"), (27, "MKNOD"), (19, "SYS_PTRACE")];
     let lacking: Vec<&str> = need.iter().filter(|(bit, _)| caps & (1 << bit) == 0).map(|(_, name)| *name).collect();
     let noexec = read("/proc/sys/vm/memfd_noexec");
     vec![
-        finding("capabilities", lacking.is_empty(), Verdict::Fail, if lacking.is_empty() { "root's".to_owned() } else { format!("without {}", lacking.join(", ")) }, "run berth as root"),
-        finding("CAP_SYS_RESOURCE", caps & (1 << 24) != 0, Verdict::Warn, effective, "oom_score_adj is not lowered and rlimits are not raised: containers keep berth's"),
-        finding("seccomp", !read("/proc/sys/kernel/seccomp/actions_avail").is_empty(), Verdict::Fail, "filters", "RuntimeDefault and Localhost profiles are refused"),
-        finding("user namespaces", !users.is_empty() && users != "0", Verdict::Warn, format!("max_user_namespaces={users}"), "pods with hostUsers: false are refused"),
-        finding("memfd", noexec != "2", Verdict::Warn, format!("vm.memfd_noexec={noexec}"), "the shim runs from a read-only private mount instead"),
-        finding("AppArmor", apparmor == "Y", Verdict::Warn, if apparmor == "Y" { "on" } else { "off" }, "localhost AppArmor profiles are refused"),
+        finding(
+            "capabilities",
+            lacking.is_empty(),
+            Verdict::Fail,
+            if lacking.is_empty() { "root's".to_owned() } else { format!("without {}", lacking.join(", ")) },
+            "run berth as root",
+        ),
+        finding(
+            "CAP_SYS_RESOURCE",
+            caps & (1 << 24) != 0,
+            Verdict::Warn,
+            effective,
+            "oom_score_adj is not lowered and rlimits are not raised: containers keep berth's",
+        ),
+        finding(
+            "seccomp",
+            !read("/proc/sys/kernel/seccomp/actions_avail").is_empty(),
+            Verdict::Fail,
+            "filters",
+            "RuntimeDefault and Localhost profiles are refused",
+        ),
+        finding(
+            "user namespaces",
+            !users.is_empty() && users != "0",
+            Verdict::Warn,
+            format!("max_user_namespaces={users}"),
+            "pods with hostUsers: false are refused",
+        ),
+        finding(
+            "memfd",
+            noexec != "2",
+            Verdict::Warn,
+            format!("vm.memfd_noexec={noexec}"),
+            "the shim runs from a read-only private mount instead",
+        ),
+        finding(
+            "AppArmor",
+            apparmor == "Y",
+            Verdict::Warn,
+            if apparmor == "Y" { "on" } else { "off" },
+            "localhost AppArmor profiles are refused",
+        ),
     ]
 }
 
@@ -142,9 +227,20 @@ fn room(name: &'static str, path: &Path, least: u64) -> Finding {
     match statvfs(at) {
         Ok(StatVfs { f_bavail, f_frsize, f_favail, .. }) => {
             let free = f_bavail * f_frsize;
-            finding(name, free >= least && f_favail != 0, Verdict::Warn, format!("{} free at {}", table::size(free), at.display()), "pulls will soon fail for want of space")
+            finding(
+                name,
+                free >= least && f_favail != 0,
+                Verdict::Warn,
+                format!("{} free at {}", table::size(free), at.display()),
+                "pulls will soon fail for want of space",
+            )
         }
-        Err(error) => Finding { name, verdict: Verdict::Fail, seen: format!("{}: {error}", at.display()), means: "berth cannot keep anything there" },
+        Err(error) => Finding {
+            name,
+            verdict: Verdict::Fail,
+            seen: format!("{}: {error}", at.display()),
+            means: "berth cannot keep anything there",
+        },
     }
 }
 
@@ -154,10 +250,22 @@ fn limits_and_clock() -> Vec<Finding> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let swap = read("/proc/swaps").lines().count() > 1;
     vec![
-        finding("inotify", watches >= 128, Verdict::Warn, format!("max_user_instances={watches}"), "log followers in many pods run out of watches"),
+        finding(
+            "inotify",
+            watches >= 128,
+            Verdict::Warn,
+            format!("max_user_instances={watches}"),
+            "log followers in many pods run out of watches",
+        ),
         finding("open files", files >= 4096, Verdict::Warn, format!("{files}"), "each pod holds about eight descriptors"),
         // 2025-01-01: before that the clock was never set.
-        finding("clock", now > 1_735_689_600, Verdict::Warn, format!("{now} s since 1970"), "certificates look as if they were not yet valid"),
+        finding(
+            "clock",
+            now > 1_735_689_600,
+            Verdict::Warn,
+            format!("{now} s since 1970"),
+            "certificates look as if they were not yet valid",
+        ),
         finding("swap", !swap, Verdict::Warn, if swap { "on" } else { "off" }, "memory limits are soft while swap is on"),
     ]
 }
@@ -187,7 +295,11 @@ pub fn run(root: &Path, state: &Path, args: &cli::Output) -> Result<std::process
             all.iter().map(|f| vec![word(f.verdict).to_owned(), f.name.to_owned(), f.seen.clone(), f.means.to_owned()]).collect();
         crate::out(table::render(&["", "WHAT", "SEEN", "WITHOUT IT"], &rows).trim_end());
     }
-    Ok(if all.iter().any(|f| f.verdict == Verdict::Fail) { std::process::ExitCode::FAILURE } else { std::process::ExitCode::SUCCESS })
+    Ok(if all.iter().any(|f| f.verdict == Verdict::Fail) {
+        std::process::ExitCode::FAILURE
+    } else {
+        std::process::ExitCode::SUCCESS
+    })
 }
 
 #[cfg(test)]

@@ -60,9 +60,10 @@ fn tail(bytes: &[u8], lines: usize) -> &[u8] {
 async fn running(client: &mut RuntimeServiceClient<Channel>, id: &str) -> Result<bool> {
     let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
     match client.container_status(request).await {
-        Ok(reply) => Ok(reply.into_inner().status.is_some_and(|s| {
-            matches!(s.state(), ContainerState::ContainerRunning | ContainerState::ContainerCreated)
-        })),
+        Ok(reply) => Ok(reply
+            .into_inner()
+            .status
+            .is_some_and(|s| matches!(s.state(), ContainerState::ContainerRunning | ContainerState::ContainerCreated))),
         Err(status) if status.code() == tonic::Code::NotFound => Ok(false),
         Err(status) => bail!("{}", status.message()),
     }
@@ -150,7 +151,7 @@ mod tests {
 
     #[test]
     fn tail_counts_joined_lines() {
-        assert_eq!(tail(LOG, 1), &LOG[LOG.len() - 45..]);
+        assert_eq!(tail(LOG, 1), b"2026-01-01T00:00:00.000000000Z stderr F three\n");
         assert!(tail(LOG, 2).starts_with(b"2026-01-01T00:00:00.000000000Z stdout P tw"));
         assert_eq!(tail(LOG, 9), LOG);
         assert_eq!(tail(LOG, 0), b"");

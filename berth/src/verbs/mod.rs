@@ -8,6 +8,7 @@ pub mod kubelet;
 pub mod leaks;
 pub mod logs;
 pub mod node;
+pub mod plan;
 pub mod pods;
 pub mod ps;
 pub mod stop;

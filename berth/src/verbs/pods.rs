@@ -128,7 +128,8 @@ async fn from_cri(socket: &Path, json: bool) -> Result<()> {
     for item in &items {
         let metadata = item.metadata.clone().unwrap_or_default();
         let state = if item.state() == PodSandboxState::SandboxReady { "Ready" } else { "NotReady" };
-        values.push(serde_json::json!({"id": item.id, "namespace": metadata.namespace, "name": metadata.name, "uid": metadata.uid,
+        values
+            .push(serde_json::json!({"id": item.id, "namespace": metadata.namespace, "name": metadata.name, "uid": metadata.uid,
             "attempt": metadata.attempt, "state": state, "createdAt": item.created_at}));
         let age = now.saturating_sub(Duration::from_nanos(item.created_at.max(0).unsigned_abs()));
         rows.push(vec![

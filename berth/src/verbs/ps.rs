@@ -23,9 +23,10 @@ fn state(container: &Container) -> &'static str {
 }
 
 fn row(container: &Container) -> Vec<String> {
-    let image = container.image.as_ref().map_or("", |i| {
-        if i.user_specified_image.is_empty() { i.image.as_str() } else { i.user_specified_image.as_str() }
-    });
+    let image = container
+        .image
+        .as_ref()
+        .map_or("", |i| if i.user_specified_image.is_empty() { i.image.as_str() } else { i.user_specified_image.as_str() });
     let (namespace, pod) = find::pod_of(container);
     vec![
         container.id.chars().take(13).collect(),
