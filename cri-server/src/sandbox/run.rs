@@ -200,11 +200,15 @@ async fn attach(server: &Arc<Server>, live: &mut Live) -> Result<(), Error> {
 pub(crate) async fn erase(server: &Arc<Server>, id: &SandboxId) -> Result<(), Error> {
     let (live, kept) = (server.paths.live_sandbox(id), server.paths.kept_sandbox(id));
     server.durable.forget(crate::paths::record(&kept));
+    let (trash, name) = (server.paths.trash(), id.as_str().to_owned());
     crate::blocking(move || {
-        remove_folder(&kept)?;
+        // Renamed, not emptied: a record may just be on its way into it.
+        crate::container::control::discard(&kept, &trash, &name)?;
         remove_folder(&live)
     })
-    .await
+    .await?;
+    server.reaper.wake();
+    Ok(())
 }
 
 /// Removes a folder; gone is success. Blocking.

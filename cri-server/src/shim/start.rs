@@ -9,9 +9,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use berth_linux::memfd::sealed_memfd;
+use berth_linux::memfd::{reopen, sealed_memfd};
+use berth_linux::mount::{AttrChange, MountAttrs, mount_setattr, open_tree};
 use berth_linux::process::{Executable, Spawn, spawn_exec};
 use berth_shim::protocol::{CONFIG_FD, LISTEN_FD, NETNS_FD, READY_FD, Ready, SandboxConfig};
+
+use rustix::fs::{CWD, OFlags};
 
 use crate::error::{Error, file};
 
@@ -75,7 +78,7 @@ impl Program {
         new.write_all(self.bytes).map_err(file("write", &temporary))?;
         drop(new);
         std::fs::rename(&temporary, &path).map_err(file("rename", &path))?;
-        File::open(&path).map(OwnedFd::from).map_err(file("open", &path))
+        read_only(&path)
     }
 
     /// From now on by file: executing a memfd was refused.
@@ -84,6 +87,15 @@ impl Program {
         *self.open.lock().unwrap_or_else(PoisonError::into_inner) = Some(fd);
         Ok(())
     }
+}
+
+/// A file opened through a private read-only mount of it: nothing that gets hold of it as `/proc/<pid>/exe` can write to it.
+fn read_only(path: &Path) -> Result<OwnedFd, Error> {
+    let failed = |e: berth_linux::Error| Error::Linux { action: format!("mount {} read-only", path.display()), source: Box::new(e) };
+    let mount = open_tree(CWD, path, true, false).map_err(failed)?;
+    let set = MountAttrs::RDONLY | MountAttrs::NOSUID | MountAttrs::NODEV;
+    mount_setattr(mount.as_fd(), Path::new(""), false, AttrChange { set, ..Default::default() }).map_err(failed)?;
+    reopen(mount.as_fd(), OFlags::RDONLY | OFlags::CLOEXEC).map_err(file("open", path))
 }
 
 /// Starts a shim and waits until it is ready or has failed. Blocking: a few milliseconds. Returns its pidfd; this process is
@@ -139,4 +151,27 @@ fn spawn(program: &Program, config: &SandboxConfig, socket: &Path, netns: Option
     })
     .map_err(|e| Error::Linux { action: "start the shim".into(), source: Box::new(e) })?;
     Ok((pid.as_raw_nonzero().get(), pidfd, ready))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shim_that_runs_from_a_file_can_not_be_written_through_its_own_descriptor() {
+        berth_testkit::in_namespaces(|| {
+            let dir = berth_testkit::TempState::new();
+            let bytes = std::fs::read("/bin/busybox").unwrap().leak();
+            let program = Program::new(bytes, dir.path().join("shim"));
+            program.fall_back().unwrap();
+            let exe = program.executable().unwrap();
+            let written = std::fs::OpenOptions::new().write(true).open(berth_linux::memfd::proc_path(exe.as_fd()));
+            assert_eq!(written.unwrap_err().raw_os_error(), Some(rustix::io::Errno::ROFS.raw_os_error()));
+            let text = |s: &str| CString::new(s).unwrap();
+            let spawn = Spawn { exe: Executable::Fd(exe), argv: vec![text("true")], envp: vec![], fds: vec![], cwd: None };
+            let (_, pidfd) = spawn_exec(spawn).unwrap();
+            let status = berth_linux::pidfd::PidFd::from(pidfd).wait(false).unwrap().unwrap();
+            assert!(status.success());
+        });
+    }
 }
