@@ -96,68 +96,48 @@ fn cgroups() -> Vec<Finding> {
     found
 }
 
-fn filesystems_and_network() -> Vec<Finding> {
-    let filesystems = read("/proc/filesystems");
-    let has_fs = |name: &str| filesystems.split_whitespace().any(|f| f == name);
+fn filesystems() -> Finding {
+    let listed = read("/proc/filesystems").split_whitespace().any(|f| f == "overlay");
     let release = read("/proc/sys/kernel/osrelease");
-    let modules = read("/proc/modules") + &read(&format!("/lib/modules/{release}/modules.builtin"));
-    let module = |name: &str| {
-        Path::new("/sys/module").join(name).exists()
-            || modules.contains(&format!("/{name}.ko"))
-            || modules.lines().any(|l| l.split(' ').next() == Some(name))
-            || Path::new(&format!("/lib/modules/{release}/modules.dep")).exists()
-                && read(&format!("/lib/modules/{release}/modules.dep")).contains(&format!("/{name}.ko"))
-    };
-    let forward = read("/proc/sys/net/ipv4/ip_forward");
-    let bridge_calls = read("/proc/sys/net/bridge/bridge-nf-call-iptables");
-    vec![
-        finding(
-            "overlayfs",
-            has_fs("overlay") || module("overlay"),
-            Verdict::Fail,
-            "filesystem",
-            "no container can have a root: load the module `overlay`",
-        ),
-        finding(
-            "nf_tables",
-            netlink_answers(12) && (module("nf_tables") || Path::new("/proc/net/netfilter").exists()),
-            Verdict::Warn,
-            "netlink",
-            "no masquerade and no host ports: load the module `nf_tables`",
-        ),
-        finding(
-            "bridge",
-            module("bridge"),
-            Verdict::Warn,
-            "module",
-            "the built-in network does not work: load the module `bridge`",
-        ),
-        finding("veth", module("veth"), Verdict::Warn, "module", "the built-in network does not work: load the module `veth`"),
-        finding(
-            "ip_forward",
-            forward == "1",
-            Verdict::Warn,
-            format!("net.ipv4.ip_forward={forward}"),
-            "berth sets it when the first pod is attached",
-        ),
-        finding(
-            "bridge netfilter",
-            bridge_calls != "0",
-            Verdict::Warn,
-            format!("bridge-nf-call-iptables={}", if bridge_calls.is_empty() { "absent" } else { &bridge_calls }),
-            "Services of kube-proxy do not reach pods on the same bridge",
-        ),
-    ]
+    // A module that is there is loaded by the first mount.
+    let loadable = read(&format!("/lib/modules/{release}/modules.dep")).contains("/overlay.ko");
+    let means = "no container can have a root: load the module `overlay`";
+    finding("overlayfs", listed || loadable, Verdict::Fail, if listed { "filesystem" } else { "not registered" }, means)
 }
 
-/// Whether a netlink socket of this family can be made at all.
-fn netlink_answers(family: u32) -> bool {
-    use rustix::net::{AddressFamily, SocketType, netlink, socket};
-    let protocol = match family {
-        12 => netlink::NETFILTER,
-        _ => return false,
+/// What the built-in network is made of is tried for real, in a network namespace that is gone afterwards.
+fn network() -> Vec<Finding> {
+    let mut found: Vec<Finding> = berth_cni::probe()
+        .into_iter()
+        .map(|probe| {
+            let means = match probe.name {
+                "nf_tables" => "no masquerade and no host ports: load nf_tables, nft_chain_nat and nft_masq",
+                _ => "the built-in network does not work: load the module of this name",
+            };
+            let good = probe.error.is_none();
+            finding(probe.name, good, Verdict::Warn, probe.error.unwrap_or_else(|| "made one".to_owned()), means)
+        })
+        .collect();
+    let forward = read("/proc/sys/net/ipv4/ip_forward");
+    let calls = match read("/proc/sys/net/bridge/bridge-nf-call-iptables") {
+        absent if absent.is_empty() => "absent".to_owned(),
+        value => value,
     };
-    socket(AddressFamily::NETLINK, SocketType::RAW, Some(protocol)).is_ok()
+    found.push(finding(
+        "ip_forward",
+        forward == "1",
+        Verdict::Warn,
+        format!("net.ipv4.ip_forward={forward}"),
+        "berth sets it when the first pod is attached",
+    ));
+    found.push(finding(
+        "bridge netfilter",
+        calls == "1",
+        Verdict::Warn,
+        format!("bridge-nf-call-iptables={calls}"),
+        "Services of kube-proxy do not reach pods on the same bridge: load the module `br_netfilter`",
+    ));
+    found
 }
 
 fn security() -> Vec<Finding> {
@@ -274,7 +254,8 @@ fn limits_and_clock() -> Vec<Finding> {
 pub fn run(root: &Path, state: &Path, args: &cli::Output) -> Result<std::process::ExitCode> {
     let mut all = kernel();
     all.extend(cgroups());
-    all.extend(filesystems_and_network());
+    all.push(filesystems());
+    all.extend(network());
     all.extend(security());
     all.push(room("space", root, 1 << 30));
     all.push(room("state", state, 16 << 20));
