@@ -203,7 +203,15 @@ mod tests {
         for id in ["aab", "aac", "b", "bc"] {
             board.put_sandbox(view(id));
         }
-        for (asked, want) in [("aab", Some("aab")), ("aa", None), ("b", Some("b")), ("bc", Some("bc")), ("", None), ("c", None), ("aac", Some("aac"))] {
+        for (asked, want) in [
+            ("aab", Some("aab")),
+            ("aa", None),
+            ("b", Some("b")),
+            ("bc", Some("bc")),
+            ("", None),
+            ("c", None),
+            ("aac", Some("aac")),
+        ] {
             assert_eq!(board.sandbox(asked).map(|v| v.id.as_str().to_owned()).as_deref(), want, "{asked}");
         }
     }

@@ -104,7 +104,14 @@ pub(crate) async fn running(server: &Server, id: &str) -> Result<(ContainerId, A
 }
 
 /// Starts a command in a running container with the container's own user, environment, capabilities and filter.
-pub(crate) async fn start(server: &Arc<Server>, live: &Arc<Live>, container: &ContainerId, command: Vec<String>, stdin: bool, tty: bool) -> Result<Running, Error> {
+pub(crate) async fn start(
+    server: &Arc<Server>,
+    live: &Arc<Live>,
+    container: &ContainerId,
+    command: Vec<String>,
+    stdin: bool,
+    tty: bool,
+) -> Result<Running, Error> {
     let memfd = {
         let (server, live, container) = (server.clone(), live.clone(), container.clone());
         crate::blocking(move || exec_spec(&server, &live, &container, command, tty)).await?
@@ -112,15 +119,14 @@ pub(crate) async fn start(server: &Arc<Server>, live: &Arc<Live>, container: &Co
     let shim = live.shim()?.clone();
     let id = ContainerId::random().as_str()[..32].to_owned();
     let ended = shim.watch_exec(&id);
-    let request = Request::Exec {
-        container: container.as_str().into(),
-        id: id.clone(),
-        ext: ExecExt { stdin, tty, console_size: (0, 0) },
-    };
+    let request =
+        Request::Exec { container: container.as_str().into(), id: id.clone(), ext: ExecExt { stdin, tty, console_size: (0, 0) } };
     // From here on the command is killed when nobody waits any more.
     let handle = ExecHandle { shim: shim.clone(), container: container.clone(), id, ended: Some(ended), code: None };
     let mut answer = shim.call("exec", request, vec![memfd]).await.map_err(|e| match e {
-        Error::Start { message, .. } => Error::Shim { action: "exec", message: format!("failed to exec in container: {message}") },
+        Error::Start { message, .. } => {
+            Error::Shim { action: "exec", message: format!("failed to exec in container: {message}") }
+        }
         other => other,
     })?;
     let Reply::Execed { stdin, stdout, stderr, console, .. } = answer.reply else { return Err(shim.unexpected("exec")) };
@@ -159,7 +165,12 @@ pub(crate) struct Output {
 }
 
 /// ExecSync: runs a command to its end and collects its output. After `timeout` it is killed with all it started.
-pub(crate) async fn sync(server: &Arc<Server>, id: &str, command: Vec<String>, timeout: Option<Duration>) -> Result<Output, Arc<Error>> {
+pub(crate) async fn sync(
+    server: &Arc<Server>,
+    id: &str,
+    command: Vec<String>,
+    timeout: Option<Duration>,
+) -> Result<Output, Arc<Error>> {
     let (container, live) = running(server, id).await?;
     let text = command.join(" ");
     let mut running = start(server, &live, &container, command, false, false).await?;

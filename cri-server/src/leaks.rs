@@ -72,7 +72,8 @@ fn is_ours(server: &Server, pid: i32, id: &str) -> bool {
 fn cgroups(server: &Server, out: &mut Vec<String>) {
     let mut owned = sandboxes(server);
     owned.extend(containers(server));
-    let mut parents: BTreeSet<String> = server.board.sandboxes().iter().map(|v| server.cgroups.pod(&v.spec.cgroup_parent)).collect();
+    let mut parents: BTreeSet<String> =
+        server.board.sandboxes().iter().map(|v| server.cgroups.pod(&v.spec.cgroup_parent)).collect();
     parents.insert(server.cgroups.top().to_owned());
     for parent in parents {
         for name in server.cgroups.children(&parent).iter().filter(|n| is_id(n) && !owned.contains(*n)) {

@@ -91,10 +91,7 @@ fn read(server: &Server) -> Result<Found, Error> {
         let live = match &durable {
             Some(record) => first(&[&crate::paths::record(&server.paths.live_container(&record.sandbox, &id))]),
             // The agent died before the durable record was written: the state folder of its sandbox has it.
-            None => found
-                .sandboxes
-                .keys()
-                .find_map(|s| first(&[&crate::paths::record(&server.paths.live_container(s, &id))])),
+            None => found.sandboxes.keys().find_map(|s| first(&[&crate::paths::record(&server.paths.live_container(s, &id))])),
         };
         let record = match (live, durable) {
             (Some(live), durable) => Some(ContainerRecord { exit: durable.and_then(|d| d.exit), ..live }),
@@ -235,7 +232,12 @@ async fn end(server: &Arc<Server>, container: &ContainerRecord) {
 }
 
 /// A container from its record and from what its shim knows.
-fn container_of(server: &Server, record: ContainerRecord, shim: Option<&ShimContainer>, on_file: Option<ProcessExit>) -> Container {
+fn container_of(
+    server: &Server,
+    record: ContainerRecord,
+    shim: Option<&ShimContainer>,
+    on_file: Option<ProcessExit>,
+) -> Container {
     let hold = record
         .facts
         .image_id
@@ -248,7 +250,11 @@ fn container_of(server: &Server, record: ContainerRecord, shim: Option<&ShimCont
 }
 
 /// (started at, pid, exit) of a container after a restart of the agent.
-fn fate(record: &ContainerRecord, shim: Option<&ShimContainer>, on_file: Option<ProcessExit>) -> (i64, Option<i32>, Option<Exit>) {
+fn fate(
+    record: &ContainerRecord,
+    shim: Option<&ShimContainer>,
+    on_file: Option<ProcessExit>,
+) -> (i64, Option<i32>, Option<Exit>) {
     if let Some(exit) = &record.exit {
         return (record.started_at, None, Some(exit.clone()));
     }

@@ -66,7 +66,8 @@ impl Server {
             std::fs::create_dir_all(&folder).map_err(file("create", &folder))?;
         }
         let instance = InstanceId::of_state_dir(&config.state).to_string();
-        let boot = berth_linux::boot::boot_id().map_err(|e| Error::Linux { action: "read the boot id".into(), source: Box::new(e) })?;
+        let boot =
+            berth_linux::boot::boot_id().map_err(|e| Error::Linux { action: "read the boot id".into(), source: Box::new(e) })?;
         let images = open_images(&config, &paths).await?;
         Ok(Self {
             network: open_network(&config, &paths, &instance)?,
@@ -122,7 +123,11 @@ impl Server {
 async fn open_images(config: &Config, paths: &Paths) -> Result<Arc<ImageStore>, Error> {
     let mut store = StoreConfig::new(paths.images());
     store.registry.config_dirs.clone_from(&config.registry_config_dirs);
-    let images = ImageStore::open(store).await.map_err(|e| Error::Image { action: "open the store of", image: "all".into(), source: Box::new(e) })?;
+    let images = ImageStore::open(store).await.map_err(|e| Error::Image {
+        action: "open the store of",
+        image: "all".into(),
+        source: Box::new(e),
+    })?;
     for problem in images.problems() {
         tracing::warn!(path = %problem.path.display(), reason = problem.reason, "image store");
     }
@@ -130,7 +135,8 @@ async fn open_images(config: &Config, paths: &Paths) -> Result<Arc<ImageStore>, 
 }
 
 fn open_network(config: &Config, paths: &Paths, instance: &str) -> Result<Network, Error> {
-    let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Network { action: "open the", id: "all".into(), source };
+    let failed =
+        |source: Box<dyn std::error::Error + Send + Sync>| Error::Network { action: "open the", id: "all".into(), source };
     let pod_cidrs = config
         .pod_cidrs
         .iter()

@@ -422,10 +422,7 @@ mod tests {
             ..Default::default()
         };
         let new = old.merged(&Resources { cpuset_cpus: "0-1".into(), cpu_quota: 5000, ..Default::default() });
-        assert_eq!(
-            new,
-            Resources { cpuset_cpus: "0-1".into(), cpu_quota: 5000, ..old }
-        );
+        assert_eq!(new, Resources { cpuset_cpus: "0-1".into(), cpu_quota: 5000, ..old });
     }
 
     #[test]

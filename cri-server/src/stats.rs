@@ -96,11 +96,18 @@ fn container_stats(view: &ContainerView, stats: Option<&Stats>, kept: Option<&Pa
     v1::ContainerStats {
         attributes: Some(attributes(view)),
         cpu: Some(stats.map_or_else(|| cpu(&CpuStats::default(), timestamp), |s| cpu(&s.cpu, timestamp))),
-        memory: Some(stats.map_or_else(|| memory(&MemoryStats { limit: u64::MAX, ..Default::default() }, timestamp), |s| memory(&s.memory, timestamp))),
+        memory: Some(stats.map_or_else(
+            || memory(&MemoryStats { limit: u64::MAX, ..Default::default() }, timestamp),
+            |s| memory(&s.memory, timestamp),
+        )),
         writable_layer: kept.map(|kept| writable_layer(kept, timestamp)),
         swap: stats.map(|s| v1::SwapUsage {
             timestamp,
-            swap_available_bytes: value(if s.memory.swap_limit < 1 << 60 { s.memory.swap_limit.saturating_sub(s.memory.swap) } else { 0 }),
+            swap_available_bytes: value(if s.memory.swap_limit < 1 << 60 {
+                s.memory.swap_limit.saturating_sub(s.memory.swap)
+            } else {
+                0
+            }),
             swap_usage_bytes: value(s.memory.swap),
         }),
         io: stats.filter(|s| s.io.psi.is_some()).map(|s| v1::IoUsage { timestamp, psi: psi(s.io.psi.as_ref()) }),
@@ -162,7 +169,10 @@ fn sandbox(server: &Server, view: &SandboxView, network: Option<v1::NetworkUsage
             memory: Some(memory(&whole.memory, timestamp)),
             network,
             process: Some(v1::ProcessUsage { timestamp, process_count: value(whole.pids.current) }),
-            containers: each.iter().map(|(c, s)| container_stats(c, Some(s), Some(&server.paths.kept_container(&c.id)))).collect(),
+            containers: each
+                .iter()
+                .map(|(c, s)| container_stats(c, Some(s), Some(&server.paths.kept_container(&c.id))))
+                .collect(),
             io: whole.io.psi.is_some().then(|| v1::IoUsage { timestamp, psi: psi(whole.io.psi.as_ref()) }),
         }),
         windows: None,
@@ -204,7 +214,13 @@ fn interfaces(text: &str) -> Vec<v1::NetworkInterfaceUsage> {
             let (name, numbers) = line.split_once(':')?;
             let n: Vec<u64> = numbers.split_whitespace().map(|n| n.parse().unwrap_or(0)).collect();
             let at = |i: usize| value(n.get(i).copied().unwrap_or(0));
-            Some(v1::NetworkInterfaceUsage { name: name.trim().to_owned(), rx_bytes: at(0), rx_errors: at(2), tx_bytes: at(8), tx_errors: at(10) })
+            Some(v1::NetworkInterfaceUsage {
+                name: name.trim().to_owned(),
+                rx_bytes: at(0),
+                rx_errors: at(2),
+                tx_bytes: at(8),
+                tx_errors: at(10),
+            })
         })
         .filter(|i| i.name != "lo")
         .collect()

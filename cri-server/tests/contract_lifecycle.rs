@@ -32,7 +32,10 @@ fn a_pod_lives_from_run_to_remove_and_leaves_nothing() {
         let stop = v1::StopContainerRequest { container_id: id.clone(), timeout: 1 };
         agent.client.block_on(client.stop_container(stop)).unwrap();
         let status = agent.container_status(&id);
-        assert_eq!((state(&status), status.exit_code, status.reason.as_str()), (v1::ContainerState::ContainerExited, 143, "Error"));
+        assert_eq!(
+            (state(&status), status.exit_code, status.reason.as_str()),
+            (v1::ContainerState::ContainerExited, 143, "Error")
+        );
         assert!(status.finished_at >= status.started_at && status.started_at >= status.created_at);
         agent.finish();
     });
@@ -50,10 +53,22 @@ fn unknown_ids_are_fine_to_stop_and_remove_and_not_found_else() {
             client.stop_container(v1::StopContainerRequest { container_id: id(), timeout: 0 }).await.unwrap();
             client.remove_container(v1::RemoveContainerRequest { container_id: id() }).await.unwrap();
             let codes = [
-                client.pod_sandbox_status(v1::PodSandboxStatusRequest { pod_sandbox_id: id(), verbose: false }).await.unwrap_err().code(),
-                client.container_status(v1::ContainerStatusRequest { container_id: id(), verbose: false }).await.unwrap_err().code(),
+                client
+                    .pod_sandbox_status(v1::PodSandboxStatusRequest { pod_sandbox_id: id(), verbose: false })
+                    .await
+                    .unwrap_err()
+                    .code(),
+                client
+                    .container_status(v1::ContainerStatusRequest { container_id: id(), verbose: false })
+                    .await
+                    .unwrap_err()
+                    .code(),
                 client.start_container(v1::StartContainerRequest { container_id: id() }).await.unwrap_err().code(),
-                client.exec_sync(v1::ExecSyncRequest { container_id: id(), cmd: vec!["a".into()], timeout: 0 }).await.unwrap_err().code(),
+                client
+                    .exec_sync(v1::ExecSyncRequest { container_id: id(), cmd: vec!["a".into()], timeout: 0 })
+                    .await
+                    .unwrap_err()
+                    .code(),
                 client.container_stats(v1::ContainerStatsRequest { container_id: id() }).await.unwrap_err().code(),
                 client.reopen_container_log(v1::ReopenContainerLogRequest { container_id: id() }).await.unwrap_err().code(),
             ];
@@ -102,10 +117,13 @@ fn a_client_that_gives_up_leaves_nothing_half_made_and_its_retry_joins() {
                 config: Some(container("c", &["sleep", "1000"])),
                 sandbox_config: Some(agent.sandbox_config("one")),
             };
-            let _ = agent.client.block_on(async { tokio::time::timeout(Duration::from_millis(1), client.create_container(create)).await });
+            let _ = agent
+                .client
+                .block_on(async { tokio::time::timeout(Duration::from_millis(1), client.create_container(create)).await });
         }
         let _ = agent.create(&pod, "one", container("c", &["sleep", "1000"]));
-        let containers = agent.client.block_on(client.list_containers(v1::ListContainersRequest::default())).unwrap().into_inner();
+        let containers =
+            agent.client.block_on(client.list_containers(v1::ListContainersRequest::default())).unwrap().into_inner();
         assert_eq!(containers.containers.len(), 1);
         agent.finish();
     });
@@ -120,7 +138,10 @@ fn a_missing_program_is_the_users_error_and_the_container_says_so() {
         let error = agent.start_container(&id).unwrap_err();
         assert!(error.message().contains("/no/such/program"), "{error}");
         let status = agent.container_status(&id);
-        assert_eq!((state(&status), status.exit_code, status.reason.as_str()), (v1::ContainerState::ContainerExited, 128, "StartError"));
+        assert_eq!(
+            (state(&status), status.exit_code, status.reason.as_str()),
+            (v1::ContainerState::ContainerExited, 128, "StartError")
+        );
         assert!(status.message.contains("no such file"), "{}", status.message);
         agent.finish();
     });
@@ -148,7 +169,8 @@ fn everything_runs_on_and_is_known_again_after_the_agent_was_killed() {
     in_namespaces(|| {
         let mut agent = Agent::start();
         let pods: Vec<String> = (0..10).map(|i| agent.run_sandbox(&format!("p{i}"))).collect();
-        let running: Vec<String> = pods.iter().enumerate().map(|(i, pod)| agent.run_script(pod, &format!("p{i}"), "c", "exec sleep 1000")).collect();
+        let running: Vec<String> =
+            pods.iter().enumerate().map(|(i, pod)| agent.run_script(pod, &format!("p{i}"), "c", "exec sleep 1000")).collect();
         let ended = agent.run_script(&pods[0], "p0", "ended", "exit 5");
         assert!(wait_until(SOON, || state(&agent.container_status(&ended)) == v1::ContainerState::ContainerExited));
         let created = agent.create(&pods[1], "p1", container("created", &["true"])).unwrap();
@@ -180,7 +202,8 @@ fn the_death_of_a_shim_ends_its_pod_whether_the_agent_watches_or_not() {
         let lost = |agent: &Agent, pod: &str, id: &str| {
             let status = agent.container_status(id);
             agent.sandbox_status(pod).state == i32::from(v1::PodSandboxState::SandboxNotready)
-                && (state(&status), status.exit_code, status.reason.as_str()) == (v1::ContainerState::ContainerExited, 255, "Unknown")
+                && (state(&status), status.exit_code, status.reason.as_str())
+                    == (v1::ContainerState::ContainerExited, 255, "Unknown")
         };
         assert!(wait_until(SOON, || lost(&agent, &one, &a)));
         agent.kill();
@@ -211,7 +234,11 @@ fn after_a_reboot_old_pods_are_listed_as_ended_until_they_are_removed() {
         kill(shim);
         // The power goes: tmpfs is empty, the kernel has another boot id.
         std::fs::remove_dir_all(agent.state.join("sandboxes")).unwrap();
-        for record in [kept.join("record.json"), agent.root.join("containers").join(&done).join("record.json"), agent.root.join("sandboxes").join(&pod).join("record.json")] {
+        for record in [
+            kept.join("record.json"),
+            agent.root.join("containers").join(&done).join("record.json"),
+            agent.root.join("sandboxes").join(&pod).join("record.json"),
+        ] {
             let mut value: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&record).unwrap()).unwrap();
             value["boot"] = "another".into();
             std::fs::write(&record, value.to_string()).unwrap();

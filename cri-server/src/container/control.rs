@@ -17,17 +17,23 @@ use crate::spec::{Resources, SandboxSpec};
 /// Opens the gate. Returns when the program runs, with the time of its start.
 pub(crate) async fn start(server: &Arc<Server>, live: &Live, id: &ContainerId) -> Result<i64, Error> {
     let shim = live.shim()?;
-    let answer = shim.call("start container", Request::Start { id: id.as_str().into() }, Vec::new()).await.map_err(|e| match e {
-        Error::Start { message, .. } => Error::Start { id: id.as_str().into(), message },
-        other => other,
-    })?;
+    let answer =
+        shim.call("start container", Request::Start { id: id.as_str().into() }, Vec::new()).await.map_err(|e| match e {
+            Error::Start { message, .. } => Error::Start { id: id.as_str().into(), message },
+            other => other,
+        })?;
     let Reply::Started { started_at_ns } = answer.reply else { return Err(shim.unexpected("start container")) };
     rewrite(server, &live.id, id, move |record| record.started_at = started_at_ns).await;
     Ok(started_at_ns)
 }
 
 /// Changes the per-boot record. A failure is logged: the shim knows the same and is asked first.
-async fn rewrite(server: &Arc<Server>, sandbox: &SandboxId, id: &ContainerId, change: impl FnOnce(&mut ContainerRecord) + Send + 'static) {
+async fn rewrite(
+    server: &Arc<Server>,
+    sandbox: &SandboxId,
+    id: &ContainerId,
+    change: impl FnOnce(&mut ContainerRecord) + Send + 'static,
+) {
     let path = crate::paths::record(&server.paths.live_container(sandbox, id));
     let result = crate::blocking(move || {
         let mut record: ContainerRecord = records::load(&path)?;
@@ -53,7 +59,13 @@ pub(crate) async fn reopen_log(live: &Live, id: &ContainerId) -> Result<(), Erro
 }
 
 /// Applies new limits: what was not named stays.
-pub(crate) async fn update(server: &Arc<Server>, live: &Live, id: &ContainerId, asked: &Resources, merged: &Resources) -> Result<(), Error> {
+pub(crate) async fn update(
+    server: &Arc<Server>,
+    live: &Live,
+    id: &ContainerId,
+    asked: &Resources,
+    merged: &Resources,
+) -> Result<(), Error> {
     let cgroup = server.cgroups.container(&live.spec.cgroup_parent, id);
     let limits = crate::cgroups::limits(asked);
     let (this, subject) = (server.clone(), id.as_str().to_owned());
@@ -64,7 +76,13 @@ pub(crate) async fn update(server: &Arc<Server>, live: &Live, id: &ContainerId, 
 }
 
 /// Removes a container: its process if there is one, cgroup, writable layer, records. Gone is success.
-pub(crate) async fn delete(server: &Arc<Server>, sandbox: &SandboxId, live: Option<&Live>, spec: &SandboxSpec, id: &ContainerId) -> Result<(), Error> {
+pub(crate) async fn delete(
+    server: &Arc<Server>,
+    sandbox: &SandboxId,
+    live: Option<&Live>,
+    spec: &SandboxSpec,
+    id: &ContainerId,
+) -> Result<(), Error> {
     match live.and_then(|l| l.shim.as_ref()) {
         Some(shim) => {
             let request = Request::Delete { id: id.as_str().into(), force: true };

@@ -29,7 +29,13 @@ const LOG_BYTES: &str = "berth/log-max-bytes";
 const LOG_FILES: &str = "berth/log-max-files";
 
 /// Makes a container. Whatever fails, nothing of it is left.
-pub(crate) async fn create(server: &Arc<Server>, live: &Arc<Live>, id: &ContainerId, spec: ContainerSpec, log_directory: &str) -> Result<CreatedContainer, Error> {
+pub(crate) async fn create(
+    server: &Arc<Server>,
+    live: &Arc<Live>,
+    id: &ContainerId,
+    spec: ContainerSpec,
+    log_directory: &str,
+) -> Result<CreatedContainer, Error> {
     fits(&spec, &live.spec)?;
     let image = find_image(server, &spec)?;
     let hold = server.images.hold(&image.id).map_err(|e| image_error("use", &spec.image.image, e))?;
@@ -144,8 +150,9 @@ fn prepare(
     }
     added_files(server, live, &oci, &mut trees, &mut pass)?;
     let kept = writable_layer(server, id, rootfs)?;
-    let links = rustix::fs::open(&rootfs.links_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, rustix::fs::Mode::empty())
-        .map_err(|e| file("open", &rootfs.links_dir)(e.into()))?;
+    let links =
+        rustix::fs::open(&rootfs.links_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, rustix::fs::Mode::empty())
+            .map_err(|e| file("open", &rootfs.links_dir)(e.into()))?;
     let filter = match filter {
         // Opened anew: a duplicate would share its position with every other reader.
         Some(compiled) => {
@@ -239,13 +246,19 @@ fn writable_layer(server: &Server, id: &ContainerId, rootfs: &Rootfs) -> Result<
     }
     std::fs::set_permissions(&upper, Permissions::from_mode(rootfs.root_mode)).map_err(file("set the mode of", &upper))?;
     if (rootfs.root_uid, rootfs.root_gid) != (0, 0) {
-        std::os::unix::fs::chown(&upper, Some(rootfs.root_uid), Some(rootfs.root_gid)).map_err(file("set the owner of", &upper))?;
+        std::os::unix::fs::chown(&upper, Some(rootfs.root_uid), Some(rootfs.root_gid))
+            .map_err(file("set the owner of", &upper))?;
     }
     Ok(kept)
 }
 
 /// Records it and lets the shim make it.
-async fn launch(server: &Arc<Server>, live: &Arc<Live>, id: &ContainerId, prepared: Prepared) -> Result<(Arc<ContainerFacts>, i64, i32), Error> {
+async fn launch(
+    server: &Arc<Server>,
+    live: &Arc<Live>,
+    id: &ContainerId,
+    prepared: Prepared,
+) -> Result<(Arc<ContainerFacts>, i64, i32), Error> {
     let Prepared { facts, json, ext, fds } = prepared;
     let created_at = crate::clock::now_ns();
     let record = ContainerRecord {

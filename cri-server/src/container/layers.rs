@@ -31,7 +31,9 @@ impl Layers {
     pub(crate) fn open(links: &Path, lowers: &[String]) -> io::Result<Self> {
         let roots = lowers
             .iter()
-            .map(|name| Ok(rustix::fs::open(links.join(name), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?))
+            .map(|name| {
+                Ok(rustix::fs::open(links.join(name), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+            })
             .collect::<io::Result<_>>()?;
         Ok(Self { roots })
     }
@@ -99,7 +101,12 @@ fn duplicate(fds: &[OwnedFd]) -> io::Result<Vec<OwnedFd>> {
 fn lookup(here: &[OwnedFd], name: &OsString) -> io::Result<Found> {
     let mut folders = Vec::new();
     for folder in here {
-        let entry = match rustix::fs::openat(folder, name.as_os_str(), OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+        let entry = match rustix::fs::openat(
+            folder,
+            name.as_os_str(),
+            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        ) {
             Ok(entry) => entry,
             Err(Errno::NOENT) => continue,
             Err(e) => return Err(e.into()),

@@ -26,7 +26,8 @@ pub(crate) fn oci_maps(maps: &[IdMap]) -> Vec<IdMapping> {
 
 /// A detached copy of what is at a host path; the last link is followed.
 pub(crate) fn tree(path: &Path) -> Result<OwnedFd, Error> {
-    open_tree(CWD, path, true, true).map_err(|e| Error::Linux { action: format!("open volume {}", path.display()), source: Box::new(e) })
+    open_tree(CWD, path, true, true)
+        .map_err(|e| Error::Linux { action: format!("open volume {}", path.display()), source: Box::new(e) })
 }
 
 /// Opens all volumes of a container. Blocking.
@@ -79,7 +80,8 @@ pub(crate) fn oci_mount(spec: &MountSpec) -> Mount {
 fn check_propagation(spec: &MountSpec, host: &Path, table: &[MountEntry]) -> Result<(), Error> {
     let fd = open_tree(CWD, host, false, false)
         .map_err(|e| Error::Linux { action: format!("open volume {}", host.display()), source: Box::new(e) })?;
-    let stat = rustix::fs::statx(fd.as_fd(), c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).map_err(|e| file("look at", host)(e.into()))?;
+    let stat = rustix::fs::statx(fd.as_fd(), c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
+        .map_err(|e| file("look at", host)(e.into()))?;
     let Some(entry) = table.iter().find(|m| m.id == stat.stx_mnt_id) else { return Ok(()) };
     let good = match spec.propagation {
         Propagation::Private => true,
@@ -107,7 +109,10 @@ mod tests {
             (MountSpec { readonly: true, ..Default::default() }, ["rbind", "ro", "rprivate"]),
             (MountSpec { readonly: true, recursive_readonly: true, ..Default::default() }, ["rbind", "rro", "rprivate"]),
             (MountSpec { propagation: Propagation::Bidirectional, ..Default::default() }, ["rbind", "rw", "rshared"]),
-            (MountSpec { propagation: Propagation::HostToContainer, readonly: true, ..Default::default() }, ["rbind", "ro", "rslave"]),
+            (
+                MountSpec { propagation: Propagation::HostToContainer, readonly: true, ..Default::default() },
+                ["rbind", "ro", "rslave"],
+            ),
         ];
         for (spec, want) in cases {
             assert_eq!(oci_mount(&spec).options, want, "{spec:?}");

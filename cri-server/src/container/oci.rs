@@ -349,10 +349,8 @@ mod tests {
             },
             ..Default::default()
         };
-        let host = SandboxSpec {
-            namespaces: Namespaces { network: NamespaceMode::Node, ..Default::default() },
-            ..Default::default()
-        };
+        let host =
+            SandboxSpec { namespaces: Namespaces { network: NamespaceMode::Node, ..Default::default() }, ..Default::default() };
         let oci = with(&spec, &image, vec![], |i| build(Inputs { sandbox: &host, ..i }).unwrap());
         let kinds: Vec<_> = oci.linux.namespaces.iter().map(|n| n.kind).collect();
         assert_eq!(kinds, [NamespaceType::Mount, NamespaceType::Ipc]);

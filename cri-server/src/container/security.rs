@@ -182,7 +182,10 @@ mod tests {
         assert!(caps(&[], &["ALL"], &[]).unwrap().0.is_empty());
         assert_eq!(caps(&["NET_ADMIN"], &["ALL"], &[]).unwrap().0, ["CAP_NET_ADMIN"]);
         assert!(!caps(&["ALL"], &["net_raw"], &[]).unwrap().0.contains(&"CAP_NET_RAW".to_owned()));
-        assert_eq!(caps(&[], &["ALL"], &["NET_BIND_SERVICE"]).unwrap(), (vec!["CAP_NET_BIND_SERVICE".into()], vec!["CAP_NET_BIND_SERVICE".into()]));
+        assert_eq!(
+            caps(&[], &["ALL"], &["NET_BIND_SERVICE"]).unwrap(),
+            (vec!["CAP_NET_BIND_SERVICE".into()], vec!["CAP_NET_BIND_SERVICE".into()])
+        );
         assert!(caps(&["NO_SUCH"], &[], &[]).is_err());
     }
 

@@ -111,7 +111,8 @@ fn named<'a>(
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/var/www:\ndefault-user:x:1000:1000::/home/d:/bin/sh\nbroken\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/var/www:\ndefault-user:x:1000:1000::/home/d:/bin/sh\nbroken\n";
     const GROUP: &str = "root:x:0:\nwww-data:x:33:\nin-image:x:50000:default-user,www-data\nusers:x:100:other\n";
 
     fn run(security: Security, image: &str) -> (u32, u32, Vec<u32>) {

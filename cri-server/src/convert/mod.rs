@@ -60,9 +60,7 @@ pub(crate) fn id_maps(wire: &[v1::IdMapping]) -> Vec<IdMap> {
 }
 
 pub(crate) fn wire_id_maps(maps: &[IdMap]) -> Vec<v1::IdMapping> {
-    maps.iter()
-        .map(|m| v1::IdMapping { container_id: m.container, host_id: m.host, length: m.length })
-        .collect()
+    maps.iter().map(|m| v1::IdMapping { container_id: m.container, host_id: m.host, length: m.length }).collect()
 }
 
 pub(crate) fn profile(field: &'static str, wire: v1::SecurityProfile) -> Result<Profile, Error> {

@@ -5,8 +5,8 @@ use berth_cri_api::v1;
 use super::{id_maps, map, mode, profile, propagation, resources};
 use crate::error::{Error, invalid};
 use crate::spec::{
-    ContainerSpec, DeviceSpec, Dns, EnvValue, EnvVar, ImageRequest, MountSpec, NamespaceMode, Namespaces, PortMapping,
-    Profile, Propagation, SandboxMetadata, SandboxSpec, Security, UserNamespace,
+    ContainerSpec, DeviceSpec, Dns, EnvValue, EnvVar, ImageRequest, MountSpec, NamespaceMode, Namespaces, PortMapping, Profile,
+    Propagation, SandboxMetadata, SandboxSpec, Security, UserNamespace,
 };
 
 /// A sandbox configuration.
@@ -18,7 +18,11 @@ pub(crate) fn sandbox(config: v1::PodSandboxConfig, runtime_handler: String) -> 
         return Err(invalid("runtime_handler", format!("no runtime for {runtime_handler:?} is configured")));
     }
     let metadata = config.metadata.ok_or_else(|| invalid("config.metadata", "missing"))?;
-    for (field, value) in [("config.metadata.name", &metadata.name), ("config.metadata.namespace", &metadata.namespace), ("config.metadata.uid", &metadata.uid)] {
+    for (field, value) in [
+        ("config.metadata.name", &metadata.name),
+        ("config.metadata.namespace", &metadata.namespace),
+        ("config.metadata.uid", &metadata.uid),
+    ] {
         if value.is_empty() {
             return Err(invalid(field, "empty"));
         }
@@ -81,7 +85,8 @@ fn port_mapping(wire: &v1::PortMapping) -> Result<Option<PortMapping>, Error> {
         Ok(v1::Protocol::Sctp) => "sctp",
         Err(_) => return Err(invalid("port_mappings.protocol", format!("unknown value {}", wire.protocol))),
     };
-    let port = |field, n: i32| u16::try_from(n).ok().filter(|n| *n > 0).ok_or_else(|| invalid(field, format!("{n} is not a port")));
+    let port =
+        |field, n: i32| u16::try_from(n).ok().filter(|n| *n > 0).ok_or_else(|| invalid(field, format!("{n} is not a port")));
     Ok(Some(PortMapping {
         protocol: protocol.into(),
         container_port: port("port_mappings.container_port", wire.container_port)?,
@@ -118,11 +123,7 @@ fn namespaces(wire: Option<v1::NamespaceOption>, sandbox: bool) -> Result<Namesp
 
 fn users(wire: v1::UserNamespace) -> Result<UserNamespace, Error> {
     const FIELD: &str = "namespace_options.userns_options";
-    let out = UserNamespace {
-        mode: mode(FIELD, wire.mode)?,
-        uids: id_maps(&wire.uids),
-        gids: id_maps(&wire.gids),
-    };
+    let out = UserNamespace { mode: mode(FIELD, wire.mode)?, uids: id_maps(&wire.uids), gids: id_maps(&wire.gids) };
     match out.mode {
         NamespaceMode::Node => {
             if !out.uids.is_empty() || !out.gids.is_empty() {
@@ -399,11 +400,7 @@ mod tests {
                 true,
             ),
             (
-                v1::LinuxContainerSecurityContext {
-                    run_as_group: group,
-                    run_as_username: "nobody".into(),
-                    ..Default::default()
-                },
+                v1::LinuxContainerSecurityContext { run_as_group: group, run_as_username: "nobody".into(), ..Default::default() },
                 true,
             ),
         ] {
@@ -415,11 +412,9 @@ mod tests {
     fn no_seccomp_message_is_unconfined_and_an_empty_one_is_the_default() {
         let none = security(v1::LinuxContainerSecurityContext::default()).unwrap();
         assert_eq!(none.seccomp, None);
-        let empty = security(v1::LinuxContainerSecurityContext {
-            seccomp: Some(v1::SecurityProfile::default()),
-            ..Default::default()
-        })
-        .unwrap();
+        let empty =
+            security(v1::LinuxContainerSecurityContext { seccomp: Some(v1::SecurityProfile::default()), ..Default::default() })
+                .unwrap();
         assert_eq!(empty.seccomp, Some(Profile::RuntimeDefault));
     }
 
@@ -437,10 +432,7 @@ mod tests {
 
     #[test]
     fn what_is_not_built_is_refused_by_its_name() {
-        let config = v1::ContainerConfig {
-            cdi_devices: vec![v1::CdiDevice { name: "a/b=c".into() }],
-            ..Default::default()
-        };
+        let config = v1::ContainerConfig { cdi_devices: vec![v1::CdiDevice { name: "a/b=c".into() }], ..Default::default() };
         let error = container(config).unwrap_err();
         assert!(matches!(error, Error::Unsupported { what: "config.CDI_devices", .. }), "{error}");
     }

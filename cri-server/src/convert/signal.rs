@@ -92,7 +92,15 @@ mod tests {
 
     #[test]
     fn image_stop_signals_are_read_in_all_their_forms() {
-        for (text, want) in [("SIGTERM", Some(15)), ("quit", Some(3)), ("9", Some(9)), ("SIGRTMIN+3", Some(37)), ("RTMAX-2", Some(62)), ("SIGNOPE", None), ("0", None)] {
+        for (text, want) in [
+            ("SIGTERM", Some(15)),
+            ("quit", Some(3)),
+            ("9", Some(9)),
+            ("SIGRTMIN+3", Some(37)),
+            ("RTMAX-2", Some(62)),
+            ("SIGNOPE", None),
+            ("0", None),
+        ] {
             assert_eq!(parse(text), want, "{text}");
         }
     }

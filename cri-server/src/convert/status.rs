@@ -7,12 +7,7 @@ use crate::board::{ContainerState, ContainerView, SandboxView};
 use crate::spec::{ContainerSpec, Map, Namespaces, SandboxMetadata};
 
 fn sandbox_metadata(m: &SandboxMetadata) -> v1::PodSandboxMetadata {
-    v1::PodSandboxMetadata {
-        name: m.name.clone(),
-        uid: m.uid.clone(),
-        namespace: m.namespace.clone(),
-        attempt: m.attempt,
-    }
+    v1::PodSandboxMetadata { name: m.name.clone(), uid: m.uid.clone(), namespace: m.namespace.clone(), attempt: m.attempt }
 }
 
 fn sandbox_state(ready: bool) -> i32 {
@@ -198,12 +193,7 @@ impl ContainerFilter {
     /// From the wire; nothing = all.
     pub(crate) fn new(wire: Option<v1::ContainerFilter>) -> Self {
         let wire = wire.unwrap_or_default();
-        Self {
-            id: wire.id,
-            sandbox: wire.pod_sandbox_id,
-            state: wire.state.map(|s| s.state),
-            labels: map(wire.label_selector),
-        }
+        Self { id: wire.id, sandbox: wire.pod_sandbox_id, state: wire.state.map(|s| s.state), labels: map(wire.label_selector) }
     }
 
     /// From a statistics filter.

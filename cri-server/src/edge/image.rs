@@ -87,7 +87,10 @@ impl ImageService for ImageEdge {
     }
 
     type StreamImagesStream = BoxStream<'static, Result<v1::StreamImagesResponse, Status>>;
-    async fn stream_images(&self, request: Request<v1::StreamImagesRequest>) -> Result<Response<Self::StreamImagesStream>, Status> {
+    async fn stream_images(
+        &self,
+        request: Request<v1::StreamImagesRequest>,
+    ) -> Result<Response<Self::StreamImagesStream>, Status> {
         let images = self.images(request.into_inner().filter);
         let messages: Vec<_> = images.chunks(64).map(|c| Ok(v1::StreamImagesResponse { images: c.to_vec() })).collect();
         Ok(Response::new(futures::stream::iter(messages).boxed()))
@@ -136,7 +139,10 @@ impl ImageService for ImageEdge {
         Ok(Response::new(v1::RemoveImageResponse {}))
     }
 
-    async fn image_fs_info(&self, _request: Request<v1::ImageFsInfoRequest>) -> Result<Response<v1::ImageFsInfoResponse>, Status> {
+    async fn image_fs_info(
+        &self,
+        _request: Request<v1::ImageFsInfoRequest>,
+    ) -> Result<Response<v1::ImageFsInfoResponse>, Status> {
         let usage = self.server.images.fs_usage();
         let filesystem = v1::FilesystemUsage {
             timestamp: crate::clock::now_ns(),

@@ -1,6 +1,7 @@
 //! The gRPC edge: converts, submits to the owner of the operation and awaits. Must not do work itself.
 
 mod image;
+mod reading;
 mod runtime;
 mod verbose;
 

@@ -10,9 +10,9 @@ use tokio::sync::oneshot;
 use tokio_stream::wrappers::BroadcastStream;
 use tonic::{Request, Response, Status};
 
+use super::reading::chunks;
 use super::verbose;
 use crate::Server;
-use crate::board::{ContainerView, SandboxView};
 use crate::convert::{request, resources, status};
 use crate::error::{Error, Shared, invalid};
 use crate::sandbox::owner;
@@ -25,11 +25,8 @@ pub struct RuntimeEdge {
     pub(crate) server: Arc<Server>,
 }
 
-/// How many items one message of a streaming list carries.
-const CHUNK: usize = 64;
-
 type Answer<T> = Result<Response<T>, Status>;
-type Stream<T> = BoxStream<'static, Result<T, Status>>;
+pub(super) type Stream<T> = BoxStream<'static, Result<T, Status>>;
 
 fn shared(error: Arc<Error>) -> Status {
     crate::error::status(&error)
@@ -49,49 +46,6 @@ fn forgiving(result: Shared<()>) -> Result<(), Status> {
 
 fn seconds(value: i64) -> Duration {
     Duration::from_secs(u64::try_from(value).unwrap_or(0))
-}
-
-fn chunks<T: Send + 'static, R: Send + 'static>(items: Vec<T>, wrap: impl Fn(Vec<T>) -> R + Send + 'static) -> Response<Stream<R>> {
-    let mut items = items.into_iter();
-    let chunks = std::iter::from_fn(move || {
-        let chunk: Vec<T> = items.by_ref().take(CHUNK).collect();
-        (!chunk.is_empty()).then(|| Ok(wrap(chunk)))
-    });
-    Response::new(futures::stream::iter(chunks).boxed())
-}
-
-impl RuntimeEdge {
-    fn sandboxes(&self, filter: Option<v1::PodSandboxFilter>) -> Vec<v1::PodSandbox> {
-        let filter = status::SandboxFilter::new(filter);
-        self.server.board.sandboxes().iter().filter(|v| filter.matches(v)).map(|v| status::sandbox_item(v)).collect()
-    }
-
-    fn containers(&self, filter: Option<v1::ContainerFilter>) -> Vec<v1::Container> {
-        let filter = status::ContainerFilter::new(filter);
-        self.server.board.containers().iter().filter(|v| filter.matches(v)).map(|v| status::container_item(v)).collect()
-    }
-
-    fn container(&self, id: &str) -> Result<Arc<ContainerView>, Status> {
-        Ok(self.server.board.need_container(id)?)
-    }
-
-    fn sandbox(&self, id: &str) -> Result<Arc<SandboxView>, Status> {
-        Ok(self.server.board.need_sandbox(id)?)
-    }
-
-    async fn container_stats(&self, filter: status::ContainerFilter) -> Vec<v1::ContainerStats> {
-        stats::containers(&self.server, move |view| filter.matches(view)).await
-    }
-
-    async fn sandbox_stats(&self, filter: Option<v1::PodSandboxStatsFilter>) -> Vec<v1::PodSandboxStats> {
-        let filter = filter.unwrap_or_default();
-        let filter = status::SandboxFilter::new(Some(v1::PodSandboxFilter {
-            id: filter.id,
-            state: None,
-            label_selector: filter.label_selector,
-        }));
-        stats::sandboxes(&self.server, move |view| filter.matches(view)).await
-    }
 }
 
 #[tonic::async_trait]
@@ -150,7 +104,10 @@ impl RuntimeService for RuntimeEdge {
     }
 
     type StreamPodSandboxesStream = Stream<v1::StreamPodSandboxesResponse>;
-    async fn stream_pod_sandboxes(&self, request: Request<v1::StreamPodSandboxesRequest>) -> Answer<Self::StreamPodSandboxesStream> {
+    async fn stream_pod_sandboxes(
+        &self,
+        request: Request<v1::StreamPodSandboxesRequest>,
+    ) -> Answer<Self::StreamPodSandboxesStream> {
         let items = self.sandboxes(request.into_inner().filter);
         Ok(chunks(items, |pod_sandboxes| v1::StreamPodSandboxesResponse { pod_sandboxes }))
     }
@@ -210,7 +167,10 @@ impl RuntimeService for RuntimeEdge {
         Ok(Response::new(v1::ContainerStatusResponse { status: Some(status::container_status(&view)), info }))
     }
 
-    async fn update_container_resources(&self, request: Request<v1::UpdateContainerResourcesRequest>) -> Answer<v1::UpdateContainerResourcesResponse> {
+    async fn update_container_resources(
+        &self,
+        request: Request<v1::UpdateContainerResourcesRequest>,
+    ) -> Answer<v1::UpdateContainerResourcesResponse> {
         let request = request.into_inner();
         let view = self.container(&request.container_id)?;
         if let Some(linux) = request.linux {
@@ -221,7 +181,10 @@ impl RuntimeService for RuntimeEdge {
         Ok(Response::new(v1::UpdateContainerResourcesResponse {}))
     }
 
-    async fn reopen_container_log(&self, request: Request<v1::ReopenContainerLogRequest>) -> Answer<v1::ReopenContainerLogResponse> {
+    async fn reopen_container_log(
+        &self,
+        request: Request<v1::ReopenContainerLogRequest>,
+    ) -> Answer<v1::ReopenContainerLogResponse> {
         let view = self.container(&request.into_inner().container_id)?;
         let op = |reply| Op::ReopenLog { id: view.id.clone(), reply };
         reply(owner::submit(&self.server, &view.sandbox, op).await)?;
@@ -261,13 +224,19 @@ impl RuntimeService for RuntimeEdge {
         Ok(Response::new(v1::ContainerStatsResponse { stats: Some(stats) }))
     }
 
-    async fn list_container_stats(&self, request: Request<v1::ListContainerStatsRequest>) -> Answer<v1::ListContainerStatsResponse> {
+    async fn list_container_stats(
+        &self,
+        request: Request<v1::ListContainerStatsRequest>,
+    ) -> Answer<v1::ListContainerStatsResponse> {
         let filter = status::ContainerFilter::of_stats(request.into_inner().filter);
         Ok(Response::new(v1::ListContainerStatsResponse { stats: RuntimeEdge::container_stats(self, filter).await }))
     }
 
     type StreamContainerStatsStream = Stream<v1::StreamContainerStatsResponse>;
-    async fn stream_container_stats(&self, request: Request<v1::StreamContainerStatsRequest>) -> Answer<Self::StreamContainerStatsStream> {
+    async fn stream_container_stats(
+        &self,
+        request: Request<v1::StreamContainerStatsRequest>,
+    ) -> Answer<Self::StreamContainerStatsStream> {
         let filter = status::ContainerFilter::of_stats(request.into_inner().filter);
         let items = RuntimeEdge::container_stats(self, filter).await;
         Ok(chunks(items, |container_stats| v1::StreamContainerStatsResponse { container_stats }))
@@ -280,17 +249,26 @@ impl RuntimeService for RuntimeEdge {
         Ok(Response::new(v1::PodSandboxStatsResponse { stats }))
     }
 
-    async fn list_pod_sandbox_stats(&self, request: Request<v1::ListPodSandboxStatsRequest>) -> Answer<v1::ListPodSandboxStatsResponse> {
+    async fn list_pod_sandbox_stats(
+        &self,
+        request: Request<v1::ListPodSandboxStatsRequest>,
+    ) -> Answer<v1::ListPodSandboxStatsResponse> {
         Ok(Response::new(v1::ListPodSandboxStatsResponse { stats: self.sandbox_stats(request.into_inner().filter).await }))
     }
 
     type StreamPodSandboxStatsStream = Stream<v1::StreamPodSandboxStatsResponse>;
-    async fn stream_pod_sandbox_stats(&self, request: Request<v1::StreamPodSandboxStatsRequest>) -> Answer<Self::StreamPodSandboxStatsStream> {
+    async fn stream_pod_sandbox_stats(
+        &self,
+        request: Request<v1::StreamPodSandboxStatsRequest>,
+    ) -> Answer<Self::StreamPodSandboxStatsStream> {
         let items = self.sandbox_stats(request.into_inner().filter).await;
         Ok(chunks(items, |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats }))
     }
 
-    async fn update_runtime_config(&self, request: Request<v1::UpdateRuntimeConfigRequest>) -> Answer<v1::UpdateRuntimeConfigResponse> {
+    async fn update_runtime_config(
+        &self,
+        request: Request<v1::UpdateRuntimeConfigRequest>,
+    ) -> Answer<v1::UpdateRuntimeConfigResponse> {
         let config = request.into_inner().runtime_config.and_then(|c| c.network_config).unwrap_or_default();
         if !config.pod_cidr.is_empty() {
             let cidrs = config
@@ -332,7 +310,10 @@ impl RuntimeService for RuntimeEdge {
         }))
     }
 
-    async fn checkpoint_container(&self, request: Request<v1::CheckpointContainerRequest>) -> Answer<v1::CheckpointContainerResponse> {
+    async fn checkpoint_container(
+        &self,
+        request: Request<v1::CheckpointContainerRequest>,
+    ) -> Answer<v1::CheckpointContainerResponse> {
         self.container(&request.into_inner().container_id)?;
         Err(Error::Unsupported { what: "CheckpointContainer", reason: "checkpoints are not built in yet".into() }.into())
     }
@@ -344,16 +325,25 @@ impl RuntimeService for RuntimeEdge {
         Ok(Response::new(events.take_until(self.server.closed()).boxed()))
     }
 
-    async fn list_metric_descriptors(&self, _request: Request<v1::ListMetricDescriptorsRequest>) -> Answer<v1::ListMetricDescriptorsResponse> {
+    async fn list_metric_descriptors(
+        &self,
+        _request: Request<v1::ListMetricDescriptorsRequest>,
+    ) -> Answer<v1::ListMetricDescriptorsResponse> {
         Err(no_metrics("ListMetricDescriptors"))
     }
 
-    async fn list_pod_sandbox_metrics(&self, _request: Request<v1::ListPodSandboxMetricsRequest>) -> Answer<v1::ListPodSandboxMetricsResponse> {
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _request: Request<v1::ListPodSandboxMetricsRequest>,
+    ) -> Answer<v1::ListPodSandboxMetricsResponse> {
         Err(no_metrics("ListPodSandboxMetrics"))
     }
 
     type StreamPodSandboxMetricsStream = Stream<v1::StreamPodSandboxMetricsResponse>;
-    async fn stream_pod_sandbox_metrics(&self, _request: Request<v1::StreamPodSandboxMetricsRequest>) -> Answer<Self::StreamPodSandboxMetricsStream> {
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _request: Request<v1::StreamPodSandboxMetricsRequest>,
+    ) -> Answer<Self::StreamPodSandboxMetricsStream> {
         Err(no_metrics("StreamPodSandboxMetrics"))
     }
 
@@ -362,7 +352,10 @@ impl RuntimeService for RuntimeEdge {
         Ok(Response::new(v1::RuntimeConfigResponse { linux: Some(v1::LinuxRuntimeConfiguration { cgroup_driver: driver }) }))
     }
 
-    async fn update_pod_sandbox_resources(&self, request: Request<v1::UpdatePodSandboxResourcesRequest>) -> Answer<v1::UpdatePodSandboxResourcesResponse> {
+    async fn update_pod_sandbox_resources(
+        &self,
+        request: Request<v1::UpdatePodSandboxResourcesRequest>,
+    ) -> Answer<v1::UpdatePodSandboxResourcesResponse> {
         // The kubelet has resized the pod's cgroup itself; there is nothing else to size.
         self.sandbox(&request.into_inner().pod_sandbox_id)?;
         Ok(Response::new(v1::UpdatePodSandboxResourcesResponse {}))
@@ -370,5 +363,9 @@ impl RuntimeService for RuntimeEdge {
 }
 
 fn no_metrics(what: &'static str) -> Status {
-    Error::Unsupported { what, reason: "the kubelet reads the cgroups itself; metrics from the runtime are not built in yet".into() }.into()
+    Error::Unsupported {
+        what,
+        reason: "the kubelet reads the cgroups itself; metrics from the runtime are not built in yet".into(),
+    }
+    .into()
 }

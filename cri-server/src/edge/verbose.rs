@@ -34,7 +34,8 @@ pub(super) fn sandbox(server: &Server, view: &SandboxView) -> Info {
 /// Of a container.
 pub(super) async fn container(server: &Arc<Server>, view: &ContainerView) -> Info {
     let path = server.paths.oci_spec(&view.sandbox, &view.id);
-    let spec = tokio::task::spawn_blocking(move || std::fs::read(path).ok().and_then(|b| serde_json::from_slice::<Value>(&b).ok()));
+    let spec =
+        tokio::task::spawn_blocking(move || std::fs::read(path).ok().and_then(|b| serde_json::from_slice::<Value>(&b).ok()));
     one(
         "info",
         &json!({

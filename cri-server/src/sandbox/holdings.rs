@@ -66,9 +66,7 @@ impl Live {
 
     /// The connection to the shim.
     pub(crate) fn shim(&self) -> Result<&Arc<ShimClient>, Error> {
-        self.shim
-            .as_ref()
-            .ok_or_else(|| Error::ShimGone { id: self.id.as_str().into(), reason: "there is none".into() })
+        self.shim.as_ref().ok_or_else(|| Error::ShimGone { id: self.id.as_str().into(), reason: "there is none".into() })
     }
 
     /// Whether the shim has ended.
@@ -139,7 +137,9 @@ impl Live {
                 Ok(Ok(_)) => {
                     let _ = tokio::time::timeout(Duration::from_secs(2), process.ended.cancelled()).await;
                 }
-                Ok(Err(error)) => tracing::debug!(sandbox = %self.id, error = %crate::error::text(&error), "shim not ended by request"),
+                Ok(Err(error)) => {
+                    tracing::debug!(sandbox = %self.id, error = %crate::error::text(&error), "shim not ended by request")
+                }
                 Err(_) => tracing::warn!(sandbox = %self.id, "shim does not answer, it is killed"),
             }
         }

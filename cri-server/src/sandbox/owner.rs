@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::state::{Done, Event, Machine, Op, Outbox, Reply, Task};
 use super::run;
+use super::state::{Done, Event, Machine, Op, Outbox, Reply, Task};
 use crate::Server;
 use crate::board::{ContainerView, SandboxView};
 use crate::container;
@@ -114,7 +114,14 @@ pub(crate) async fn own(server: Arc<Server>, mut machine: Machine, mail: Mail, m
             answer();
         }
         for task in out.tasks {
-            server.tasks.spawn(perform(server.clone(), machine.id.clone(), machine.spec.clone(), machine.created_at, task, mail.clone()));
+            server.tasks.spawn(perform(
+                server.clone(),
+                machine.id.clone(),
+                machine.spec.clone(),
+                machine.created_at,
+                task,
+                mail.clone(),
+            ));
         }
         if machine.over() {
             return;
@@ -131,11 +138,7 @@ async fn sleep_until(deadline: Option<std::time::Instant>) {
 
 /// An outbox that shows all there is.
 fn everything(machine: &Machine) -> Outbox {
-    Outbox {
-        sandbox_changed: machine.listed(),
-        changed: machine.containers.keys().cloned().collect(),
-        ..Default::default()
-    }
+    Outbox { sandbox_changed: machine.listed(), changed: machine.containers.keys().cloned().collect(), ..Default::default() }
 }
 
 /// Brings the board up to date, and the durable records.

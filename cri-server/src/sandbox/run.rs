@@ -9,10 +9,10 @@ use berth_shim::protocol::{
 };
 use tokio_util::sync::CancellationToken;
 
+use super::files;
 use super::holdings::{self, Live, ShimProcess};
 use super::owner::Mail;
 use super::state::{Event, ProcessExit};
-use super::files;
 use crate::Server;
 use crate::error::{Error, file};
 use crate::id::SandboxId;
@@ -49,9 +49,7 @@ pub(crate) fn shim_config(id: &SandboxId, spec: &SandboxSpec, cgroup: &str, serv
         ipc: if node(ns.ipc) { NsMode::Host } else { NsMode::New },
         uts: if node(ns.network) { NsMode::Host } else { NsMode::New },
         share_pid: ns.pid == NamespaceMode::Pod,
-        user: ns
-            .own_users()
-            .map(|u| UserNamespace { uid_mappings: maps(&u.uids), gid_mappings: maps(&u.gids) }),
+        user: ns.own_users().map(|u| UserNamespace { uid_mappings: maps(&u.uids), gid_mappings: maps(&u.gids) }),
         shm_size: if node(ns.ipc) { 0 } else { SHM_BYTES },
     }
 }
@@ -71,7 +69,13 @@ pub(crate) fn record(id: &SandboxId, spec: &SandboxSpec, created_at: i64, cgroup
 }
 
 /// Makes the sandbox. Whatever fails, nothing of it is left.
-pub(crate) async fn run(server: Arc<Server>, id: SandboxId, spec: Arc<SandboxSpec>, created_at: i64, mail: Mail) -> Result<Arc<Live>, Error> {
+pub(crate) async fn run(
+    server: Arc<Server>,
+    id: SandboxId,
+    spec: Arc<SandboxSpec>,
+    created_at: i64,
+    mail: Mail,
+) -> Result<Arc<Live>, Error> {
     let cgroup = server.cgroups.sandbox(&spec.cgroup_parent, &id);
     let mut live = Live::new(id, spec, cgroup);
     match build(&server, &mut live, created_at, &mail).await {
@@ -101,7 +105,8 @@ async fn build(server: &Arc<Server>, live: &mut Live, created_at: i64, mail: &Ma
         attach(server, live).await?;
     }
     record.ready = true;
-    let (state, kept) = (crate::paths::record(&server.paths.live_sandbox(&live.id)), crate::paths::record(&server.paths.kept_sandbox(&live.id)));
+    let (state, kept) =
+        (crate::paths::record(&server.paths.live_sandbox(&live.id)), crate::paths::record(&server.paths.kept_sandbox(&live.id)));
     let bytes = records::encode(&record);
     server.durable.put(kept, bytes.clone());
     crate::blocking(move || records::write(&state, &bytes)).await

@@ -159,9 +159,7 @@ async fn write_frame(stream: &UnixStream, bytes: &[u8], fds: &[OwnedFd]) -> io::
     while !rest.is_empty() {
         let (now, later) = left.split_at(left.len().min(MAX_FDS));
         let piece = if later.is_empty() { rest } else { &rest[..1] };
-        let sent = stream
-            .async_io(Interest::WRITABLE, || send_with_fds(stream.as_fd(), piece, now))
-            .await?;
+        let sent = stream.async_io(Interest::WRITABLE, || send_with_fds(stream.as_fd(), piece, now)).await?;
         rest = &rest[sent..];
         left = later;
     }
@@ -237,7 +235,10 @@ mod tests {
         }
     }
 
-    fn pair(events: impl Fn(Event) + Send + Sync + 'static, gone: impl FnOnce(Gone) + Send + 'static) -> (Arc<ShimClient>, FakeShim) {
+    fn pair(
+        events: impl Fn(Event) + Send + Sync + 'static,
+        gone: impl FnOnce(Gone) + Send + 'static,
+    ) -> (Arc<ShimClient>, FakeShim) {
         let (ours, theirs) = Socket::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         (Arc::new(ShimClient::new("s", ours, events, gone).unwrap()), FakeShim(theirs))
@@ -300,8 +301,15 @@ mod tests {
         );
         let exec = client.watch_exec("e1");
         let lost = client.watch_exec("e2");
-        let exit =
-            ExitRecord { pid: 1, code: 2, signal: 0, oom: false, started_at_ns: 0, finished_at_ns: 1, start_error: String::new() };
+        let exit = ExitRecord {
+            pid: 1,
+            code: 2,
+            signal: 0,
+            oom: false,
+            started_at_ns: 0,
+            finished_at_ns: 1,
+            start_error: String::new(),
+        };
         shim.send(&FromShim::Event(Event::Exited { id: "c".into(), exit }));
         // A message of a later version is skipped.
         let later = br#"{"event":{"moon":{"phase":3}}}"#;

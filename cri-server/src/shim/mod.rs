@@ -5,5 +5,5 @@ mod socket;
 mod start;
 
 pub(crate) use client::ShimClient;
-pub(crate) use start::{Program, start};
 pub(crate) use socket::{bind, connect};
+pub(crate) use start::{Program, start};

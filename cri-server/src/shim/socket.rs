@@ -22,7 +22,8 @@ pub(crate) fn bind(path: &Path) -> io::Result<OwnedFd> {
         _ => {}
     }
     let (_dir, short) = folder(path)?;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(&short)?)?;
     rustix::fs::chmod(path, Mode::RUSR | Mode::WUSR)?;
     rustix::net::listen(&socket, 16)?;

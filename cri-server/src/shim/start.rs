@@ -91,7 +91,8 @@ impl Program {
 
 /// A file opened through a private read-only mount of it: nothing that gets hold of it as `/proc/<pid>/exe` can write to it.
 fn read_only(path: &Path) -> Result<OwnedFd, Error> {
-    let failed = |e: berth_linux::Error| Error::Linux { action: format!("mount {} read-only", path.display()), source: Box::new(e) };
+    let failed =
+        |e: berth_linux::Error| Error::Linux { action: format!("mount {} read-only", path.display()), source: Box::new(e) };
     let mount = open_tree(CWD, path, true, false).map_err(failed)?;
     let set = MountAttrs::RDONLY | MountAttrs::NOSUID | MountAttrs::NODEV;
     mount_setattr(mount.as_fd(), Path::new(""), false, AttrChange { set, ..Default::default() }).map_err(failed)?;
@@ -100,7 +101,12 @@ fn read_only(path: &Path) -> Result<OwnedFd, Error> {
 
 /// Starts a shim and waits until it is ready or has failed. Blocking: a few milliseconds. Returns its pidfd; this process is
 /// its parent and has to reap it.
-pub(crate) fn start(program: &Program, config: &SandboxConfig, socket: &Path, netns: Option<OwnedFd>) -> Result<(i32, OwnedFd), Error> {
+pub(crate) fn start(
+    program: &Program,
+    config: &SandboxConfig,
+    socket: &Path,
+    netns: Option<OwnedFd>,
+) -> Result<(i32, OwnedFd), Error> {
     let spawned = spawn(program, config, socket, netns.as_ref());
     let (pid, pidfd, ready) = match spawned {
         Err(Error::Linux { source, .. }) if refused(&*source) => {
@@ -131,9 +137,16 @@ fn refused(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
         .is_some_and(|n| n == rustix::io::Errno::ACCESS.raw_os_error() || n == rustix::io::Errno::PERM.raw_os_error())
 }
 
-fn spawn(program: &Program, config: &SandboxConfig, socket: &Path, netns: Option<&OwnedFd>) -> Result<(i32, OwnedFd, OwnedFd), Error> {
-    let json = serde_json::to_vec(config).map_err(|e| Error::Shim { action: "encode the shim's configuration", message: e.to_string() })?;
-    let io = |action: &'static str| move |source: std::io::Error| Error::File { action, path: PathBuf::from("berth-shim"), source };
+fn spawn(
+    program: &Program,
+    config: &SandboxConfig,
+    socket: &Path,
+    netns: Option<&OwnedFd>,
+) -> Result<(i32, OwnedFd, OwnedFd), Error> {
+    let json = serde_json::to_vec(config)
+        .map_err(|e| Error::Shim { action: "encode the shim's configuration", message: e.to_string() })?;
+    let io =
+        |action: &'static str| move |source: std::io::Error| Error::File { action, path: PathBuf::from("berth-shim"), source };
     let config_fd = sealed_memfd("berth-sandbox", &json, false).map_err(io("make the configuration of"))?;
     let listener = super::bind(socket).map_err(file("bind", socket))?;
     let (ready, ready_write) = berth_linux::process::pipe().map_err(io("make a pipe for"))?;

@@ -72,8 +72,16 @@ fn parse(text: &[u8]) -> Option<Head> {
 }
 
 /// An answer that ends the connection.
-pub(super) async fn refuse(io: &mut (impl AsyncWrite + Unpin), status: &str, headers: &[(&str, &str)], body: &str) -> io::Result<()> {
-    let mut text = format!("HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n", body.len());
+pub(super) async fn refuse(
+    io: &mut (impl AsyncWrite + Unpin),
+    status: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> io::Result<()> {
+    let mut text = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n",
+        body.len()
+    );
     for (name, value) in headers {
         text.push_str(&format!("{name}: {value}\r\n"));
     }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use super::forward;
 use super::websocket::WebSocket;
 use super::wires::Out;
-use super::forward;
 use crate::Server;
 use crate::error::text;
 use crate::id::SandboxId;

@@ -25,14 +25,26 @@ const DRAIN: Duration = Duration::from_secs(2);
 const BUFFER: usize = 16 * 1024;
 
 /// An exec for a client, to its end. The outcome is still to be reported.
-pub(super) async fn exec(server: &Arc<Server>, container: &ContainerId, command: Vec<String>, tty: bool, wires: &mut Wires) -> Outcome {
+pub(super) async fn exec(
+    server: &Arc<Server>,
+    container: &ContainerId,
+    command: Vec<String>,
+    tty: bool,
+    wires: &mut Wires,
+) -> Outcome {
     match try_exec(server, container, command, tty, wires).await {
         Ok(code) => Outcome::Exit(code),
         Err(error) => Outcome::Failure(text(&*error)),
     }
 }
 
-async fn try_exec(server: &Arc<Server>, container: &ContainerId, command: Vec<String>, tty: bool, wires: &mut Wires) -> Result<i32, Arc<Error>> {
+async fn try_exec(
+    server: &Arc<Server>,
+    container: &ContainerId,
+    command: Vec<String>,
+    tty: bool,
+    wires: &mut Wires,
+) -> Result<i32, Arc<Error>> {
     let (container, live) = exec::running(server, container.as_str()).await?;
     let stdin = wires.stdin.take();
     let mut running = exec::start(server, &live, &container, command, stdin.is_some(), tty).await?;
@@ -230,11 +242,8 @@ async fn try_attach(server: &Arc<Server>, container: &ContainerId, tty: bool, wi
     };
     let mut tasks = Tasks::default();
     if let (Some(from), Some(fd)) = (wires.stdin.take(), answer.take(stdin)) {
-        let task = if tty {
-            tokio::spawn(write_console(from, Arc::new(console_fd(fd)?)))
-        } else {
-            tokio::spawn(write_pipe(from, fd))
-        };
+        let task =
+            if tty { tokio::spawn(write_console(from, Arc::new(console_fd(fd)?))) } else { tokio::spawn(write_pipe(from, fd)) };
         tasks.0.push(task);
     }
     let stdout = answer.take(stdout).map(|fd| read_pipe(fd, wires.stdout.clone()));

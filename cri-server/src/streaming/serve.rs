@@ -111,7 +111,9 @@ async fn serve_spdy(server: &Arc<Server>, mut stream: Connection, head: &Head, r
 /// (tty, stdin, stdout, stderr)
 fn flags(request: &Request) -> (bool, bool, bool, bool) {
     match request {
-        Request::Exec { tty, stdin, stdout, stderr, .. } | Request::Attach { tty, stdin, stdout, stderr, .. } => (*tty, *stdin, *stdout, *stderr),
+        Request::Exec { tty, stdin, stdout, stderr, .. } | Request::Attach { tty, stdin, stdout, stderr, .. } => {
+            (*tty, *stdin, *stdout, *stderr)
+        }
         Request::PortForward { .. } => (false, false, false, false),
     }
 }
@@ -120,7 +122,12 @@ async fn run_spdy(server: &Arc<Server>, mut session: Session, request: &Request,
     let (tty, stdin, stdout, stderr) = flags(request);
     let with_resize = tty && matches!(protocol, "v4.channel.k8s.io" | "v3.channel.k8s.io");
     let mut wanted: Vec<&str> = vec!["error"];
-    wanted.extend([(stdin, "stdin"), (stdout, "stdout"), (stderr, "stderr"), (with_resize, "resize")].iter().filter(|(w, _)| *w).map(|(_, n)| *n));
+    wanted.extend(
+        [(stdin, "stdin"), (stdout, "stdout"), (stderr, "stderr"), (with_resize, "resize")]
+            .iter()
+            .filter(|(w, _)| *w)
+            .map(|(_, n)| *n),
+    );
     let mut streams: Vec<(String, Stream)> = Vec::new();
     let gather = async {
         while streams.len() < wanted.len() {

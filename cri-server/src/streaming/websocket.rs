@@ -116,9 +116,7 @@ impl WebSocket {
     pub(super) async fn close(mut self) {
         let _ = self.out.send(Message { opcode: CLOSE, payload: 1000u16.to_be_bytes().to_vec().into() }).await;
         let limit = std::time::Duration::from_secs(5);
-        let drained = async {
-            while self.incoming.recv().await.is_some() {}
-        };
+        let drained = async { while self.incoming.recv().await.is_some() {} };
         let _ = tokio::time::timeout(limit, drained).await;
         drop(self.out);
         self.reader.abort();
@@ -200,7 +198,11 @@ async fn read_frame(read: &mut (impl AsyncRead + Unpin)) -> io::Result<(bool, u8
     Ok((head[0] & 0x80 != 0, head[0] & 0x0f, payload))
 }
 
-async fn read_messages(mut read: impl AsyncRead + Unpin, replies: &mpsc::Sender<Message>, messages: &mpsc::Sender<Bytes>) -> io::Result<()> {
+async fn read_messages(
+    mut read: impl AsyncRead + Unpin,
+    replies: &mpsc::Sender<Message>,
+    messages: &mpsc::Sender<Bytes>,
+) -> io::Result<()> {
     let mut partial: Option<Vec<u8>> = None;
     loop {
         let (last, opcode, payload) = read_frame(&mut read).await?;

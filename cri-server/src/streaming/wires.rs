@@ -82,9 +82,10 @@ impl Outcome {
                 })
             }
             (Self::Failure(text), StatusForm::Text) => Some(text.clone()),
-            (Self::Failure(text), StatusForm::Json) => {
-                Some(json!({ "metadata": {}, "status": "Failure", "message": text, "reason": "InternalError", "code": 500 }).to_string())
-            }
+            (Self::Failure(text), StatusForm::Json) => Some(
+                json!({ "metadata": {}, "status": "Failure", "message": text, "reason": "InternalError", "code": 500 })
+                    .to_string(),
+            ),
         }
     }
 }

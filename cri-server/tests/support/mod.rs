@@ -11,8 +11,8 @@ use berth_cri_api::v1;
 use berth_cri_api::v1::image_service_client::ImageServiceClient;
 use berth_cri_api::v1::runtime_service_client::RuntimeServiceClient;
 use berth_cri_server::{Config, CriServer};
-use berth_testkit::{TempState, wait_for};
 use berth_testkit::image::{Layer, Layout};
+use berth_testkit::{TempState, wait_for};
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint, Server};
 
@@ -67,9 +67,17 @@ impl Agent {
         for applet in ["sh", "echo", "cat", "sleep", "id", "env", "printf", "true", "ls", "head"] {
             layer = layer.hardlink(&format!("bin/{applet}"), "bin/busybox");
         }
-        let layer = layer.file("etc/passwd", 0o644, "root:x:0:0::/root:/bin/sh\nweb:x:33:33::/:/bin/sh\n").file("etc/group", 0o644, "web:x:33:\nmore:x:77:web\n");
+        let layer = layer.file("etc/passwd", 0o644, "root:x:0:0::/root:/bin/sh\nweb:x:33:33::/:/bin/sh\n").file(
+            "etc/group",
+            0o644,
+            "web:x:33:\nmore:x:77:web\n",
+        );
         let folder = self.root.join("layout");
-        Layout::create(&folder).image(IMAGE, &[layer.into_tar()], &serde_json::json!({ "Cmd": ["sleep", "1000"], "Env": ["PATH=/bin"] }));
+        Layout::create(&folder).image(
+            IMAGE,
+            &[layer.into_tar()],
+            &serde_json::json!({ "Cmd": ["sleep", "1000"], "Env": ["PATH=/bin"] }),
+        );
         let images = self.root.join("images");
         self.client.block_on(async {
             let store = berth_image::ImageStore::open(berth_image::StoreConfig::new(images)).await.unwrap();
@@ -146,7 +154,12 @@ impl Agent {
 
     pub fn sandbox_config(&self, name: &str) -> v1::PodSandboxConfig {
         v1::PodSandboxConfig {
-            metadata: Some(v1::PodSandboxMetadata { name: name.into(), uid: format!("uid-{name}"), namespace: "test".into(), attempt: 0 }),
+            metadata: Some(v1::PodSandboxMetadata {
+                name: name.into(),
+                uid: format!("uid-{name}"),
+                namespace: "test".into(),
+                attempt: 0,
+            }),
             hostname: name.into(),
             log_directory: self.root.join("logs").join(name).to_string_lossy().into_owned(),
             labels: HashMap::from([("app".to_owned(), name.to_owned())]),
@@ -185,7 +198,8 @@ impl Agent {
     }
 
     pub fn exec(&self, id: &str, command: &[&str], timeout: i64) -> Result<v1::ExecSyncResponse, tonic::Status> {
-        let request = v1::ExecSyncRequest { container_id: id.into(), cmd: command.iter().map(|c| (*c).to_owned()).collect(), timeout };
+        let request =
+            v1::ExecSyncRequest { container_id: id.into(), cmd: command.iter().map(|c| (*c).to_owned()).collect(), timeout };
         let mut client = self.runtime();
         self.client.block_on(client.exec_sync(request)).map(tonic::Response::into_inner)
     }

@@ -14,7 +14,8 @@ impl Machine {
     pub(super) fn shim_gone(&mut self, out: &mut Outbox) {
         if let Lifecycle::Ready(live) = &self.lifecycle {
             let live = live.clone();
-            let containers = self.containers.iter().filter(|(_, c)| !matches!(c.phase, Phase::Exited(_))).map(|(id, _)| id.clone()).collect();
+            let containers =
+                self.containers.iter().filter(|(_, c)| !matches!(c.phase, Phase::Exited(_))).map(|(id, _)| id.clone()).collect();
             out.tasks.push(Task::Bury { live: live.clone(), containers });
             self.lifecycle = Lifecycle::Burying(live);
             out.sandbox_changed = true;
@@ -27,12 +28,7 @@ impl Machine {
             if matches!(container.phase, Phase::Exited(_) | Phase::Creating) {
                 continue;
             }
-            let lost = Exit {
-                code: 255,
-                finished_at: at,
-                reason: "Unknown".into(),
-                message: "the pod's shim died".into(),
-            };
+            let lost = Exit { code: 255, finished_at: at, reason: "Unknown".into(), message: "the pod's shim died".into() };
             container.phase = Phase::Exited(exits.get(id).map_or(lost, exit_record));
             container.pid = None;
             let gone = Err(Arc::new(Error::ShimGone { id: self.id.as_str().into(), reason: "it died".into() }));
@@ -53,7 +49,8 @@ impl Machine {
         let Some(live) = self.live().cloned() else { return };
         let stop_all = self.goal >= Goal::Stop;
         for (id, container) in &mut self.containers {
-            if !container.has_process() || matches!(container.phase, Phase::Starting) && container.stopping.is_none() && !stop_all {
+            if !container.has_process() || matches!(container.phase, Phase::Starting) && container.stopping.is_none() && !stop_all
+            {
                 continue;
             }
             if stop_all {

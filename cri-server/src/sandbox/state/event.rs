@@ -20,12 +20,33 @@ pub(crate) enum Op {
     Run(Reply<SandboxId>),
     Stop(Reply<()>),
     Remove(Reply<()>),
-    CreateContainer { spec: Box<ContainerSpec>, log_directory: String, reply: Reply<ContainerId> },
-    StartContainer { id: ContainerId, reply: Reply<()> },
-    StopContainer { id: ContainerId, timeout: Duration, reply: Reply<()> },
-    RemoveContainer { id: ContainerId, reply: Reply<()> },
-    Update { id: ContainerId, resources: Box<Resources>, reply: Reply<()> },
-    ReopenLog { id: ContainerId, reply: Reply<()> },
+    CreateContainer {
+        spec: Box<ContainerSpec>,
+        log_directory: String,
+        reply: Reply<ContainerId>,
+    },
+    StartContainer {
+        id: ContainerId,
+        reply: Reply<()>,
+    },
+    StopContainer {
+        id: ContainerId,
+        timeout: Duration,
+        reply: Reply<()>,
+    },
+    RemoveContainer {
+        id: ContainerId,
+        reply: Reply<()>,
+    },
+    Update {
+        id: ContainerId,
+        resources: Box<Resources>,
+        reply: Reply<()>,
+    },
+    ReopenLog {
+        id: ContainerId,
+        reply: Reply<()>,
+    },
     /// What exec, attach, port-forward and statistics need.
     Live(Reply<Arc<H>>),
 }
@@ -33,14 +54,35 @@ pub(crate) enum Op {
 /// Completions of tasks.
 pub(crate) enum Done {
     Ran(Result<Arc<H>, Error>),
-    Created { id: ContainerId, result: Result<CreatedContainer, Error> },
-    Started { id: ContainerId, at: i64, result: Result<(), Error> },
-    Signalled { id: ContainerId, result: Result<(), Error> },
-    Deleted { id: ContainerId, result: Result<(), Error> },
-    Updated { id: ContainerId, resources: Box<Resources>, reply: Reply<()>, result: Result<(), Error> },
+    Created {
+        id: ContainerId,
+        result: Result<CreatedContainer, Error>,
+    },
+    Started {
+        id: ContainerId,
+        at: i64,
+        result: Result<(), Error>,
+    },
+    Signalled {
+        id: ContainerId,
+        result: Result<(), Error>,
+    },
+    Deleted {
+        id: ContainerId,
+        result: Result<(), Error>,
+    },
+    Updated {
+        id: ContainerId,
+        resources: Box<Resources>,
+        reply: Reply<()>,
+        result: Result<(), Error>,
+    },
     /// What was left of a dead shim's containers: the exits it still recorded.
     Lost(BTreeMap<ContainerId, ProcessExit>),
-    TornDown { rest: Option<Arc<H>>, result: Result<(), Error> },
+    TornDown {
+        rest: Option<Arc<H>>,
+        result: Result<(), Error>,
+    },
     Erased(Result<(), Error>),
 }
 
@@ -49,7 +91,10 @@ pub(crate) enum Event {
     Op(Op),
     Done(Done),
     /// The shim says that a container's first process ended.
-    Exited { id: ContainerId, exit: ProcessExit },
+    Exited {
+        id: ContainerId,
+        exit: ProcessExit,
+    },
     /// The shim is dead.
     ShimGone,
     /// A deadline has passed.
@@ -59,17 +104,50 @@ pub(crate) enum Event {
 /// Slow work.
 pub(crate) enum Task {
     Run,
-    Create { id: ContainerId, spec: Box<ContainerSpec>, log_directory: String, live: Arc<H> },
-    Start { id: ContainerId, live: Arc<H> },
+    Create {
+        id: ContainerId,
+        spec: Box<ContainerSpec>,
+        log_directory: String,
+        live: Arc<H>,
+    },
+    Start {
+        id: ContainerId,
+        live: Arc<H>,
+    },
     /// To the first process alone.
-    Signal { id: ContainerId, signal: i32, live: Arc<H> },
+    Signal {
+        id: ContainerId,
+        signal: i32,
+        live: Arc<H>,
+    },
     /// To everything in the container's cgroup.
-    Kill { id: ContainerId, live: Arc<H> },
-    Delete { id: ContainerId, live: Option<Arc<H>> },
-    Update { id: ContainerId, resources: Box<Resources>, merged: Box<Resources>, reply: Reply<()>, live: Arc<H> },
-    ReopenLog { id: ContainerId, reply: Reply<()>, live: Arc<H> },
-    Bury { live: Arc<H>, containers: Vec<ContainerId> },
-    TearDown { live: Arc<H> },
+    Kill {
+        id: ContainerId,
+        live: Arc<H>,
+    },
+    Delete {
+        id: ContainerId,
+        live: Option<Arc<H>>,
+    },
+    Update {
+        id: ContainerId,
+        resources: Box<Resources>,
+        merged: Box<Resources>,
+        reply: Reply<()>,
+        live: Arc<H>,
+    },
+    ReopenLog {
+        id: ContainerId,
+        reply: Reply<()>,
+        live: Arc<H>,
+    },
+    Bury {
+        live: Arc<H>,
+        containers: Vec<ContainerId>,
+    },
+    TearDown {
+        live: Arc<H>,
+    },
     Erase,
 }
 

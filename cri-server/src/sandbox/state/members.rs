@@ -11,7 +11,13 @@ use crate::id::ContainerId;
 use crate::spec::ContainerSpec;
 
 impl Machine {
-    pub(super) fn create(&mut self, spec: Box<ContainerSpec>, log_directory: String, reply: Reply<ContainerId>, out: &mut Outbox) {
+    pub(super) fn create(
+        &mut self,
+        spec: Box<ContainerSpec>,
+        log_directory: String,
+        reply: Reply<ContainerId>,
+        out: &mut Outbox,
+    ) {
         let Some(live) = self.live().filter(|_| self.goal == Goal::Run).cloned() else {
             let error = self.not_ready("containers can only be created in a ready sandbox");
             return answer(out, reply, Err(error.into()));
@@ -66,7 +72,14 @@ impl Machine {
         }
     }
 
-    pub(super) fn stop_container(&mut self, id: &ContainerId, now: Instant, timeout: Duration, reply: Reply<()>, out: &mut Outbox) {
+    pub(super) fn stop_container(
+        &mut self,
+        id: &ContainerId,
+        now: Instant,
+        timeout: Duration,
+        reply: Reply<()>,
+        out: &mut Outbox,
+    ) {
         let deadline = now + timeout;
         let live = self.live().cloned();
         match self.containers.get_mut(id) {

@@ -203,12 +203,7 @@ impl Machine {
         let good = state == ContainerState::Running || (!running && state == ContainerState::Created);
         match self.live() {
             Some(live) if good => Ok((container, live.clone())),
-            _ => Err(Error::State {
-                kind: "container",
-                id: id.as_str().into(),
-                state: state.text(),
-                wanted: "must be running",
-            }),
+            _ => Err(Error::State { kind: "container", id: id.as_str().into(), state: state.text(), wanted: "must be running" }),
         }
     }
 

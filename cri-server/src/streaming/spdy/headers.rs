@@ -109,9 +109,7 @@ impl Deflater {
         let start = self.zlib.total_in();
         loop {
             let taken = (self.zlib.total_in() - start) as usize;
-            self.zlib
-                .compress_vec(&plain[taken..], &mut out, FlushCompress::Sync)
-                .map_err(|e| broken(&e.to_string()))?;
+            self.zlib.compress_vec(&plain[taken..], &mut out, FlushCompress::Sync).map_err(|e| broken(&e.to_string()))?;
             if (self.zlib.total_in() - start) as usize == plain.len() && out.len() < out.capacity() {
                 return Ok(out);
             }

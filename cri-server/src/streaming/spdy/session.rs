@@ -147,7 +147,11 @@ async fn write_frames(write: impl AsyncWrite + Unpin, mut queue: mpsc::Receiver<
     let _ = write.shutdown().await;
 }
 
-async fn read_frames(mut read: impl AsyncRead + Unpin, out: &mpsc::Sender<Out>, accepted: &mpsc::Sender<Stream>) -> io::Result<()> {
+async fn read_frames(
+    mut read: impl AsyncRead + Unpin,
+    out: &mpsc::Sender<Out>,
+    accepted: &mpsc::Sender<Stream>,
+) -> io::Result<()> {
     let mut inflate = Inflater::new();
     let mut streams: HashMap<u32, mpsc::Sender<Bytes>> = HashMap::new();
     while let Some(frame) = frame::read(&mut read).await? {
