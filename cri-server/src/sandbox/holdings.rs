@@ -39,6 +39,8 @@ pub(crate) struct Live {
     pub(crate) process: Option<ShimProcess>,
     pub(crate) shim: Option<Arc<ShimClient>>,
     pub(crate) netns: Option<OwnedFd>,
+    /// The pod's user namespace, if it has one.
+    pub(crate) userns: Option<OwnedFd>,
     pub(crate) netns_path: Option<PathBuf>,
     pub(crate) ips: Vec<IpAddr>,
     pub(crate) returned: AtomicU8,
@@ -58,6 +60,7 @@ impl Live {
             process: None,
             shim: None,
             netns: None,
+            userns: None,
             netns_path: None,
             ips: Vec::new(),
             returned: AtomicU8::new(0),

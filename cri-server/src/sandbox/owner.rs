@@ -218,8 +218,8 @@ async fn perform(server: Arc<Server>, id: SandboxId, spec: Arc<SandboxSpec>, cre
             let at = result.as_ref().copied().unwrap_or_else(|_| crate::clock::now_ns());
             Done::Started { id: container, at, result: result.map(|_| ()) }
         }
-        Task::Signal { id: container, signal, live } => {
-            let result = container::control::signal(&live, &container, signal, false).await;
+        Task::Signal { id: container, pid, signal, live } => {
+            let result = container::ask::ask(&live, &container, pid, signal).await;
             Done::Signalled { id: container, result }
         }
         Task::Kill { id: container, live } => {

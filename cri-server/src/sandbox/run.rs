@@ -169,8 +169,10 @@ pub(crate) async fn connect(live: &mut Live, socket: &std::path::Path, mail: &Ma
     let Reply::Namespaces { kinds, .. } = &answer.reply else { return Err(client.unexpected("fetch the namespaces")) };
     let kinds = kinds.clone();
     for (kind, fd) in kinds.into_iter().zip(answer.into_fds()) {
-        if kind == PodNamespace::Net {
-            live.netns = Some(fd);
+        match kind {
+            PodNamespace::Net => live.netns = Some(fd),
+            PodNamespace::User => live.userns = Some(fd),
+            _ => {}
         }
     }
     Ok(())

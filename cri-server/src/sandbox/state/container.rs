@@ -24,8 +24,8 @@ pub(crate) struct CreatedContainer {
     pub(crate) hold: Option<Hold>,
 }
 
-/// Keeps the image of a container.
-pub(crate) type Hold = Arc<berth_image::Hold>;
+/// Keeps the images of a container: its own and its volumes'.
+pub(crate) type Hold = Arc<Vec<berth_image::Hold>>;
 
 /// A stop under way.
 #[derive(Debug)]

@@ -117,6 +117,7 @@ pub(crate) enum Task {
     /// To the first process alone.
     Signal {
         id: ContainerId,
+        pid: Option<i32>,
         signal: i32,
         live: Arc<H>,
     },

@@ -92,7 +92,7 @@ impl Machine {
                         let signal = container.facts.as_ref().map_or(15, |f| f.stop_signal);
                         // Without time to end there is nothing to ask: it is killed below.
                         if let Some(live) = live.filter(|_| !timeout.is_zero()) {
-                            out.tasks.push(Task::Signal { id: id.clone(), signal, live });
+                            out.tasks.push(Task::Signal { id: id.clone(), pid: container.pid, signal, live });
                         }
                     }
                 }
