@@ -6,6 +6,7 @@
 #   runc       the peer's OCI runtime
 #   images     the images of critest, as a registry's storage folder
 #   vm         Debian's cloud kernel and qemu (for `make test-vm` only)
+#   kubernetes the control plane, kubelet, kubeadm and kubectl, and etcd (for `make e2e-kubernetes` only: ten minutes of two cores)
 #   cri-bench  critest again, whose benchmark's pods have a PID namespace per container, as a kubelet's have (for `make bench` only)
 # Each tool lives in $BERTH_TOOLS/<name>-<version> and is built once; prints one line a tool. Safe to run twice at once.
 set -euo pipefail
@@ -89,6 +90,28 @@ runc() {
   (cd "$src" && CGO_ENABLED=1 go build -trimpath -tags seccomp -ldflags "-s -w -X main.version=$RUNC_VERSION" -o "$out/runc" .)
   rm -rf "$src"
   publish "$out" "$RUNC"
+}
+
+kubernetes() {
+  local src out name
+  [ -x "$KUBERNETES/kubectl" ] && return
+  out=$(mktemp -d "$BERTH_TOOLS/.out.XXXXXX")
+  export GOWORK=off CGO_ENABLED=0
+  # Their repositories build their own modules from folders that the published modules do not hold: take those published too.
+  src=$(go_source "go.etcd.io/etcd/server/v3@v$ETCD_VERSION")
+  sed -i '/^replace/,/^)/d' "$src/go.mod"
+  (cd "$src" && nice -n 15 go build -trimpath -ldflags "-s -w" -o "$out/etcd" .)
+  rm -rf "$src"
+  src=$(go_source "k8s.io/kubernetes@v$KUBERNETES_VERSION")
+  sed -i "s#=> ./staging/src/\(k8s.io/.*\)#=> \1 v0.${KUBERNETES_VERSION#*.}#" "$src/go.mod"
+  for name in kubectl kubelet kube-apiserver kube-controller-manager kube-scheduler kubeadm; do
+    (cd "$src" && nice -n 15 go build -trimpath -o "$out/$name" -ldflags "-s -w
+      -X k8s.io/component-base/version.gitVersion=v$KUBERNETES_VERSION -X k8s.io/component-base/version.gitTreeState=clean
+      -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36" "./cmd/$name")
+  done
+  rm -rf "$src"
+  unset GOWORK CGO_ENABLED
+  publish "$out" "$KUBERNETES"
 }
 
 vm() {

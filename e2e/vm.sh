@@ -9,34 +9,63 @@ cd "$HERE/.."
 e2e/tools.sh vm > /dev/null
 WORK=$(make_work)
 trap 'rm -rf "$WORK"' EXIT
+version=$(basename "$VM"/lib/modules/*)
 root=$WORK/root
-mkdir -p "$root"/{bin,sbin,etc,proc,sys,dev,tmp,run,root,tests,usr/bin,lib/modules}
+mkdir -p "$root"/{bin,sbin,etc,proc,sys,dev,tmp,run,root,lib/modules,usr/bin,var/lib}
 
-# Paths that the test binaries know are the same in the guest.
-bring() { mkdir -p "$root$(dirname "$1")" && cp "$1" "$root$1"; }
+# What the tests know by its path is at the same path in the guest; busybox is the rest.
+bring() { [ -e "$root$1" ] || { mkdir -p "$root$(dirname "$1")" && cp -rL "$1" "$root$1"; }; }
 # VM_CRATES: e.g. "-p berth-cgroup"; else all.
 cargo test ${VM_CRATES:---workspace} --no-run --message-format=json 2>/dev/null |
-  jq -r 'select(.executable and .profile.test and (.target.kind[0] == "test")) | "\(.target.name) \(.executable)"' |
-  grep -E "^(kernel_|pod_lifecycle)" > "$WORK/tests"
-while read -r name path; do
-  if [ $# -gt 0 ] && ! grep -qw "$name" <<< "$*"; then continue; fi
-  bring "$path"
-  strip -g "$root$path"
-  # Two crates may have tests of one name.
-  ln -s "$path" "$root/tests/$name-$(basename "$path")"
-done < "$WORK/tests"
-bring "$(tool_bin demo-web)"
-bring "$(tool_bin berth-sandbox)"
+  jq -r 'select(.executable) | "\(if .profile.test then .target.kind[0] else "program" end) \(.target.name) \(.executable)"' > "$WORK/built"
+while read -r kind name path; do
+  case "$kind $name" in
+  program*) bring "$path" ;;
+  'test kernel_'* | 'test pod_lifecycle' | 'test crictl_verbs' | 'test density')
+    if [ $# -eq 0 ] || grep -qw "$name" <<< "$*"; then bring "$path" && strip -g "$root$path" && echo "$path"; fi ;;
+  esac
+done < "$WORK/built" > "$WORK/tests"
 bring "$(realpath "$BERTH_BIN")"
+for path in "$CRI_TOOLS/crictl" "$IMAGES" "$HERE/lib.sh" /usr/lib/cni /usr/lib/python3.11 /usr/lib/x86_64-linux-gnu/xtables; do
+  [ ! -e "$path" ] || bring "$path"
+done
+for program in bash ip nft iptables python3 docker-registry skopeo curl jq umount mount nsenter unshare setpriv; do
+  found=$(command -v $program) || continue
+  bring "$(realpath "$found")"
+  [ -e "$root$found" ] || { mkdir -p "$root$(dirname "$found")" && ln -s "$(realpath "$found")" "$root$found"; }
+  { ldd "$found" 2>/dev/null | grep -o "/[^ ]*" || true; } | while read -r library; do bring "$library"; done
+done
 cp /bin/busybox "$root/bin/busybox"
 printf 'root:x:0:0:root:/root:/bin/sh\n' > "$root/etc/passwd"
 printf 'root:x:0:\n' > "$root/etc/group"
-version=$(basename "$VM"/lib/modules/*)
-cp -r "$VM/lib/modules/$version" "$root/lib/modules/"
-cat > "$root/sbin/start" <<GUEST
+printf '127.0.0.1 localhost\n' > "$root/etc/hosts"
+: > "$root/etc/resolv.conf"
+
+early=$WORK/early
+mkdir -p "$early"/{bin,proc,dev,root,lib/modules}
+cp /bin/busybox "$early/bin/"
+cp -r "$VM/lib/modules/$version" "$early/lib/modules/"
+rm -rf "$early/lib/modules/$version"/kernel/{drivers/{gpu,infiniband,scsi,hv,nvme,media,md,net/ethernet},sound,net/{bluetooth,wireless,sctp,tipc}}
+busybox depmod -b "$early" "$version"
+cat > "$early/init" <<'INIT'
 #!/bin/busybox sh
-export PATH=/bin:/sbin:/usr/bin HOME=/root BERTH_BIN=$(realpath "$BERTH_BIN") RUST_BACKTRACE=0
 /bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t devtmpfs dev /dev
+for module in virtio_pci virtio_blk crc32c_generic ext4 overlay veth bridge br_netfilter nf_tables nft_chain_nat nft_nat nft_masq \
+  nft_ct nft_redir nft_limit nft_fib_inet nft_reject_inet nf_conntrack nf_conntrack_netlink nft_compat xt_MASQUERADE xt_comment xt_conntrack \
+  xt_addrtype xt_mark xt_nat xt_multiport xt_tcpudp sch_tbf sch_ingress; do modprobe $module || echo "no module $module"; done
+n=0
+while [ ! -b /dev/vda ] && [ $n -lt 100 ]; do n=$((n+1)); usleep 100000; done
+mount -t ext4 /dev/vda /root
+cp /start /root/start
+exec switch_root /root /start
+INIT
+cat > "$early/start" <<GUEST
+#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=$HOME BERTH_BIN=$(realpath "$BERTH_BIN") BERTH_TOOLS=$BERTH_TOOLS \
+  RUST_BACKTRACE=0
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
@@ -45,42 +74,22 @@ mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /run
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t securityfs securityfs /sys/kernel/security
-for module in overlay veth bridge br_netfilter nf_tables nft_chain_nat nft_nat nft_masq nft_ct nft_redir nf_conntrack nf_conntrack_netlink \
-  nft_reject_inet nft_fib_inet sch_tbf sch_ingress; do modprobe \$module || echo "no module \$module"; done
-ip link set lo up
 # As systemd does on a host: what is below the root may use every controller.
 for controller in \$(cat /sys/fs/cgroup/cgroup.controllers); do echo +\$controller > /sys/fs/cgroup/cgroup.subtree_control; done
-echo "guest: \$(uname -r), controllers \$(cat /sys/fs/cgroup/cgroup.controllers)"
-for test in /tests/*; do
-  echo "== \$(basename \$test)"
-  timeout 600 \$test --test-threads=2 2>&1
-done
+ip link set lo up
+echo "guest: \$(uname -r), controllers \$(cat /sys/fs/cgroup/cgroup.controllers), AppArmor \$(cat /sys/module/apparmor/parameters/enabled)"
+while read -r test; do
+  echo "== \$(basename "\$test")"
+  timeout 600 "\$test" --test-threads=2 < /dev/null 2>&1
+done <<LIST
+$(cat "$WORK/tests")
+LIST
 echo GUEST-END
-poweroff -f
+busybox poweroff -f
 GUEST
-chmod +x "$root/sbin/start"
-
-early=$WORK/early
-mkdir -p "$early"/{bin,proc,dev,root,lib/modules}
-cp /bin/busybox "$early/bin/"
-cp -r "$VM/lib/modules/$version" "$early/lib/modules/"
-find "$early/lib/modules" -name '*.ko' | grep -vE '/(virtio|virtio_blk|virtio_pci[a-z_]*|virtio_ring|virtio_mmio|ext4|jbd2|mbcache|crc16|crc32c[a-z_]*|crct10dif[a-z_]*|libcrc32c)\.ko$' | xargs rm
-cat > "$early/init" <<'INIT'
-#!/bin/busybox sh
-/bin/busybox mount -t proc proc /proc
-/bin/busybox mount -t devtmpfs dev /dev
-for module in virtio_pci virtio_blk crc32c_generic ext4; do /bin/busybox modprobe $module; done
-n=0
-while [ ! -b /dev/vda ] && [ $n -lt 100 ]; do n=$((n+1)); /bin/busybox usleep 100000; done
-/bin/busybox mount -t ext4 /dev/vda /root && exec /bin/busybox switch_root /root /sbin/start
-/bin/busybox poweroff -f
-INIT
-chmod +x "$early/init"
-for dir in "$root" "$early"; do
-  busybox depmod -b "$dir" "$version"
-done
+chmod +x "$early/init" "$early/start"
 (cd "$early" && find . | busybox cpio -o -H newc 2>/dev/null | gzip -1) > "$WORK/initrd.gz"
-mkfs.ext4 -q -F -d "$root" -O ^has_journal "$WORK/disk.img" "$(($(du -sm "$root" | cut -f1) + 1024))M" > /dev/null
+mkfs.ext4 -q -F -d "$root" -O ^has_journal "$WORK/disk.img" "$(($(du -sm "$root" | cut -f1) + 2048))M" > /dev/null
 
 log=target/test-logs/vm.log
 mkdir -p target/test-logs
