@@ -130,6 +130,17 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// An image can not be a volume. Kubelets know the first word.
+    #[error("ImageVolumeMountFailed: mount image {image:?}{}", within(.sub_path))]
+    ImageVolume {
+        /// The image.
+        image: String,
+        /// The part of it that was asked for; empty is all of it.
+        sub_path: String,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A cgroup operation failed.
     #[error("{action} cgroup of {subject}")]
     Cgroup {
@@ -167,6 +178,10 @@ pub enum Error {
     /// The server is stopping.
     #[error("the runtime is shutting down")]
     Closing,
+}
+
+fn within(sub_path: &str) -> String {
+    if sub_path.is_empty() { String::new() } else { format!(" path {sub_path:?}") }
 }
 
 fn join(errors: &[Arc<Error>]) -> String {
@@ -256,5 +271,7 @@ mod tests {
     fn the_text_holds_the_cause_once() {
         let error = file("open", "/a")(std::io::Error::from_raw_os_error(2));
         assert_eq!(text(&error), "open \"/a\": No such file or directory (os error 2)");
+        let error = Error::ImageVolume { image: "a".into(), sub_path: "b".into(), source: "gone".into() };
+        assert_eq!(text(&error), "ImageVolumeMountFailed: mount image \"a\" path \"b\": gone");
     }
 }

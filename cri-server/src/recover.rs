@@ -238,13 +238,13 @@ fn container_of(
     shim: Option<&ShimContainer>,
     on_file: Option<ProcessExit>,
 ) -> Container {
-    let hold = record
-        .facts
-        .image_id
-        .parse()
-        .ok()
-        .and_then(|id| server.images.hold(&id).inspect_err(|error| tracing::debug!(%error, "image of a container")).ok())
-        .map(Arc::new);
+    let volumes = record.facts.spec.mounts.iter().filter_map(|m| m.image.as_ref());
+    let holds = std::iter::once(&record.facts.image_id)
+        .chain(volumes.map(|i| &i.id))
+        .filter_map(|id| id.parse().ok())
+        .filter_map(|id| server.images.hold(&id).inspect_err(|error| tracing::debug!(%error, "image of a container")).ok())
+        .collect();
+    let hold = Some(Arc::new(holds));
     let (started_at, pid, exit) = fate(&record, shim, on_file);
     Container::recovered(Arc::new(record.facts), record.resources, record.created_at, started_at, pid, exit, hold)
 }

@@ -283,6 +283,21 @@ pub struct MountSpec {
     /// Id-mapped mount: groups.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gids: Vec<IdMap>,
+    /// An image instead of a host path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageVolume>,
+}
+
+/// An image as a volume.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageVolume {
+    /// As asked for.
+    pub image: String,
+    /// The part of it to mount; empty is all of it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub sub_path: String,
+    /// The image's ID. Empty until it is looked up.
+    pub id: String,
 }
 
 /// A host device.

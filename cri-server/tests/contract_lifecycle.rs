@@ -6,6 +6,7 @@ mod support;
 use std::time::Duration;
 
 use berth_cri_api::v1;
+use berth_testkit::image::Layer;
 use berth_testkit::{in_namespaces, report_measured, wait_until};
 use support::{Agent, container, kill};
 use tonic::Code;
@@ -275,6 +276,41 @@ fn environment_values_may_be_any_bytes_and_the_user_is_the_images() {
         assert_eq!(agent.exec(&id, &["id", "-G"], 10).unwrap().stdout, b"33 77 1234\n");
         let user = agent.container_status(&id).user.unwrap().linux.unwrap();
         assert_eq!((user.uid, user.gid, user.supplemental_groups), (33, 33, vec![33, 1234, 77]));
+        agent.finish();
+    });
+}
+
+#[test]
+fn an_image_is_a_volume_whole_or_in_part_read_only_and_never_out_of_itself() {
+    in_namespaces(|| {
+        let agent = Agent::start();
+        let low = Layer::new().dir("etc", 0o755).file("etc/base", 0o644, "base").file("etc/gone", 0o644, "gone");
+        let low = low.dir("data", 0o755).file("data/file", 0o644, "content").symlink("data/out", "../../../../../../bin");
+        let top = Layer::new().dir("etc", 0o755).file("etc/.wh.gone", 0o644, "").file("etc/more", 0o644, "more");
+        agent.import_image("docker.io/test/data:1", &[low.into_tar(), top.symlink("link", "data").into_tar()]);
+        let pod = agent.run_sandbox("volumes");
+        let volume = |path: &str, sub: &str| v1::Mount {
+            container_path: path.into(),
+            readonly: true,
+            image: Some(v1::ImageSpec { image: "docker.io/test/data:1".into(), ..Default::default() }),
+            image_sub_path: sub.into(),
+            ..Default::default()
+        };
+        let with = |name: &str, mounts| v1::ContainerConfig { mounts, ..container(name, &["sleep", "1000"]) };
+        let mounts = vec![volume("/all", ""), volume("/part", "etc"), volume("/file", "link/file")];
+        let id = agent.create(&pod, "volumes", with("c", mounts)).unwrap();
+        agent.start_container(&id).unwrap();
+        let run = |script: &str| String::from_utf8(agent.exec(&id, &["sh", "-c", script], 10).unwrap().stdout).unwrap();
+        assert_eq!(run("ls /all /part; cat /file"), "/all:\ndata\netc\nlink\n\n/part:\nbase\nmore\ncontent");
+        assert_eq!(run("(echo > /all/x) 2>&1; (echo > /part/x) 2>&1; (echo > /file) 2>&1").matches("Read-only").count(), 3);
+        let status = agent.container_status(&id);
+        let image = status.mounts[1].image.clone().unwrap();
+        assert_eq!((image.image.as_str(), status.mounts[1].image_sub_path.as_str()), ("docker.io/test/data:1", "etc"));
+        assert!(image.image_ref.starts_with("sha256:"), "{image:?}");
+        for sub in ["none", "data/out", "etc/gone"] {
+            let error = agent.create(&pod, "volumes", with(&sub.replace('/', "-"), vec![volume("/v", sub)])).unwrap_err();
+            assert!(error.message().starts_with("ImageVolumeMountFailed"), "{error}");
+        }
         agent.finish();
     });
 }

@@ -8,12 +8,12 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use berth_image::{Image, ImageConfig, Rootfs};
+use berth_image::{Hold, Image, ImageConfig, Rootfs};
 use berth_shim::protocol::{CreateExt, LogSpec, PidMode, Reply, Request, Root};
 use rustix::fs::OFlags;
 
 use super::layers::Layers;
-use super::{devices, mounts, oci, security, user};
+use super::{devices, image_volume, mounts, oci, security, user};
 use crate::Server;
 use crate::board::ContainerFacts;
 use crate::error::{Error, file, invalid};
@@ -22,7 +22,7 @@ use crate::records::{self, ContainerRecord};
 use crate::sandbox::files;
 use crate::sandbox::holdings::Live;
 use crate::sandbox::state::CreatedContainer;
-use crate::spec::{ContainerSpec, NamespaceMode, SandboxSpec};
+use crate::spec::{ContainerSpec, ImageVolume, MountSpec, NamespaceMode, SandboxSpec};
 
 /// The annotations with which our kubelet passes the limits of a log.
 const LOG_BYTES: &str = "berth/log-max-bytes";
@@ -33,7 +33,7 @@ pub(crate) async fn create(
     server: &Arc<Server>,
     live: &Arc<Live>,
     id: &ContainerId,
-    spec: ContainerSpec,
+    mut spec: ContainerSpec,
     log_directory: &str,
 ) -> Result<CreatedContainer, Error> {
     fits(&spec, &live.spec)?;
@@ -41,6 +41,8 @@ pub(crate) async fn create(
     let hold = server.images.hold(&image.id).map_err(|e| image_error("use", &spec.image.image, e))?;
     let config = hold.config();
     let rootfs = server.images.rootfs(&image.id).map_err(|e| image_error("use", &spec.image.image, e))?;
+    let mut holds = hold_volumes(server, &mut spec)?;
+    holds.push(hold);
     let prepared = {
         let (server, live, id, log_directory) = (server.clone(), live.clone(), id.clone(), log_directory.to_owned());
         crate::blocking(move || prepare(&server, &live, &id, spec, &image, &config, &rootfs, &log_directory)).await
@@ -50,7 +52,7 @@ pub(crate) async fn create(
         Err(error) => Err(error),
     };
     match made {
-        Ok((facts, created_at, pid)) => Ok(CreatedContainer { facts, created_at, pid, hold: Some(Arc::new(hold)) }),
+        Ok((facts, created_at, pid)) => Ok(CreatedContainer { facts, created_at, pid, hold: Some(Arc::new(holds)) }),
         Err(error) => {
             if let Err(undo) = super::control::erase(server, &live.id, id).await {
                 tracing::warn!(container = %id, error = %crate::error::text(&undo), "undoing a failed container");
@@ -82,6 +84,37 @@ fn fits(spec: &ContainerSpec, sandbox: &SandboxSpec) -> Result<(), Error> {
 fn find_image(server: &Server, spec: &ContainerSpec) -> Result<Image, Error> {
     let name = &spec.image.image;
     server.images.status(name).ok_or_else(|| Error::NotFound { kind: "image", id: name.clone() })
+}
+
+/// Looks up the images that are volumes and keeps them.
+fn hold_volumes(server: &Server, spec: &mut ContainerSpec) -> Result<Vec<Hold>, Error> {
+    let hold = |volume: &mut ImageVolume| {
+        let fail = |source: Box<dyn std::error::Error + Send + Sync>| Error::ImageVolume {
+            image: volume.image.clone(),
+            sub_path: volume.sub_path.clone(),
+            source,
+        };
+        let image = server.images.status(&volume.image).ok_or_else(|| fail("not found".into()))?;
+        let hold = server.images.hold(&image.id).map_err(|e| fail(Box::new(e)))?;
+        volume.id = image.id.to_string();
+        Ok(hold)
+    };
+    spec.mounts.iter_mut().filter_map(|m| m.image.as_mut()).map(hold).collect()
+}
+
+/// The tree of a volume that is an image.
+fn image_tree(server: &Server, live: &Live, volume: &ImageVolume, mount: &MountSpec) -> Result<OwnedFd, Error> {
+    let users = live.spec.namespaces.own_users();
+    let userns = if mount.uids.is_empty() && mount.gids.is_empty() { None } else { live.userns.as_ref().map(AsFd::as_fd) };
+    if userns.is_some() && users.is_none_or(|u| u.uids != mount.uids || u.gids != mount.gids) {
+        return Err(Error::Unsupported {
+            what: "mounts.uidMappings",
+            reason: format!("image {:?} can only have the ids of the pod's user namespace", volume.image),
+        });
+    }
+    let id = volume.id.parse().map_err(|_| invalid("mounts.image", format!("{:?} has no ID", volume.image)))?;
+    let rootfs = server.images.rootfs(&id).map_err(|e| image_error("mount", &volume.image, e))?;
+    image_volume::tree(&volume.image, &rootfs, &volume.sub_path, userns)
 }
 
 /// Everything the shim's request needs.
@@ -120,7 +153,7 @@ fn prepare(
     let apparmor = security::apparmor(&spec.security)?;
     let mut granted = if spec.security.privileged { devices::all() } else { Vec::new() };
     granted.extend(devices::requested(&spec.devices)?);
-    let volumes = mounts::open(&spec.mounts)?;
+    let volumes = mounts::open(&spec.mounts, |volume, mount| image_tree(server, live, volume, mount))?;
     let cgroup = server.cgroups.container(&live.spec.cgroup_parent, id);
     let image_name = image.repo_tags.first().or(image.repo_digests.first()).cloned().unwrap_or_else(|| image.id.to_string());
     let oci = oci::build(oci::Inputs {

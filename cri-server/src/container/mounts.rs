@@ -11,7 +11,7 @@ use berth_oci::spec::{IdMapping, Mount};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 
 use crate::error::{Error, file, invalid};
-use crate::spec::{IdMap, MountSpec, Propagation};
+use crate::spec::{IdMap, ImageVolume, MountSpec, Propagation};
 
 /// A mount of the OCI spec with its tree.
 pub(crate) struct Opened {
@@ -31,13 +31,22 @@ pub(crate) fn tree(path: &Path) -> Result<OwnedFd, Error> {
 }
 
 /// Opens all volumes of a container. Blocking.
-pub(crate) fn open(specs: &[MountSpec]) -> Result<Vec<Opened>, Error> {
+pub(crate) fn open(
+    specs: &[MountSpec],
+    image: impl Fn(&ImageVolume, &MountSpec) -> Result<OwnedFd, Error>,
+) -> Result<Vec<Opened>, Error> {
     let table = if specs.iter().any(|s| s.propagation != Propagation::Private) {
         mounts().map_err(|e| Error::Linux { action: "read the mount table".into(), source: Box::new(e) })?
     } else {
         Vec::new()
     };
-    specs.iter().map(|spec| open_one(spec, &table)).collect()
+    specs
+        .iter()
+        .map(|spec| match &spec.image {
+            Some(volume) => Ok(Opened { mount: image_mount(spec), tree: image(volume, spec)? }),
+            None => open_one(spec, &table),
+        })
+        .collect()
 }
 
 fn open_one(spec: &MountSpec, table: &[MountEntry]) -> Result<Opened, Error> {
@@ -74,6 +83,17 @@ pub(crate) fn oci_mount(spec: &MountSpec) -> Mount {
         options: vec!["rbind".into(), access.into(), propagation.into()],
         uid_mappings: oci_maps(&spec.uids),
         gid_mappings: oci_maps(&spec.gids),
+    }
+}
+
+/// As [`oci_mount`]: an image's tree comes with its ids mapped.
+fn image_mount(spec: &MountSpec) -> Mount {
+    let mount = oci_mount(spec);
+    Mount {
+        source: spec.image.as_ref().map_or_else(String::new, |i| i.id.clone()),
+        uid_mappings: vec![],
+        gid_mappings: vec![],
+        ..mount
     }
 }
 

@@ -5,8 +5,8 @@ use berth_cri_api::v1;
 use super::{id_maps, map, mode, profile, propagation, resources};
 use crate::error::{Error, invalid};
 use crate::spec::{
-    ContainerSpec, DeviceSpec, Dns, EnvValue, EnvVar, ImageRequest, MountSpec, NamespaceMode, Namespaces, PortMapping, Profile,
-    Propagation, SandboxMetadata, SandboxSpec, Security, UserNamespace,
+    ContainerSpec, DeviceSpec, Dns, EnvValue, EnvVar, ImageRequest, ImageVolume, MountSpec, NamespaceMode, Namespaces,
+    PortMapping, Profile, Propagation, SandboxMetadata, SandboxSpec, Security, UserNamespace,
 };
 
 /// A sandbox configuration.
@@ -209,16 +209,11 @@ pub(crate) fn container(config: v1::ContainerConfig) -> Result<ContainerSpec, Er
 }
 
 fn mount(wire: v1::Mount) -> Result<MountSpec, Error> {
-    if wire.image.as_ref().is_some_and(|i| !i.image.is_empty()) {
-        return Err(Error::Unsupported { what: "mounts.image", reason: "image volumes are not built in yet".into() });
-    }
-    if !wire.image_sub_path.is_empty() {
-        return Err(Error::Unsupported { what: "mounts.image_sub_path", reason: "image volumes are not built in yet".into() });
-    }
     if wire.container_path.is_empty() {
         return Err(invalid("mounts.container_path", "empty"));
     }
-    if !wire.host_path.starts_with('/') {
+    let image = image_volume(&wire)?;
+    if image.is_none() && !wire.host_path.starts_with('/') {
         return Err(invalid("mounts.host_path", format!("{:?} is not absolute", wire.host_path)));
     }
     let propagation = propagation(wire.propagation)?;
@@ -239,7 +234,27 @@ fn mount(wire: v1::Mount) -> Result<MountSpec, Error> {
         propagation,
         uids: id_maps(&wire.uid_mappings),
         gids: id_maps(&wire.gid_mappings),
+        image,
     })
+}
+
+fn image_volume(wire: &v1::Mount) -> Result<Option<ImageVolume>, Error> {
+    let Some(image) = wire.image.as_ref().filter(|i| !i.image.is_empty()) else {
+        if !wire.image_sub_path.is_empty() {
+            return Err(invalid("mounts.image_sub_path", "set without an image"));
+        }
+        return Ok(None);
+    };
+    if !wire.host_path.is_empty() {
+        return Err(invalid("mounts.image", "set together with host_path"));
+    }
+    if !wire.readonly {
+        return Err(invalid("mounts.readonly", "an image can only be mounted read-only"));
+    }
+    if propagation(wire.propagation)? != Propagation::Private {
+        return Err(invalid("mounts.propagation", "an image needs propagation PRIVATE"));
+    }
+    Ok(Some(ImageVolume { image: image.image.clone(), sub_path: wire.image_sub_path.clone(), id: String::new() }))
 }
 
 fn device(wire: v1::Device) -> Result<DeviceSpec, Error> {
@@ -383,6 +398,28 @@ mod tests {
                 ..Default::default()
             };
             assert_eq!(mount(wire).is_ok(), good);
+        }
+    }
+
+    #[test]
+    fn an_image_volume_is_read_only_and_has_no_host_path() {
+        let good = v1::Mount {
+            container_path: "/c".into(),
+            readonly: true,
+            image: Some(v1::ImageSpec { image: "a".into(), ..Default::default() }),
+            image_sub_path: "etc".into(),
+            ..Default::default()
+        };
+        let want = ImageVolume { image: "a".into(), sub_path: "etc".into(), id: String::new() };
+        assert_eq!(mount(good.clone()).unwrap().image, Some(want));
+        let shared = v1::MountPropagation::PropagationBidirectional.into();
+        for bad in [
+            v1::Mount { readonly: false, ..good.clone() },
+            v1::Mount { host_path: "/h".into(), ..good.clone() },
+            v1::Mount { propagation: shared, ..good.clone() },
+            v1::Mount { image: None, host_path: "/h".into(), ..good.clone() },
+        ] {
+            assert!(mount(bad.clone()).is_err(), "{bad:?}");
         }
     }
 

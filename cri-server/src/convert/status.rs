@@ -137,8 +137,12 @@ pub(crate) fn container_status(view: &ContainerView) -> v1::ContainerStatus {
                 uid_mappings: wire_id_maps(&m.uids),
                 gid_mappings: wire_id_maps(&m.gids),
                 recursive_read_only: m.recursive_readonly,
-                image: None,
-                image_sub_path: String::new(),
+                image: m.image.as_ref().map(|i| v1::ImageSpec {
+                    image: i.image.clone(),
+                    image_ref: i.id.clone(),
+                    ..Default::default()
+                }),
+                image_sub_path: m.image.as_ref().map_or_else(String::new, |i| i.sub_path.clone()),
             })
             .collect(),
         log_path: facts.log_path.clone(),

@@ -72,17 +72,26 @@ impl Agent {
             0o644,
             "web:x:33:\nmore:x:77:web\n",
         );
-        let folder = self.root.join("layout");
-        Layout::create(&folder).image(
-            IMAGE,
-            &[layer.into_tar()],
-            &serde_json::json!({ "Cmd": ["sleep", "1000"], "Env": ["PATH=/bin"] }),
-        );
+        let folder = self.layout(IMAGE, &[layer.into_tar()]);
         let images = self.root.join("images");
         self.client.block_on(async {
             let store = berth_image::ImageStore::open(berth_image::StoreConfig::new(images)).await.unwrap();
             store.import(&folder, None).await.unwrap();
         });
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    fn layout(&self, name: &str, layers: &[Vec<u8>]) -> PathBuf {
+        let folder = self.root.join("layout");
+        let config = serde_json::json!({ "Cmd": ["sleep", "1000"], "Env": ["PATH=/bin"] });
+        Layout::create(&folder).image(name, layers, &config);
+        folder
+    }
+
+    /// Gives the running agent one more image, the lowest layer first.
+    pub fn import_image(&self, name: &str, layers: &[Vec<u8>]) {
+        let folder = self.layout(name, layers);
+        self.client.block_on(self.running.as_ref().unwrap().1.import(&folder)).unwrap();
         std::fs::remove_dir_all(folder).unwrap();
     }
 
