@@ -4,10 +4,10 @@ export BERTH_BIN ?= $(CURDIR)/target/$(TRIPLE)/release/berth
 PREFIX ?= /usr/local
 SUITES := -p berth-testkit -p berth-e2e
 
-.PHONY: help build check test test-kernel critest e2e test-vm bench demo run soak install clean suites
+.PHONY: help build check test test-kernel critest e2e e2e-kubernetes test-vm bench demo run soak install clean suites
 
 help: ## List the targets
-	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 build: ## Build the berth binary (release, static)
 	cargo build --release -p berth
 check: ## Formatting, lints, shell syntax
@@ -20,6 +20,8 @@ critest: build suites ## The CRI conformance suite (ARGS="-ginkgo.focus=…")
 	e2e/tools.sh packages images cri-tools && e2e/critest.sh berth $(ARGS)
 e2e: build suites ## Scenarios against the built binary (ARGS=name of a test)
 	e2e/tools.sh && cargo test -p berth-e2e --tests -- --test-threads=1 $(ARGS)
+e2e-kubernetes: build suites ## The upstream kubelet on berth cri, with a real control plane (builds Kubernetes once: ten minutes)
+	e2e/tools.sh packages images kubernetes cri-tools && e2e/kubernetes.sh
 test-vm: build suites ## What this kernel lacks (cgroup v2 controllers), in a small VM
 	e2e/vm.sh
 bench: build suites ## critest's benchmark: berth and containerd in turn (ROUNDS=2)
