@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use berth_linux::Pid;
@@ -150,6 +150,19 @@ impl Cgroup {
         }
     }
 
+    /// The v2 folder in which a process of this cgroup is, when that is one below this. Where processes have moved themselves into cgroups of their own
+    /// making, the kernel takes no process in here any more: who belongs to them has to join one of those.
+    pub fn dirfd_beside(&self, pid: Pid) -> Result<Option<OwnedFd>> {
+        let Some(dir) = &self.v2 else { return Ok(None) };
+        let text = file::read(Path::new(&format!("/proc/{}/cgroup", pid.as_raw_nonzero())))?;
+        let Some(below) = v2_path_below(&self.path.fs_path(), &text) else { return Ok(None) };
+        let dir = dir.join(below);
+        match rustix::fs::open(&dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(errno) => Err(Error::Read { path: dir, source: errno.into() }),
+        }
+    }
+
     /// Puts a process into the cgroup, in every hierarchy.
     pub fn attach(&self, pid: Pid) -> Result<()> {
         self.attach_number(pid.as_raw_nonzero().get())
@@ -216,6 +229,14 @@ impl Cgroup {
         }
         Ok(())
     }
+}
+
+/// From /proc/<pid>/cgroup: the path in v2 below a cgroup, unless it is that itself or another.
+fn v2_path_below(own: &str, text: &str) -> Option<PathBuf> {
+    let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let below = Path::new(path).strip_prefix(own).ok()?;
+    let plain = below.components().all(|part| matches!(part, Component::Normal(_)));
+    (plain && !below.as_os_str().is_empty()).then(|| below.to_owned())
 }
 
 /// Makes a folder and its parents below a mount. True when the folder itself is new.
@@ -338,6 +359,26 @@ fn remove_tree(dir: &Path, deadline: Instant) -> std::result::Result<(), (PathBu
             pause = (pause * 2).min(Duration::from_millis(50));
         } else if Instant::now() >= deadline {
             return Err((dir.to_owned(), errno.into()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_found_below_its_cgroup_only() {
+        for (text, below) in [
+            ("1:name=systemd:/pods/c/x\n0::/pods/c/init.scope\n", Some("init.scope")),
+            ("0::/pods/c/a/b\n", Some("a/b")),
+            ("0::/pods/c\n", None),
+            ("0::/pods/cc/a\n", None),
+            ("0::/pods/c/../d\n", None),
+            ("0::/../pods/c/a\n", None),
+            ("4:memory:/pods/c/a\n", None),
+        ] {
+            assert_eq!(v2_path_below("/pods/c", text).as_deref(), below.map(Path::new), "{text}");
         }
     }
 }
