@@ -75,6 +75,11 @@ pub fn processes(layout: &Layout, text: &str) -> Vec<Pid> {
     at(layout, text).ok().flatten().and_then(|cgroup| cgroup.procs().ok()).unwrap_or_default()
 }
 
+/// Sends a signal to all its processes, once each.
+pub fn signal(layout: &Layout, text: &str, signal: i32) -> berth_cgroup::Result<()> {
+    at(layout, text)?.map_or(Ok(()), |cgroup| cgroup.signal_all(signal))
+}
+
 /// Whether a process is in it.
 pub fn has_processes(layout: &Layout, text: &str) -> bool {
     !processes(layout, text).is_empty()

@@ -244,10 +244,16 @@ impl Given {
     }
 }
 
+/// The longest description of a container or a process: far above what fits the arguments and environment of one.
+const MAX_JSON: u64 = 64 << 20;
+
 /// Reads a memfd from its beginning without moving its offset: the agent may have sent the same open file to others.
 fn read_json<T: DeserializeOwned>(fd: OwnedFd, what: &'static str) -> Result<T, Error> {
     let file = File::from(fd);
     let length = file.metadata().map_err(|source| Error::Read { what, source })?.len();
+    if length > MAX_JSON {
+        return Err(Error::Read { what, source: std::io::ErrorKind::FileTooLarge.into() });
+    }
     let mut bytes = vec![0; length as usize];
     file.read_exact_at(&mut bytes, 0).map_err(|source| Error::Read { what, source })?;
     serde_json::from_slice(&bytes).map_err(|source| Error::Parse { what, source })

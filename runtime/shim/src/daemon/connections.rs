@@ -6,11 +6,15 @@ use berth_linux::epoll::EventFlags;
 use berth_shim::protocol::{
     Event, FailureKind, FrameError, FromShim, PodNamespace, Reply, Request, ShimState, ToShim, VERSION, seq_of,
 };
+use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
 use super::{Daemon, ReplyTo, Shutdown, failure};
 use crate::clock::monotonic_ms;
 use crate::link::Link;
+
+/// A listener that could not be served is left alone for so long.
+const ACCEPT_AGAIN_MS: u64 = 200;
 
 /// One agent's connection.
 pub struct Connection {
@@ -22,8 +26,15 @@ pub struct Connection {
 impl Daemon {
     pub(super) fn accept(&mut self) {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let Ok(socket) = rustix::net::accept_with(&self.parts.listener, flags) else {
-            return;
+        let socket = match rustix::net::accept_with(&self.parts.listener, flags) {
+            Ok(socket) => socket,
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return,
+            Err(_) => {
+                // No descriptor or no memory for it now. It would wake us for ever.
+                let _ = self.epoll.delete(self.parts.listener.as_fd());
+                self.accept_at = Some(monotonic_ms() + ACCEPT_AGAIN_MS);
+                return;
+            }
         };
         // The socket's folder is root's alone; this holds if it ever is not.
         let ours = rustix::process::getuid();
@@ -34,6 +45,14 @@ impl Daemon {
         self.next_token += 1;
         if self.epoll.add(socket.as_fd(), token, EventFlags::IN).is_ok() {
             self.connections.insert(token, Connection { link: Link::new(socket), subscribed: false });
+        }
+    }
+
+    /// Listens again after connections could not be accepted.
+    pub(super) fn listen_again(&mut self) {
+        self.accept_at = None;
+        if self.shutdown.is_none() && self.epoll.add(self.parts.listener.as_fd(), super::LISTENER, EventFlags::IN).is_err() {
+            self.accept_at = Some(monotonic_ms() + ACCEPT_AGAIN_MS);
         }
     }
 

@@ -263,6 +263,10 @@ impl Daemon {
         let Stage::Creating { reply } = container.stage else {
             return;
         };
+        let unclaimed = self.take_unclaimed(made.pid, &made.pidfd);
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
         container.pid = Some(made.pid);
         container.pidfd = Some(made.pidfd);
         if let Some(console) = made.console {
@@ -280,7 +284,7 @@ impl Daemon {
         self.add_output(id);
         let created = Reply::Created { pid: made.pid.as_raw_nonzero().get(), warnings: made.warnings };
         self.answer(reply, created);
-        if let Some((status, ended_at)) = self.take_unclaimed(made.pid) {
+        if let Some((status, ended_at)) = unclaimed {
             self.container_exited(id, status, ended_at);
         } else if deleting {
             self.kill_everything(id);

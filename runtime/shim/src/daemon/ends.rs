@@ -1,6 +1,6 @@
 //! How containers end: by themselves, by a signal, by deletion.
 
-use berth_linux::pidfd::{ExitStatus, PidFd};
+use berth_linux::pidfd::ExitStatus;
 use berth_shim::protocol::{Event, ExitRecord, Failure, FailureKind, Reply};
 
 use super::containers::Stage;
@@ -90,10 +90,10 @@ impl Daemon {
             let sweep = Sweep::Kill { cgroup: container.cgroup.clone() };
             return self.sweep(sweep, After::Reply(to));
         }
-        if all {
-            for pid in cgroups::processes(&self.parts.layout, &container.cgroup) {
-                let _ = PidFd::open(pid).and_then(|pidfd| pidfd.signal(signal));
-            }
+        if all && !container.cgroup.is_empty() {
+            let signalled = cgroups::signal(&self.parts.layout, &container.cgroup, signal);
+            let failed = |error| failure(FailureKind::System, crate::error::full_text(&error));
+            return self.answer_result(to, signalled.map_err(failed));
         }
         let result = container.pidfd.as_ref().map_or(Ok(()), |pidfd| pidfd.signal(signal));
         let result = match result {

@@ -129,12 +129,15 @@ impl Daemon {
         let Stage::Creating { reply } = exec.stage else {
             return;
         };
+        let unclaimed = self.take_unclaimed(made.pid, &made.pidfd);
+        let Some(exec) = self.execs.get_mut(&id) else {
+            return;
+        };
         exec.pid = Some(made.pid);
         exec.pidfd = Some(made.pidfd);
         exec.console = made.console;
         exec.stage = Stage::Starting { reply };
         let doomed = exec.doomed;
-        let unclaimed = self.take_unclaimed(made.pid);
         let wait = Wait::ExecStarting { id: id.clone(), fd: made.started, text: Vec::new() };
         if let Err(error) = self.add_wait(wait) {
             if let Some(exec) = self.execs.get_mut(&id) {

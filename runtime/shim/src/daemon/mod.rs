@@ -133,6 +133,8 @@ pub struct Daemon {
     /// Children that ended while a creator might still have to report them.
     unclaimed: Vec<(Pid, ExitStatus, i64)>,
     trim_at: Option<u64>,
+    /// When connections are accepted again.
+    accept_at: Option<u64>,
     shutdown: Option<Shutdown>,
     done: bool,
 }
@@ -162,6 +164,7 @@ impl Daemon {
             logs: LogWriter::default(),
             unclaimed: Vec::new(),
             trim_at: Some(monotonic_ms()),
+            accept_at: None,
             shutdown: None,
             done: false,
         })
@@ -195,7 +198,7 @@ impl Daemon {
 
     fn timeout(&self) -> Option<Duration> {
         let shutdown = self.shutdown.as_ref().and_then(|shutdown| shutdown.deadline);
-        let next = [self.trim_at, self.logs.retry_at, shutdown].into_iter().flatten().min()?;
+        let next = [self.trim_at, self.accept_at, self.logs.retry_at, shutdown].into_iter().flatten().min()?;
         Some(Duration::from_millis(next.saturating_sub(monotonic_ms())))
     }
 
@@ -204,6 +207,9 @@ impl Daemon {
         if self.trim_at.is_some_and(|at| at <= now) {
             self.trim_at = None;
             berth_linux::heap::trim();
+        }
+        if self.accept_at.is_some_and(|at| at <= now) {
+            self.listen_again();
         }
         if self.logs.retry_at.is_some_and(|at| at <= now) {
             self.start_writer();

@@ -1,7 +1,7 @@
 //! The ends of children: whose child was it, and what follows.
 
 use berth_linux::Pid;
-use berth_linux::pidfd::{ExitStatus, waitid_any};
+use berth_linux::pidfd::{ExitStatus, PidFd, waitid_any};
 use berth_shim::protocol::Event;
 
 use super::{Daemon, Wait};
@@ -55,9 +55,12 @@ impl Daemon {
         }
     }
 
-    /// The end of a child that was reaped before its creator's report was read.
-    pub(super) fn take_unclaimed(&mut self, pid: Pid) -> Option<(ExitStatus, i64)> {
-        let at = self.unclaimed.iter().position(|(other, ..)| *other == pid)?;
+    /// The end of a child that was reaped before its creator's report was read. One that lives is not meant: its pid was an orphan's before.
+    pub(super) fn take_unclaimed(&mut self, pid: Pid, pidfd: &PidFd) -> Option<(ExitStatus, i64)> {
+        if pidfd.is_alive().unwrap_or(true) {
+            return None;
+        }
+        let at = self.unclaimed.iter().rposition(|(other, ..)| *other == pid)?;
         let (_, status, ended_at) = self.unclaimed.swap_remove(at);
         Some((status, ended_at))
     }

@@ -97,13 +97,12 @@ impl Sweep {
 /// only what escaped the one before.
 fn kill_tree(layout: &Layout, cgroup: &str, leader: Pid) -> Result<(), Error> {
     for _ in 0..MAX_ROUNDS {
-        let table: Vec<Process> = candidates(layout, cgroup).into_iter().filter_map(Process::read).collect();
+        // Each is held before it is looked at: a pid that is another's by the time of the signal is never hit.
+        let hold = |pid| Some((PidFd::open(pid).ok()?, Process::read(pid)?));
+        let (held, table): (Vec<PidFd>, Vec<Process>) = candidates(layout, cgroup).into_iter().filter_map(hold).unzip();
         let tree = tree_of(leader.as_raw_nonzero().get(), &table);
-        let alive: Vec<PidFd> = tree
-            .iter()
-            .filter_map(|pid| PidFd::open(Pid::from_raw(*pid)?).ok())
-            .filter(|pidfd| pidfd.signal(9).is_ok())
-            .collect();
+        let members = held.into_iter().zip(&table).filter(|(_, process)| tree.contains(&process.pid));
+        let alive: Vec<PidFd> = members.map(|(pidfd, _)| pidfd).filter(|pidfd| pidfd.signal(9).is_ok()).collect();
         if alive.is_empty() {
             return Ok(());
         }
