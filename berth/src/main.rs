@@ -67,7 +67,7 @@ fn main() -> ExitCode {
     }
     // runc's command line has its own grammar: nothing of ours may parse it.
     if args.get(1).is_some_and(|verb| verb == "oci") {
-        return exit_code(berth_oci::cli::main(args.split_off(2)));
+        return exit_code(berth_oci::cli::main(args.split_off(2), Some(shim::PROGRAM)));
     }
     match run(Cli::parse_from(args)) {
         Ok(code) => code,

@@ -25,10 +25,10 @@ pub fn close_from(first: u32, keep: &[BorrowedFd<'_>]) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes close-on-exec from the descriptors `first..first + count` that are open, so that they reach the program.
-pub fn pass_range(first: i32, count: u32) {
-    for fd in (first..).take(count as usize) {
-        // SAFETY: numbers only; a number that is not open is refused without harm.
-        unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
-    }
+/// Whether a descriptor came from this process's starter: it is open and not close-on-exec, which all are that are made here.
+#[must_use]
+pub fn is_inherited(number: i32) -> bool {
+    // SAFETY: numbers only; one that is not open is refused without harm.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    flags >= 0 && flags & libc::FD_CLOEXEC == 0
 }

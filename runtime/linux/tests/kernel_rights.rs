@@ -1,5 +1,6 @@
 //! Capabilities, ids, filters, limits, signals, terminals and sockets, with the real kernel.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(unsafe_code, reason = "keyctl, to look at what was made")]
 
 mod common;
 
@@ -208,7 +209,33 @@ fn settings_of_a_child_are_set_or_kept_and_said_so() {
                     OomScore::Set => {}
                     OomScore::Kept(value) => assert_eq!(value, 500),
                 }
-                session::join_session_keyring(c"_ses.test").unwrap();
+                session::new_session_keyring().unwrap();
+                0
+            });
+            assert_eq!(status.code, 0);
+        })
+    });
+}
+
+#[test]
+fn a_session_keyring_is_new_whatever_others_have_opened_theirs_to() {
+    const KEYCTL_GET_KEYRING_ID: libc::c_long = 0;
+    const KEYCTL_SETPERM: libc::c_long = 5;
+    const SESSION: libc::c_long = -3;
+    // SAFETY: numbers only.
+    let id = || unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_GET_KEYRING_ID, SESSION, 0) };
+    in_namespaces(|| {
+        single_threaded(|| {
+            if !session::new_session_keyring().unwrap() {
+                return;
+            }
+            let first = id();
+            // SAFETY: numbers only.
+            assert_eq!(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_SETPERM, first, 0x3f3f_3f3fu32) }, 0);
+            let status = in_child(CloneFlags::empty(), || {
+                assert_eq!(id(), first);
+                assert!(session::new_session_keyring().unwrap());
+                assert!(id() > 0 && id() != first);
                 0
             });
             assert_eq!(status.code, 0);

@@ -29,7 +29,18 @@ type Outcome = Result<i32, String>;
 struct Global {
     root: PathBuf,
     log: Log,
+    /// All words of the command line, for a program that is to go on with it.
+    words: Vec<String>,
+    init_program: Option<&'static [u8]>,
 }
+
+/// The name by which the small program that [`main`] was given is started, with the command line behind it. It then is to call
+/// [`main`] without one.
+pub const INIT_PROGRAM: &str = "berth-oci-init";
+
+/// The exit code of a failing command; that of `exec` cannot be one of the program's usual ones.
+const FAILED: i32 = 1;
+const EXEC_FAILED: i32 = 255;
 
 const USAGE: &str = "usage: berth oci [--root DIR] [--log FILE] [--log-format text|json] [--debug] COMMAND
 
@@ -45,8 +56,11 @@ const USAGE: &str = "usage: berth oci [--root DIR] [--log FILE] [--log-format te
 
 /// Runs a command of runc's and returns its exit code. `args` are what stands behind `berth oci`. To be called before the
 /// process has a second thread.
+///
+/// What becomes a container's first process is a sealed copy in memory of `init_program`, a static program that goes on with the command line when it
+/// is started as [`INIT_PROGRAM`]; of this whole program without one.
 #[must_use]
-pub fn main(args: Vec<OsString>) -> i32 {
+pub fn main(args: Vec<OsString>, init_program: Option<&'static [u8]>) -> i32 {
     let mut words = Vec::new();
     for arg in args {
         match arg.into_string() {
@@ -67,12 +81,12 @@ pub fn main(args: Vec<OsString>) -> i32 {
     let log = Log::new(flags.get("log"), flags.get("log-format"), flags.is("debug"));
     let outcome = log.and_then(|log| {
         let root = PathBuf::from(flags.get("root").unwrap_or("/run/berth/oci"));
-        let global = Global { root, log };
+        let global = Global { root, log, words, init_program };
         dispatch(&global, &flags).inspect_err(|error| global.log.error(error))
     });
     outcome.unwrap_or_else(|error| {
         eprintln!("berth oci: {error}");
-        1
+        if flags.rest.first().is_some_and(|command| command == "exec") { EXEC_FAILED } else { FAILED }
     })
 }
 

@@ -45,6 +45,12 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A descriptor that is to be passed on was not passed to us.
+    #[error("descriptor {number} is to be preserved but was not passed to this program")]
+    Preserve {
+        /// Its number.
+        number: i32,
+    },
     /// The process could not be made.
     #[error("make the container's process")]
     Clone(#[source] io::Error),

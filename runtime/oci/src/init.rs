@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use berth_linux::beneath::Root;
-use berth_linux::child::{close_from, pass_range};
+use berth_linux::child::close_from;
 use berth_linux::ns::{self, NamespaceKind};
 use berth_linux::process::{CloneFlags, dup_onto, exit_now};
 use berth_linux::signalfd::reset_signals;
@@ -195,7 +195,7 @@ impl Init {
     fn finish(&mut self, host_proc: HostProc, channel: &Channel, last: Last) -> Done {
         let Last { stdio, master, filter, preserve_fds, new_keyring, mut warnings } = last;
         identity::set_label(&self.process, &host_proc)?;
-        if new_keyring && !session::join_session_keyring(c"_ses.berth").during("join session keyring")? {
+        if new_keyring && !session::new_session_keyring().during("make a session keyring")? {
             warnings.push("no session keyring of its own: the kernel has none or does not allow it".into());
         }
         self.place_stdio(stdio, master.is_some())?;
@@ -207,7 +207,6 @@ impl Init {
         keep.extend(master.as_ref().map(AsFd::as_fd));
         // All of the machine's folders that are still open go here: none can become the working directory.
         close_from(first, &keep).during("close inherited descriptors")?;
-        pass_range(3, preserve_fds);
         let entered = identity::enter_cwd(&self.process.cwd, false)?;
         identity::take_on(&self.process, &mut warnings)?;
         if !entered {
@@ -343,15 +342,16 @@ fn container_up(
         prctl::set_domainname(name).during("set domain name")?;
     }
     rootfs::build(container, channel, stdio, master, warnings)?;
-    for (path, value) in &container.plan.sysctls {
-        host_proc.write(&format!("sys/{}", path.display()), value.as_bytes())?;
-    }
     if let Some(hooks) = &container.spec.hooks {
         if !(hooks.prestart.is_empty() && hooks.create_runtime.is_empty()) {
             channel.report(&Report::Hooks, &[]).during("ask for hooks")?;
             wait_go(channel)?;
         }
         run_hooks("createContainer", &hooks.create_container, &container.state("creating"))?;
+    }
+    // After the hooks: what a parameter belongs to (an interface) may be theirs to make.
+    for (path, value) in &container.plan.sysctls {
+        host_proc.write(&format!("sys/{}", path.display()), value.as_bytes())?;
     }
     rootfs::change_root(container)?;
     Ok(host_proc)

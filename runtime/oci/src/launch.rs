@@ -48,7 +48,7 @@ pub struct Launch {
     pub parent: Parentage,
     /// The compiled filter of `linux.seccomp`, when the caller has it (a cache). None: it is compiled here.
     pub filter: Option<Filter>,
-    /// How many descriptors from 3 on are passed to the process (`--preserve-fds`), close-on-exec or not.
+    /// How many descriptors from 3 on are passed to the process (`--preserve-fds`). Each must have been passed to the launcher by its own starter.
     pub preserve_fds: u32,
     /// Whether the process gets a session keyring of its own.
     pub new_keyring: bool,
@@ -153,7 +153,7 @@ pub struct ExecLaunch {
     pub stdio: Stdio,
     /// Whose child it becomes.
     pub parent: Parentage,
-    /// How many descriptors from 3 on are passed.
+    /// How many descriptors from 3 on are passed, as in [`Launch::preserve_fds`].
     pub preserve_fds: u32,
 }
 

@@ -126,6 +126,38 @@ fn no_descriptor_of_the_runtime_or_of_its_caller_reaches_the_container() {
 }
 
 #[test]
+fn a_descriptor_of_the_runtimes_own_is_never_taken_for_one_to_be_preserved() {
+    in_namespaces(|| {
+        let bundle = Bundle::new("ls -l /proc/self/fd");
+        bundle.write();
+        // Nobody has passed number 3: it will be the log's, or a folder's.
+        let log = bundle.temp.path().join("log").to_string_lossy().into_owned();
+        for command in [&["run", "--preserve-fds", "1", "c"][..], &["run", "--preserve-fds", "4294967295", "c"]] {
+            let words: Vec<&str> = ["--log", &log].into_iter().chain(command.iter().copied()).collect();
+            let error = bundle.fails(&words);
+            assert!(error.contains("descriptor 3 is to be preserved"), "{error}");
+        }
+    });
+}
+
+#[test]
+fn an_exec_gets_a_session_keyring_of_its_own_and_not_its_callers() {
+    in_namespaces(|| {
+        let sessions = |text: String| -> std::collections::BTreeSet<String> {
+            let lines = text.lines().filter(|line| line.contains("keyring   _ses"));
+            lines.filter_map(|line| line.split_whitespace().next().map(str::to_owned)).collect()
+        };
+        let bundle = Bundle::new("exec sleep 1000");
+        bundle.write();
+        bundle.detached(&["run", "-d", "c"]);
+        let before = sessions(std::fs::read_to_string("/proc/keys").unwrap());
+        let during = sessions(bundle.ok(&["exec", "c", "cat", "/proc/keys"]));
+        assert!(during.difference(&before).next().is_some(), "{during:?}");
+        bundle.ok(&["delete", "-f", "c"]);
+    });
+}
+
+#[test]
 fn while_it_waits_at_its_gate_a_container_holds_no_folder_of_the_machine() {
     in_namespaces(|| {
         let bundle = Bundle::new("true");
@@ -242,6 +274,13 @@ fn a_fake_proc_does_not_redirect_what_the_runtime_writes() {
         std::fs::create_dir_all(fake.join("self/attr")).unwrap();
         bundle.spec.mounts.retain(|mount| mount.destination != "/proc");
         bundle.spec.mounts.push(mount("/proc", "bind", &fake.to_string_lossy(), &["bind"]));
+        // A volume that says it is proc is refused; an image that has the files in its own folder is not.
+        let error = bundle.run_fails();
+        assert!(error.contains("only a proc filesystem"), "{error}");
+        bundle.spec.mounts.pop();
+        std::fs::remove_dir_all(bundle.rootfs().join("proc")).unwrap();
+        std::fs::rename(&fake, bundle.rootfs().join("proc")).unwrap();
+        let fake = bundle.rootfs().join("proc");
         bundle.spec.linux.sysctl.insert("kernel.shm_rmid_forced".into(), "1".into());
         bundle.write();
         bundle.detached(&["run", "-d", "c"]);

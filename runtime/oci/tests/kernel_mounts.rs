@@ -165,6 +165,28 @@ fn devices_are_made_and_the_default_ones_cannot_be_something_else() {
 }
 
 #[test]
+fn without_any_rule_only_the_default_devices_can_be_opened() {
+    in_namespaces(|| {
+        let mut bundle = Bundle::new("head -c 1 /dev/zero | wc -c; (: < /dev/a-fuse) || echo denied");
+        bundle.spec.linux.devices.push(berth_oci::spec::Device {
+            kind: "c".into(),
+            path: "/dev/a-fuse".into(),
+            major: 10,
+            minor: 229,
+            ..berth_oci::spec::Device::default()
+        });
+        let out = bundle.run();
+        assert!(out.starts_with("1\n") && out.contains("denied"), "{out}");
+        bundle.spec.linux.resources = Some(berth_cgroup::Resources {
+            devices: vec![berth_cgroup::DeviceRule { allow: true, ..berth_cgroup::DeviceRule::default() }],
+            ..berth_cgroup::Resources::default()
+        });
+        let out = bundle.run();
+        assert!(!out.contains("denied"), "{out}");
+    });
+}
+
+#[test]
 fn an_overlay_is_mounted_for_the_container_alone() {
     in_namespaces(|| {
         let bundle = Bundle::new("cat /marker; echo changed > /marker; mount | grep ' / '");

@@ -175,6 +175,22 @@ fn a_terminal_is_the_containers_own_and_its_console() {
 }
 
 #[test]
+fn kernel_parameters_are_set_after_the_hooks_that_make_what_they_belong_to() {
+    in_namespaces(|| {
+        let mut bundle = Bundle::new("cat /proc/sys/kernel/msgmax");
+        let script = "echo 5000 > /proc/sys/kernel/msgmax";
+        let hook = berth_oci::spec::Hook {
+            path: "/bin/sh".into(),
+            args: vec!["sh".into(), "-c".into(), script.into()],
+            ..berth_oci::spec::Hook::default()
+        };
+        bundle.spec.hooks = Some(berth_oci::spec::Hooks { create_container: vec![hook], ..berth_oci::spec::Hooks::default() });
+        bundle.spec.linux.sysctl.insert("kernel.msgmax".into(), "6000".into());
+        assert_eq!(bundle.run().trim(), "6000");
+    });
+}
+
+#[test]
 fn hooks_run_at_their_points_and_a_failing_one_ends_the_creation() {
     in_namespaces(|| {
         let mut bundle = Bundle::new("echo process >> /log");

@@ -202,6 +202,57 @@ fn a_container_can_look_at_another_ones_processes() {
 }
 
 #[test]
+fn a_signal_for_all_reaches_each_process_once() {
+    in_namespaces(|| {
+        let shim = Shim::start();
+        shim.make_rootfs();
+        let mut client = shim.client();
+        let script = "t() { trap \"echo $1 hit\" USR1; trap \"echo $1 end; exit\" USR2; echo $1 up; \
+            while :; do read -t 1 x < /fifo; done; }; mkfifo /fifo; exec 9<>/fifo; (t child) & t init";
+        shim.run(&mut client, "a", &sh(script));
+        let count = |text: &str| shim.log("a").iter().filter(|line| line.2 == text).count();
+        assert!(wait_until(PATIENCE, || count("init up") == 1 && count("child up") == 1));
+        client.ask(Request::Kill { id: "a".into(), exec: None, signal: 10, all: true });
+        assert!(wait_until(PATIENCE, || count("init hit") > 0 && count("child hit") > 0));
+        client.ask(Request::Kill { id: "a".into(), exec: None, signal: 12, all: true });
+        client.drained("a");
+        assert_eq!((count("init hit"), count("child hit")), (1, 1));
+        shim.shut_down(&mut client);
+    });
+}
+
+#[test]
+fn a_description_of_absurd_length_is_refused_before_it_is_read() {
+    in_namespaces(|| {
+        let shim = Shim::start();
+        shim.make_rootfs();
+        let mut client = shim.client();
+        let file = rustix::fs::memfd_create("huge", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, 1 << 45).unwrap();
+        let request = Request::Create { id: "a".into(), ext: shim.ext("a") };
+        match client.call(request, &[file]).0 {
+            Reply::Error(failure) => assert!(failure.message.contains("the OCI spec"), "{failure:?}"),
+            reply => panic!("{reply:?}"),
+        }
+        shim.run(&mut client, "a", &["true"]);
+        shim.shut_down(&mut client);
+    });
+}
+
+#[test]
+fn by_its_other_name_the_program_is_the_oci_command_line() {
+    use std::os::unix::process::CommandExt;
+    let run = |args: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_berth-shim"));
+        command.arg0(berth_oci::cli::INIT_PROGRAM).args(["--root", "/nowhere"]).args(args).output().unwrap()
+    };
+    let output = run(&["list"]);
+    assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).starts_with("ID"), "{output:?}");
+    assert_eq!(run(&["state"]).status.code(), Some(1));
+    assert_eq!(run(&["exec", "c", "true"]).status.code(), Some(255));
+}
+
+#[test]
 fn kill_and_delete_do_what_they_say_in_every_state() {
     in_namespaces(|| {
         let shim = Shim::start();

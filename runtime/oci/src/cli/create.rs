@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use berth_cgroup::{Cgroup, CgroupPath, Layout, Resources};
+use berth_cgroup::{Cgroup, CgroupPath, DeviceRule, Layout, Resources};
 use berth_linux::fdpass;
 use berth_linux::pidfd::PidFd;
 use rustix::fs::{FileType, Mode};
@@ -18,7 +18,7 @@ use crate::launch::{Gate, Init, Launch, Parentage, RootSource, Stdio, launch};
 use crate::spec::{self, Spec};
 
 pub(super) fn create(global: &Global, flags: &Flags) -> Outcome {
-    protect::run_from_sealed_copy()?;
+    protect::run_from_sealed_copy(global)?;
     if flags.is("detach") || flags.is("keep") {
         return Err("flag provided but not defined: --detach or --keep belong to run".into());
     }
@@ -29,18 +29,19 @@ pub(super) fn create(global: &Global, flags: &Flags) -> Outcome {
 
 /// `create`, `start`, and unless detached to wait and `delete`.
 pub(super) fn run(global: &Global, flags: &Flags) -> Outcome {
-    protect::run_from_sealed_copy()?;
+    protect::run_from_sealed_copy(global)?;
     let detach = flags.is("detach");
+    // Before anything is made: a signal that comes meanwhile is for the container, which must not be left behind by our end.
+    let signals = (!detach).then(foreground::take_signals).transpose()?;
     let made = make(global, flags, detach)?;
     let started = lifecycle::start_folder(&made.folder, &made.record, &made.spec);
     if let Err(error) = started {
-        lifecycle::destroy(&made.folder, &made.record)?;
+        // Why it did not start is what the user has to know.
+        let _ = lifecycle::destroy(&made.folder, &made.record);
         return Err(error);
     }
-    if detach {
-        return Ok(0);
-    }
-    let code = foreground::attend(PidFd::from(made.init.pidfd), made.init.console);
+    let Some(signals) = signals else { return Ok(0) };
+    let code = foreground::attend(PidFd::from(made.init.pidfd), made.init.console, &signals);
     if !flags.is("keep") {
         lifecycle::destroy(&made.folder, &made.record)?;
     }
@@ -105,7 +106,19 @@ fn fill(
     }
     let cgroup = make_cgroup(&spec, id)?;
     *made_cgroup = Some(cgroup.clone());
-    let path = cgroup.path().to_string();
+    let mut record = Record {
+        version: 1,
+        id: id.to_owned(),
+        bundle: bundle.to_owned(),
+        rootfs: spec.root.as_ref().map(|root| bundle.join(&root.path)).unwrap_or_default(),
+        created: log::rfc3339(SystemTime::now()),
+        pid: 0,
+        began: 0,
+        cgroup: Some(cgroup.path().to_string()),
+    };
+    // Should we be killed from here on, a deletion finds what there is to remove.
+    folder.save("config.json", &spec)?;
+    folder.save("state.json", &record)?;
     let init = launch(Launch {
         id: id.to_owned(),
         bundle: bundle.to_owned(),
@@ -125,31 +138,18 @@ fn fill(
         crate::Error::Spec { .. } => chain(&error),
         _ => format!("unable to start container process: error during container init: {}", chain(&error)),
     })?;
-    let finish = || {
+    let mut finish = || {
         if let (Some(console), Some(socket)) = (&init.console, flags.get("console-socket")) {
             send_console(console, socket)?;
         }
         let pid = init.pid.as_raw_nonzero().get();
-        let (began, _) = state::began(pid).ok_or("the container's process is gone")?;
-        let rootfs = spec.root.as_ref().map(|root| bundle.join(&root.path)).unwrap_or_default();
-        let created = log::rfc3339(SystemTime::now());
-        let record = Record {
-            version: 1,
-            id: id.to_owned(),
-            bundle: bundle.to_owned(),
-            rootfs,
-            created,
-            pid,
-            began,
-            cgroup: Some(path.clone()),
-        };
-        folder.save("config.json", &spec)?;
+        (record.began, _) = state::began(pid).ok_or("the container's process is gone")?;
+        record.pid = pid;
         folder.save("state.json", &record)?;
-        write_pid_file(flags, pid)?;
-        Ok::<Record, String>(record)
+        write_pid_file(flags, pid)
     };
     match finish() {
-        Ok(record) => {
+        Ok(()) => {
             init.warnings.iter().for_each(|warning| global.log.warn(warning));
             Ok(Made { folder: folder.clone(), record, spec, init })
         }
@@ -186,7 +186,9 @@ pub(super) fn choose_stdio(
     let socket = flags.get("console-socket");
     match (terminal, detached, socket) {
         (true, true, None) => Err("cannot allocate tty if runc will detach without setting console socket".into()),
-        (false, _, Some(_)) => Err("cannot use console socket if runc will not detach or allocate tty".into()),
+        (false, _, Some(_)) | (_, false, Some(_)) => {
+            Err("cannot use console socket if runc will not detach or allocate tty".into())
+        }
         (true, ..) => {
             let size = size.unwrap_or_default();
             Ok(Stdio::Pty { width: size.width, height: size.height })
@@ -217,9 +219,9 @@ fn make_cgroup(spec: &Spec, id: &str) -> Result<Cgroup, String> {
     };
     let layout = Layout::detect().map_err(text)?;
     let mut resources: Resources = spec.linux.resources.clone().unwrap_or_default();
-    if !resources.devices.is_empty() {
-        resources.devices.extend(crate::default_device_rules());
-    }
+    // As runc has it: what no rule allows is forbidden, also where there are no rules, but for the devices that everybody has.
+    resources.devices.insert(0, DeviceRule { allow: false, ..DeviceRule::default() });
+    resources.devices.extend(crate::default_device_rules());
     resources.validate().map_err(text)?;
     let cgroup = Cgroup::create(&layout, &path.map_err(text)?).map_err(text)?;
     if let Err(error) = cgroup.apply(&resources) {

@@ -11,7 +11,7 @@ use crate::spec::{Capabilities, Process, Spec};
 use crate::{chain, seccomp};
 
 pub(super) fn exec(global: &Global, flags: &Flags) -> Outcome {
-    protect::run_from_sealed_copy()?;
+    protect::run_from_sealed_copy(global)?;
     for unsupported in ["cgroup", "process-label", "pidfd-socket"] {
         if flags.get(unsupported).is_some() {
             return Err(format!("--{unsupported}: not supported"));
@@ -29,6 +29,7 @@ pub(super) fn exec(global: &Global, flags: &Flags) -> Outcome {
     };
     let process = process(flags, &spec, command)?;
     let detached = flags.is("detach");
+    let signals = (!detached).then(foreground::take_signals).transpose()?;
     let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose().map_err(|error| chain(&error))?;
     let made = launch_exec(ExecLaunch {
         stdio: choose_stdio(process.terminal, process.console_size, flags, detached)?,
@@ -46,15 +47,22 @@ pub(super) fn exec(global: &Global, flags: &Flags) -> Outcome {
         let _ = PidFd::from(made.pidfd).wait(false);
         return Err(format!("exec failed: {}", error.message));
     }
-    if let (Some(console), Some(socket)) = (&made.console, flags.get("console-socket")) {
-        send_console(console, socket)?;
+    let handed = match (&made.console, flags.get("console-socket")) {
+        (Some(console), Some(socket)) => send_console(console, socket),
+        _ => Ok(()),
+    };
+    let handed = handed.and_then(|()| write_pid_file(flags, made.pid.as_raw_nonzero().get()));
+    let process = PidFd::from(made.pidfd);
+    if let Err(error) = handed {
+        // Nobody would know of it.
+        let _ = process.signal(9);
+        let _ = process.wait(false);
+        return Err(error);
     }
-    write_pid_file(flags, made.pid.as_raw_nonzero().get())?;
-    if detached {
-        return Ok(0);
+    match signals {
+        Some(signals) => foreground::attend(process, made.console, &signals),
+        None => Ok(0),
     }
-    let console = made.console.filter(|_| flags.get("console-socket").is_none());
-    foreground::attend(PidFd::from(made.pidfd), console)
 }
 
 /// From a file, or the container's own with what the options change.

@@ -12,13 +12,11 @@ use rustix::termios::{OptionalActions, Termios};
 
 use super::Outcome;
 
-const SIGHUP: i32 = 1;
-const SIGINT: i32 = 2;
-const SIGQUIT: i32 = 3;
-const SIGUSR1: i32 = 10;
-const SIGUSR2: i32 = 12;
-const SIGTERM: i32 = 15;
 const SIGWINCH: i32 = 28;
+/// What is passed on besides the real-time signals: HUP, INT, QUIT, USR1, USR2, ALRM, TERM, CONT, XCPU, XFSZ, VTALRM, PROF, IO, PWR. Those that are
+/// missing report our own faults, our own children, or what a terminal thinks of us.
+const PASSED_ON: [i32; 14] = [1, 2, 3, 10, 12, 14, 15, 18, 24, 25, 26, 27, 29, 30];
+const REAL_TIME: std::ops::RangeInclusive<i32> = 34..=64;
 
 /// Our own terminal, raw until this is dropped.
 struct RawTerminal {
@@ -47,16 +45,20 @@ impl Drop for RawTerminal {
     }
 }
 
+/// From here on signals wait for [`attend`]. To be called before the child is made, so that none ends us and leaves it behind.
+pub(super) fn take_signals() -> Result<SignalFd, String> {
+    let signals: Vec<i32> = PASSED_ON.into_iter().chain([SIGWINCH]).chain(REAL_TIME).collect();
+    SignalFd::new(&signals).map_err(|error| format!("take signals: {error}"))
+}
+
 /// Waits for the end of a child of ours and returns its exit code.
-pub(super) fn attend(process: PidFd, console: Option<OwnedFd>) -> Outcome {
-    let signals = SignalFd::new(&[SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM, SIGWINCH])
-        .map_err(|error| format!("take signals: {error}"))?;
+pub(super) fn attend(process: PidFd, console: Option<OwnedFd>, signals: &SignalFd) -> Outcome {
     let raw = console.is_some().then(RawTerminal::enter);
     let console = console.map(File::from);
     if let Some(console) = &console {
         copy_size(console.as_fd());
     }
-    let code = pump(&process, console.as_ref(), &signals).map_err(|error| format!("wait for the process: {error}"));
+    let code = pump(&process, console.as_ref(), signals).map_err(|error| format!("wait for the process: {error}"));
     drop(raw);
     code
 }
@@ -67,7 +69,7 @@ fn copy_size(console: BorrowedFd<'_>) {
     }
 }
 
-fn pump(process: &PidFd, console: Option<&File>, signals: &SignalFd) -> std::io::Result<i32> {
+fn pump(process: &PidFd, mut console: Option<&File>, signals: &SignalFd) -> std::io::Result<i32> {
     let stdin = std::io::stdin();
     let mut feeding = console.is_some();
     loop {
@@ -94,12 +96,13 @@ fn pump(process: &PidFd, console: Option<&File>, signals: &SignalFd) -> std::io:
                 },
             }
         }
-        if let Some(console) = console {
-            if ready[2] {
-                relay(console);
-            }
+        if let Some(open) = console {
             if ready.get(3) == Some(&true) {
-                feeding = feed(console)?;
+                feeding = feed(open)?;
+            }
+            // Its end says so for ever: nobody in the container has the terminal open any more.
+            if ready[2] && !relay(open) {
+                (console, feeding) = (None, false);
             }
         }
         if ready[0] {
@@ -120,14 +123,17 @@ fn has_output(console: &File) -> bool {
     poll(&mut fds, Some(&now)).is_ok_and(|_| fds[0].revents().contains(PollFlags::IN))
 }
 
-/// Terminal to our output. False at its end.
+/// Terminal to our output. False at the terminal's end.
 fn relay(mut console: &File) -> bool {
     let mut buffer = [0; 4096];
     match console.read(&mut buffer) {
         Ok(length) if length > 0 => {
             let mut stdout = std::io::stdout();
-            stdout.write_all(&buffer[..length]).and_then(|()| stdout.flush()).is_ok()
+            // Read even when nobody takes it: the container must not wait for a reader that is gone.
+            let _ = stdout.write_all(&buffer[..length]).and_then(|()| stdout.flush());
+            true
         }
+        Err(error) if error.kind() == std::io::ErrorKind::Interrupted => true,
         _ => false,
     }
 }

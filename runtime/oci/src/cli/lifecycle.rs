@@ -30,6 +30,7 @@ pub(super) fn start(global: &Global, flags: &Flags) -> Outcome {
     let (folder, record) = find(global, flags)?;
     match folder.status(&record).0 {
         Status::Created => {}
+        Status::Creating => return Err("cannot start a container that is being created".into()),
         Status::Stopped => return Err("cannot start a container that has stopped".into()),
         Status::Running => return Err("cannot start an already running container".into()),
         Status::Paused => return Err("cannot start a paused container".into()),
@@ -60,7 +61,14 @@ pub(super) fn start_folder(folder: &Folder, record: &Record, spec: &Spec) -> Res
         return Err(error.message);
     }
     if let Some(hooks) = &spec.hooks {
-        run_hooks("poststart", &hooks.poststart, &hook_state(record, spec, "running")).map_err(|error| chain(&error))?;
+        run_hooks("poststart", &hooks.poststart, &hook_state(record, spec, "running")).map_err(|error| {
+            // The specification's rule: the container does not go on.
+            if let Some(process) = folder.status(record).1 {
+                let _ = process.signal(9);
+                let _ = process.wait_ended(Some(PATIENCE));
+            }
+            chain(&error)
+        })?;
     }
     Ok(())
 }
@@ -99,10 +107,12 @@ pub(super) fn kill(global: &Global, flags: &Flags) -> Outcome {
         [name, signal] => (name, signal.as_str()),
         _ => return Err("container id cannot be empty".into()),
     };
-    let number = signal_number(signal).ok_or_else(|| format!("unknown signal {signal:?}"))?;
+    // 0 only asks whether there is somebody to be signalled.
+    let number = if signal == "0" { Some(0) } else { signal_number(signal) };
+    let number = number.ok_or_else(|| format!("unknown signal {signal:?}"))?;
     let folder = Folder::of(global, check_id(name)?);
     let record = folder.record()?;
-    let (_, process) = folder.status(&record);
+    let (status, process) = folder.status(&record);
     if flags.is("all") {
         let Some(cgroup) = open_cgroup(&record)? else { return Err("container has no control group".into()) };
         let killed = if number == 9 { cgroup.kill_all() } else { cgroup.signal_all(number) };
@@ -113,12 +123,16 @@ pub(super) fn kill(global: &Global, flags: &Flags) -> Outcome {
         Some(3) => "container not running".to_owned(),
         _ => format!("signal the container's process: {error}"),
     })?;
+    if number != 9 {
+        return Ok(0);
+    }
+    let Some(cgroup) = open_cgroup(&record)? else { return Ok(0) };
     // Without a PID namespace of its own, the others would live on.
-    if number == 9
-        && folder.spec().is_ok_and(|spec| !has_own_pids(&spec))
-        && let Some(cgroup) = open_cgroup(&record)?
-    {
+    if folder.spec().is_ok_and(|spec| !has_own_pids(&spec)) {
         cgroup.kill_all().map_err(|error| chain(&error))?;
+    } else if status == Status::Paused {
+        // A frozen process of v1 dies only when it is thawed.
+        cgroup.thaw().map_err(|error| chain(&error))?;
     }
     Ok(0)
 }
@@ -140,7 +154,7 @@ pub(super) fn delete(global: &Global, flags: &Flags) -> Outcome {
         Err(error) => return Err(error),
     };
     let (status, _) = folder.status(&record);
-    if !force && matches!(status, Status::Running | Status::Paused) {
+    if !force && matches!(status, Status::Creating | Status::Running | Status::Paused) {
         return Err(format!("cannot delete container {} that is not stopped: {}", record.id, status.name()));
     }
     destroy(&folder, &record)?;
@@ -200,8 +214,7 @@ pub(super) fn resume(global: &Global, flags: &Flags) -> Outcome {
 }
 
 pub(super) fn ps(global: &Global, flags: &Flags) -> Outcome {
-    let Some(name) = flags.rest.first() else { return Err("container id cannot be empty".into()) };
-    let record = Folder::of(global, check_id(name)?).record()?;
+    let record = Folder::of(global, id(flags)?).record()?;
     let Some(cgroup) = open_cgroup(&record)? else { return Err("container has no control group".into()) };
     let pids: Vec<i32> = match cgroup.exists() {
         true => cgroup.procs().map_err(|error| chain(&error))?.iter().map(|pid| pid.as_raw_nonzero().get()).collect(),

@@ -23,7 +23,7 @@ pub(super) struct Record {
     pub(super) bundle: PathBuf,
     pub(super) rootfs: PathBuf,
     pub(super) created: String,
-    /// The first process, and when it began in ticks since the boot: a pid alone may be another's by now.
+    /// The first process, and when it began in ticks since the boot: a pid alone may be another's by now. 0 until it waits at its gate.
     pub(super) pid: i32,
     pub(super) began: u64,
     pub(super) cgroup: Option<String>,
@@ -32,6 +32,7 @@ pub(super) struct Record {
 /// States of a container by runc's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Status {
+    Creating,
     Created,
     Running,
     Paused,
@@ -41,6 +42,7 @@ pub(super) enum Status {
 impl Status {
     pub(super) fn name(self) -> &'static str {
         match self {
+            Status::Creating => "creating",
             Status::Created => "created",
             Status::Running => "running",
             Status::Paused => "paused",
@@ -123,6 +125,9 @@ impl Folder {
 
     /// The state, and the process when it lives.
     pub(super) fn status(&self, record: &Record) -> (Status, Option<PidFd>) {
+        if record.pid == 0 {
+            return (Status::Creating, None);
+        }
         let Some(process) = living(record) else { return (Status::Stopped, None) };
         let frozen = open_cgroup(record).is_ok_and(|cgroup| cgroup.is_some_and(|cgroup| cgroup.is_frozen().unwrap_or(false)));
         let status = match (self.fifo().exists(), frozen) {

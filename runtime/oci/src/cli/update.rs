@@ -30,12 +30,34 @@ fn read(path: &str) -> Result<Resources, String> {
     serde_json::from_slice(&text).map_err(|error| format!("{path}: {error}"))
 }
 
+/// A size in bytes, which may end in a unit: `512m`, `1GiB`; -1 is unlimited.
+fn bytes(flags: &Flags, name: &str) -> Result<Option<i64>, String> {
+    flags
+        .get(name)
+        .map(|text| parse_bytes(text).ok_or_else(|| format!("--{name}: {text:?} is not a size in bytes")))
+        .transpose()
+}
+
+fn parse_bytes(text: &str) -> Option<i64> {
+    let digits = text.bytes().position(|byte| !(byte.is_ascii_digit() || byte == b'-')).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return None,
+    };
+    number.parse::<i64>().ok()?.checked_mul(1 << shift)
+}
+
 fn from_options(flags: &Flags) -> Result<Resources, String> {
     let text = |name| flags.get(name).map(str::to_owned);
     let memory = Memory {
-        limit: flags.number("memory")?,
-        reservation: flags.number("memory-reservation")?,
-        swap: flags.number("memory-swap")?,
+        limit: bytes(flags, "memory")?,
+        reservation: bytes(flags, "memory-reservation")?,
+        swap: bytes(flags, "memory-swap")?,
         ..Memory::default()
     };
     let cpu = Cpu {
@@ -55,4 +77,26 @@ fn from_options(flags: &Flags) -> Result<Resources, String> {
         block_io: flags.number("blkio-weight")?.map(|weight| BlockIo { weight: Some(weight), ..BlockIo::default() }),
         ..Resources::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_may_have_units() {
+        for (text, size) in [
+            ("1024", Some(1024)),
+            ("-1", Some(-1)),
+            ("512m", Some(512 << 20)),
+            ("1GiB", Some(1 << 30)),
+            ("2kb", Some(2048)),
+            ("9223372036854775807k", None),
+            ("m", None),
+            ("1x", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_bytes(text), size, "{text}");
+        }
+    }
 }

@@ -14,7 +14,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 
 use super::devices::{make_device, make_link, mount_console, open_terminal};
 use super::paths::{self, Covers};
-use super::{Container, Done, During, Failure, PROC_MAGIC, cgroupfs};
+use super::{Container, Done, During, Failure, PROC_MAGIC, cgroupfs, require_filesystem};
 use crate::channel::Channel;
 use crate::launch::Stdio;
 use crate::plan::{Change, Mount, Source, Step, is_coverable};
@@ -218,6 +218,10 @@ fn mount_one(root: &Root, mount: &Mount, tree: Option<OwnedFd>, default: Propaga
         (None, Source::Filesystem { kind, source, options }) => new_mount(root, mount, kind, source, options)?,
         (None, _) => return Err(Failure(format!("mount {destination}: nothing to mount was brought along"))),
     };
+    if made == Made::Bound && mount.destination == Path::new("/proc") {
+        // What stands there is believed by every program that asks who it is or what it may.
+        require_filesystem(tree.as_fd(), PROC_MAGIC, "/proc: only a proc filesystem can be mounted there")?;
+    }
     let own = if made == Made::Bound { mount.change } else { Change::default() };
     let once = set_attributes(tree.as_fd(), false, own).during(what())?;
     let recursively = set_attributes(tree.as_fd(), true, mount.recursive).during(what())?;

@@ -18,6 +18,9 @@ use crate::init::{self, Child, Work};
 use crate::plan::{Plan, ProcessPlan};
 use crate::spec::Spec;
 
+/// A control group of v2 that has given controllers to groups below it takes no processes itself.
+const EBUSY: i32 = 16;
+
 /// What the launcher does for the process from outside.
 #[derive(Default)]
 pub(super) struct ParentPlan {
@@ -57,6 +60,8 @@ pub(super) struct Maker<'a> {
     pub(super) pid_namespace: Option<OwnedFd>,
     pub(super) cgroup: Option<&'a Cgroup>,
     pub(super) flags: CloneFlags,
+    /// A process of the control group that the new one belongs to, for when the group itself takes no more.
+    pub(super) beside: Option<Pid>,
     /// The process is made by a helper inside the user namespace that is entered, so that its new PID namespace belongs to that.
     pub(super) stage_user: bool,
 }
@@ -116,7 +121,13 @@ impl Maker<'_> {
             cgroup: cgroup.as_ref().map(AsFd::as_fd),
             ..CloneArgs::default()
         };
-        let forked = clone3(args);
+        let forked = match (clone3(args), unified, self.beside) {
+            (Err(error), Some(cgroup), Some(process)) if error.raw_os_error() == Some(EBUSY) => {
+                let beside = cgroup.dirfd_beside(process).map_err(Error::Cgroup)?.ok_or(Error::Clone(error))?;
+                clone3(CloneArgs { cgroup: Some(beside.as_fd()), ..args })
+            }
+            (forked, ..) => forked,
+        };
         if let (Some(own), false) = (own_pids, matches!(forked, Ok(Fork::Child))) {
             // Later children of the launcher are its own again.
             ns::setns(own.as_fd(), NamespaceKind::Pid).map_err(Error::Namespace)?;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use berth_cgroup::Layout;
 use berth_linux::caps::{self, CapSet};
+use berth_linux::child::is_inherited;
 use berth_linux::ns::{self, IdMap, NamespaceKind};
 use berth_linux::pidfd::PidFd;
 use berth_linux::process::{CloneFlags, pipe};
@@ -25,6 +26,7 @@ use crate::seccomp;
 /// Only a process with one thread may call it. On failure no process is left behind (with [`Parentage::CallersParent`] it has
 /// ended and waits to be reaped); the control group and the overlay's folders stay the caller's to remove.
 pub fn launch(mut launch: Launch) -> Result<Init, Error> {
+    check_preserved(launch.preserve_fds)?;
     let host = look_at_host();
     let mut join = std::mem::take(&mut launch.join);
     let extension = extension(&launch, &join)?;
@@ -47,6 +49,7 @@ pub fn launch(mut launch: Launch) -> Result<Init, Error> {
         parent: launch.parent,
         pid_namespace,
         cgroup: launch.cgroup.as_ref(),
+        beside: None,
         // Owned by the user namespace, which exists by then, or free of it: see `namespaces`.
         flags: namespaces(&plan, joins_user).0,
         stage_user: joins_user && plan.new.contains(CloneFlags::NEWPID),
@@ -81,6 +84,7 @@ pub fn launch(mut launch: Launch) -> Result<Init, Error> {
 
 /// Makes a further process in a container. Only a process with one thread may call it.
 pub fn exec(exec: ExecLaunch) -> Result<Init, Error> {
+    check_preserved(exec.preserve_fds)?;
     let mut warnings = Vec::new();
     let process = plan::plan_process(&exec.process, &look_at_host(), &mut warnings)?;
     let mut namespaces = CloneFlags::empty();
@@ -102,8 +106,14 @@ pub fn exec(exec: ExecLaunch) -> Result<Init, Error> {
     }
     let (gate, started, report) = open_gate(&Gate::Open)?;
     let parent_plan = ParentPlan { process: process.clone(), warnings, ..ParentPlan::default() };
-    let maker =
-        Maker { parent: exec.parent, pid_namespace, cgroup: exec.cgroup.as_ref(), flags: CloneFlags::empty(), stage_user: false };
+    let maker = Maker {
+        parent: exec.parent,
+        pid_namespace,
+        cgroup: exec.cgroup.as_ref(),
+        flags: CloneFlags::empty(),
+        beside: Some(exec.init),
+        stage_user: false,
+    };
     let (ours, theirs) = Channel::pair().map_err(Error::Channel)?;
     let child = Child {
         work: Work::Exec { init_pidfd: exec.init_pidfd, namespaces, process: Box::new(process) },
@@ -113,9 +123,16 @@ pub fn exec(exec: ExecLaunch) -> Result<Init, Error> {
         started,
         filter: exec.filter,
         preserve_fds: exec.preserve_fds,
-        new_keyring: false,
+        // Not its starter's, and not the container's: nobody else's keys are its own.
+        new_keyring: true,
     };
     maker.make(child, ours, parent_plan, report)
+}
+
+/// A number that the launcher's starter has not filled is one of the launcher's own descriptors by now, or of the machine's folders.
+fn check_preserved(count: u32) -> Result<(), Error> {
+    let missing = (3i32..).take(count as usize).find(|number| !is_inherited(*number));
+    missing.map_or(Ok(()), |number| Err(Error::Preserve { number }))
 }
 
 fn look_at_host() -> Host {

@@ -1,5 +1,6 @@
 //! The process of a container or of an exec, understood.
 
+use std::collections::HashMap;
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -79,7 +80,7 @@ pub fn plan_process(process: &spec::Process, host: &Host, warnings: &mut Vec<Str
         cwd => absolute("process.cwd", cwd)?,
     };
     let args = process.args.iter().map(|arg| c_string("process.args", arg.as_bytes())).collect::<Result<_, _>>()?;
-    let env = process.env.iter().map(|env| c_string("process.env", &env.0)).collect::<Result<Vec<_>, _>>()?;
+    let env = last_of_each_name(&process.env).map(|env| c_string("process.env", &env.0)).collect::<Result<Vec<_>, _>>()?;
     let path = env.iter().rev().find_map(|entry| entry.as_bytes().strip_prefix(b"PATH=").map(<[u8]>::to_vec));
     Ok(ProcessPlan {
         args,
@@ -98,6 +99,15 @@ pub fn plan_process(process: &spec::Process, host: &Host, warnings: &mut Vec<Str
         personality: None,
         terminal: process.terminal,
     })
+}
+
+/// Of several entries with one name the last counts, as for whoever adds to a list: the C library would take the first.
+fn last_of_each_name(env: &[spec::EnvVar]) -> impl Iterator<Item = &spec::EnvVar> {
+    fn name(entry: &spec::EnvVar) -> &[u8] {
+        entry.0.split(|byte| *byte == b'=').next().unwrap_or_default()
+    }
+    let last: HashMap<&[u8], usize> = env.iter().enumerate().map(|(at, entry)| (name(entry), at)).collect();
+    env.iter().enumerate().filter(move |(at, entry)| last.get(name(entry)) == Some(at)).map(|(_, entry)| entry)
 }
 
 fn c_string(field: &str, bytes: &[u8]) -> Result<CString, Error> {

@@ -45,6 +45,17 @@ fn plan_one(mount: spec::Mount) -> Result<Mount, Error> {
 }
 
 #[test]
+fn of_several_environment_entries_with_one_name_the_last_counts() {
+    let mut spec = spec();
+    let process = spec.process.as_mut().unwrap();
+    process.env = ["A=1", "PATH=/a", "B=2=x", "A=3", "PATH=/b", "C", "A"].map(Into::into).to_vec();
+    let plan = planned(&spec).unwrap();
+    let env: Vec<_> = plan.process.env.iter().map(|entry| entry.to_str().unwrap()).collect();
+    assert_eq!(env, ["B=2=x", "PATH=/b", "C", "A"]);
+    assert_eq!(plan.process.path, b"/b");
+}
+
+#[test]
 fn a_plain_spec_gets_default_devices_and_links() {
     let plan = planned(&spec()).unwrap();
     assert_eq!(plan.root.as_deref(), Some(Path::new("/bundle/rootfs")));
