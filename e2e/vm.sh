@@ -30,7 +30,7 @@ for path in "$CRI_TOOLS/crictl" "$IMAGES" "$HERE/lib.sh" /usr/lib/cni /usr/lib/p
   [ ! -e "$path" ] || bring "$path"
 done
 for program in bash ip nft iptables python3 docker-registry skopeo curl jq umount mount nsenter unshare setpriv; do
-  found=$(command -v $program) || continue
+  found=$(PATH=/usr/sbin:/usr/bin:$PATH command -v $program) || continue
   bring "$(realpath "$found")"
   [ -e "$root$found" ] || { mkdir -p "$root$(dirname "$found")" && ln -s "$(realpath "$found")" "$root$found"; }
   { ldd "$found" 2>/dev/null | grep -o "/[^ ]*" || true; } | while read -r library; do bring "$library"; done

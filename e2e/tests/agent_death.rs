@@ -111,6 +111,12 @@ fn after_a_reboot_old_sandboxes_list_as_not_ready_and_containers_as_exited_255()
         let mut berth = Berth::start(Half::Cri, WEB);
         let crictl = berth.crictl();
         let (pod, container) = run_pod(&crictl, &berth.dir, "old", PidShape::PerContainer, "sleep 1000");
+        // What must outlive a boot is committed in groups, some milliseconds behind the replies.
+        let record = berth.dir.path().join(format!("root/containers/{container}/record.json"));
+        assert!(
+            wait_until(SOON, || fs::read_to_string(&record).is_ok_and(|r| !r.contains("\"started_at\":null"))),
+            "no durable record"
+        );
         berth.kill_agent();
         reboot(&berth);
         berth.launch();

@@ -125,10 +125,7 @@ impl Registry {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind loopback");
         let address = listener.local_addr().expect("address of the listener");
         let shared = Arc::new(Shared {
-            state: Mutex::new(State {
-                ranges: true,
-                ..State::default()
-            }),
+            state: Mutex::new(State { ranges: true, ..State::default() }),
             changed: Condvar::new(),
             stop: AtomicBool::new(false),
             address,
@@ -169,19 +166,11 @@ impl Registry {
     }
 
     /// Stores a manifest or index under its digest and, when `tag` is not empty, under the tag.
-    pub fn put_manifest(
-        &self,
-        repository: &str,
-        tag: &str,
-        media_type: &str,
-        bytes: &[u8],
-    ) -> String {
+    pub fn put_manifest(&self, repository: &str, tag: &str, media_type: &str, bytes: &[u8]) -> String {
         let digest = digest(bytes);
         let mut state = self.state();
         let value = (media_type.to_string(), bytes.to_vec());
-        state
-            .manifests
-            .insert(format!("{repository}@{digest}"), value.clone());
+        state.manifests.insert(format!("{repository}@{digest}"), value.clone());
         if !tag.is_empty() {
             state.manifests.insert(format!("{repository}:{tag}"), value);
         }
@@ -223,11 +212,7 @@ impl Registry {
     /// How many requests had this in their path.
     #[must_use]
     pub fn count(&self, part: &str) -> usize {
-        self.state()
-            .received
-            .iter()
-            .filter(|request| request.path.contains(part))
-            .count()
+        self.state().received.iter().filter(|request| request.path.contains(part)).count()
     }
 }
 
@@ -268,18 +253,10 @@ fn read_request(stream: &mut BufReader<Box<dyn Stream>>) -> Option<Received> {
         };
         headers.insert(name.to_ascii_lowercase(), value.trim().to_string());
     }
-    let length = headers
-        .get("content-length")
-        .and_then(|length| length.parse().ok())
-        .unwrap_or(0);
+    let length = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
     let mut body = vec![0; length];
     stream.read_exact(&mut body).ok()?;
-    Some(Received {
-        method,
-        path,
-        headers,
-        body,
-    })
+    Some(Received { method, path, headers, body })
 }
 
 struct Answer {
@@ -290,11 +267,7 @@ struct Answer {
 
 impl Answer {
     fn new(status: u16, body: &[u8]) -> Self {
-        Answer {
-            status,
-            headers: Vec::new(),
-            body: body.to_vec(),
-        }
+        Answer { status, headers: Vec::new(), body: body.to_vec() }
     }
 
     fn with(mut self, name: &str, value: impl Into<String>) -> Self {
@@ -327,9 +300,8 @@ fn answer(shared: &Shared, request: &Received, stream: &mut dyn Stream) -> Optio
     if let Some(refusal) = refuse(shared, request) {
         return refusal.send(stream);
     }
-    let Some((repository, rest)) = path
-        .strip_prefix("/v2/")
-        .and_then(|rest| rest.split_once("/manifests/").or_else(|| rest.split_once("/blobs/")))
+    let Some((repository, rest)) =
+        path.strip_prefix("/v2/").and_then(|rest| rest.split_once("/manifests/").or_else(|| rest.split_once("/blobs/")))
     else {
         return Answer::new(if path == "/v2/" { 200 } else { 404 }, b"{}").send(stream);
     };
@@ -341,17 +313,11 @@ fn answer(shared: &Shared, request: &Received, stream: &mut dyn Stream) -> Optio
 
 fn manifest(shared: &Shared, repository: &str, target: &str) -> Answer {
     let joiner = if target.contains(':') { '@' } else { ':' };
-    match lock(shared)
-        .manifests
-        .get(&format!("{repository}{joiner}{target}"))
-    {
-        Some((media_type, bytes)) => Answer::new(200, bytes)
-            .with("Content-Type", media_type)
-            .with("Docker-Content-Digest", digest(bytes)),
-        None => Answer::new(
-            404,
-            br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#,
-        ),
+    match lock(shared).manifests.get(&format!("{repository}{joiner}{target}")) {
+        Some((media_type, bytes)) => {
+            Answer::new(200, bytes).with("Content-Type", media_type).with("Docker-Content-Digest", digest(bytes))
+        }
+        None => Answer::new(404, br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#),
     }
 }
 
@@ -377,10 +343,7 @@ fn blob(shared: &Shared, request: &Received, target: &str, stream: &mut dyn Stre
     if let Some(start) = start.filter(|start| ranges && *start < bytes.len()) {
         let whole = bytes.len();
         bytes.drain(..start);
-        answer = Answer::new(206, &[]).with(
-            "Content-Range",
-            format!("bytes {start}-{}/{whole}", whole - 1),
-        );
+        answer = Answer::new(206, &[]).with("Content-Range", format!("bytes {start}-{}/{whole}", whole - 1));
     }
     let length = bytes.len();
     match fault {
@@ -401,10 +364,7 @@ fn blob(shared: &Shared, request: &Received, target: &str, stream: &mut dyn Stre
             stream.write_all(&answer.head(length)).ok()?;
             stream.write_all(&bytes[..count]).ok()?;
             stream.flush().ok()?;
-            let state = shared
-                .changed
-                .wait_while(lock(shared), |state| !state.released)
-                .unwrap_or_else(PoisonError::into_inner);
+            let state = shared.changed.wait_while(lock(shared), |state| !state.released).unwrap_or_else(PoisonError::into_inner);
             drop(state);
             stream.write_all(&bytes[count..]).ok()?;
             return stream.flush().ok();
@@ -435,45 +395,27 @@ fn refuse(shared: &Shared, request: &Received) -> Option<Answer> {
 
 fn token(shared: &Shared, request: &Received) -> Answer {
     let good = br#"{"token":"good-token","expires_in":60}"#;
-    let Auth::Bearer {
-        user,
-        password,
-        refresh_token,
-    } = &lock(shared).auth
-    else {
+    let Auth::Bearer { user, password, refresh_token } = &lock(shared).auth else {
         return Answer::new(404, b"");
     };
     let granted = if request.method == "POST" {
         let wanted = format!("refresh_token={refresh_token}");
         let body = String::from_utf8_lossy(&request.body).into_owned();
         let mut fields = body.split('&');
-        !refresh_token.is_empty()
-            && body.contains("grant_type=refresh_token")
-            && fields.any(|field| field == wanted)
+        !refresh_token.is_empty() && body.contains("grant_type=refresh_token") && fields.any(|field| field == wanted)
     } else {
         user.is_empty() || request.headers.get("authorization") == Some(&basic(user, password))
     };
-    if granted {
-        Answer::new(200, good)
-    } else {
-        Answer::new(401, br#"{"details":"incorrect username or password"}"#)
-    }
+    if granted { Answer::new(200, good) } else { Answer::new(401, br#"{"details":"incorrect username or password"}"#) }
 }
 
 fn basic(user: &str, password: &str) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut out = "Basic ".to_string();
     for group in format!("{user}:{password}").as_bytes().chunks(3) {
-        let bits = group
-            .iter()
-            .fold(0u32, |bits, byte| bits << 8 | u32::from(*byte))
-            << (8 * (3 - group.len()));
+        let bits = group.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
         for at in 0..4 {
-            out.push(if at <= group.len() {
-                char::from(ALPHABET[(bits >> (18 - 6 * at)) as usize & 63])
-            } else {
-                '='
-            });
+            out.push(if at <= group.len() { char::from(ALPHABET[(bits >> (18 - 6 * at)) as usize & 63]) } else { '=' });
         }
     }
     out
