@@ -3,6 +3,7 @@
 
 mod cgroupfs;
 mod devices;
+mod home;
 mod host_proc;
 mod identity;
 mod paths;
@@ -212,6 +213,7 @@ impl Init {
         if !entered {
             identity::enter_cwd(&self.process.cwd, true)?;
         }
+        home::add_home(&mut self.process.env, self.process.uid);
         match (filter, self.process.no_new_privs) {
             (Some(filter), false) => load(&filter)?,
             (filter, _) => self.late_filter = filter,

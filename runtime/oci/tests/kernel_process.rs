@@ -175,6 +175,26 @@ fn a_terminal_is_the_containers_own_and_its_console() {
 }
 
 #[test]
+fn home_comes_from_the_containers_own_users_and_nothing_there_can_hold_the_start_up() {
+    in_namespaces(|| {
+        let mut bundle = Bundle::new("echo home $HOME");
+        let passwd = bundle.rootfs().join("etc/passwd");
+        std::fs::create_dir_all(passwd.parent().unwrap()).unwrap();
+        std::fs::write(&passwd, "x:x:0:0::/root:\nweb:x:33:33::/var/www:\n").unwrap();
+        assert_eq!(bundle.run().trim(), "home /root");
+        bundle.process().user.uid = 33;
+        assert_eq!(bundle.run().trim(), "home /var/www");
+        bundle.process().env.push("HOME=/given".into());
+        assert_eq!(bundle.run().trim(), "home /given");
+        bundle.process().env.pop();
+        std::fs::remove_file(&passwd).unwrap();
+        assert_eq!(bundle.run().trim(), "home /");
+        rustix::fs::mknodat(rustix::fs::CWD, &passwd, rustix::fs::FileType::Fifo, 0o666.into(), 0).unwrap();
+        assert_eq!(bundle.run().trim(), "home /");
+    });
+}
+
+#[test]
 fn kernel_parameters_are_set_after_the_hooks_that_make_what_they_belong_to() {
     in_namespaces(|| {
         let mut bundle = Bundle::new("cat /proc/sys/kernel/msgmax");
