@@ -141,6 +141,17 @@ pub fn volume_mounts<'a>(
     Ok(mounts)
 }
 
+/// Fits mounts to a runtime that cannot make them read-only with everything below them: where the container wants it if
+/// possible it goes without, where it demands it the container may not start.
+pub fn without_recursive_read_only(container: &Container, mounts: &mut [cri::Mount]) -> Result<(), String> {
+    let demanded = container.volume_mounts.iter().flatten().find(|m| m.recursive_read_only.as_deref() == Some("Enabled"));
+    if let Some(mount) = demanded {
+        return Err(format!("volume mount {:?}: the runtime does not support recursiveReadOnly: Enabled", mount.name));
+    }
+    mounts.iter_mut().for_each(|mount| mount.recursive_read_only = false);
+    Ok(())
+}
+
 /// Whether the container mounts something of its own at `path`.
 pub fn mounts_at(container: &Container, path: &str) -> bool {
     container.volume_mounts.iter().flatten().any(|m| m.mount_path.trim_end_matches('/') == path)
@@ -182,6 +193,21 @@ spec:
         let mut pod = parse_manifest(POD).unwrap().pods.remove(0).pod;
         apply_defaults(&mut pod);
         pod
+    }
+
+    #[test]
+    fn recursive_read_only_is_demanded_or_only_wished() {
+        let fit = |kind: &str| {
+            let mut pod = pod();
+            let container = &mut pod.spec.as_mut().unwrap().containers[0];
+            container.volume_mounts.as_mut().unwrap()[1].recursive_read_only = Some(kind.to_owned());
+            let mut mounts = volume_mounts(container, |_| Some("/x")).unwrap();
+            assert_eq!(mounts[1].recursive_read_only, kind != "Disabled");
+            without_recursive_read_only(container, &mut mounts).map(|()| mounts[1].recursive_read_only)
+        };
+        assert_eq!(fit("IfPossible"), Ok(false));
+        assert_eq!(fit("Disabled"), Ok(false));
+        assert!(fit("Enabled").unwrap_err().starts_with("volume mount \"host\": "));
     }
 
     #[test]

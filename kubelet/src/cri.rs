@@ -116,6 +116,13 @@ impl Runtime {
         limited("Status", self.timing.cri_call, self.runtime.clone().status(cri::StatusRequest::default())).await
     }
 
+    /// Whether the runtime's default handler can make mounts read-only with everything below them.
+    pub async fn can_mount_recursive_read_only(&self) -> Result<bool> {
+        let handlers = self.status().await?.runtime_handlers;
+        let features = handlers.into_iter().find(|handler| handler.name.is_empty()).and_then(|handler| handler.features);
+        Ok(features.is_some_and(|features| features.recursive_read_only_mounts))
+    }
+
     /// The cgroup driver; `None` where the runtime does not say.
     pub async fn cgroup_driver(&self) -> Result<Option<cri::CgroupDriver>> {
         let call = self.runtime.clone();

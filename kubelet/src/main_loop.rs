@@ -24,7 +24,7 @@ use crate::source::file::{self, FileSourceConfig};
 use crate::source::{SourceName, SourceUpdate};
 use crate::table::PodTable;
 use crate::worker::{Message, Worker};
-use crate::{Result, housekeeping, orphan};
+use crate::{Result, host_ports, housekeeping, orphan};
 
 /// A worker seen from outside.
 struct Handle {
@@ -56,6 +56,10 @@ pub(crate) struct Main {
     tasks: JoinSet<(PodUid, bool)>,
     /// Pods whose name, or UID, a worker that is ending still has.
     queued: BTreeMap<PodUid, Arc<Pod>>,
+    /// Why queued pods wait, where it is a port of the host.
+    refused: BTreeMap<PodUid, String>,
+    /// What the last listing found in the runtime: it had its ports first.
+    present: BTreeSet<PodUid>,
     sources: BTreeMap<SourceName, Vec<Arc<Pod>>>,
     configured: Vec<SourceName>,
     updates: mpsc::Receiver<SourceUpdate>,
@@ -99,6 +103,8 @@ impl Main {
             workers: BTreeMap::new(),
             tasks: JoinSet::new(),
             queued: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            present: BTreeSet::new(),
             sources: BTreeMap::new(),
             configured,
             updates,
@@ -196,6 +202,7 @@ impl Main {
             }
         }
         self.queued.retain(|uid, _| wanted.contains_key(uid));
+        self.forget_refusals();
         for (uid, pod) in wanted {
             match self.workers.get_mut(&uid) {
                 Some(handle) if !handle.ending => {
@@ -217,15 +224,42 @@ impl Main {
         if !self.listed {
             return;
         }
-        for (uid, pod) in std::mem::take(&mut self.queued) {
+        let mut queued: Vec<_> = std::mem::take(&mut self.queued).into_iter().collect();
+        queued.sort_by_key(|(uid, _)| !self.present.contains(uid));
+        for (uid, pod) in queued {
             let name = FullName::of(&pod);
             let taken = self.workers.contains_key(&uid) || self.workers.values().any(|h| h.name == name);
-            if taken {
+            if taken || self.lacks_port(&uid, &pod) {
                 self.queued.insert(uid, pod);
             } else {
+                self.refused.remove(&uid);
                 self.spawn(uid, pod);
             }
         }
+    }
+
+    /// Whether another pod has a port of the host that this one asks for; its status then says which.
+    fn lacks_port(&mut self, uid: &PodUid, pod: &Arc<Pod>) -> bool {
+        let running = self.workers.iter().filter(|(uid, _)| !host_ports::is_over(self.table.status(uid).as_ref()));
+        let Some(message) = host_ports::conflict(pod, running.map(|(_, handle)| &*handle.pod)) else { return false };
+        if self.refused.get(uid) != Some(&message) {
+            tracing::warn!(pod = %pod::format_pod(pod), "{message}: the pod waits");
+            self.table.set(uid, pod, host_ports::waiting(pod, message.clone()));
+            self.refused.insert(uid.clone(), message);
+        }
+        true
+    }
+
+    /// Pods that waited for a port and are wanted no more leave the table.
+    fn forget_refusals(&mut self) {
+        let (queued, table) = (&self.queued, &self.table);
+        self.refused.retain(|uid, _| {
+            let waits = queued.contains_key(uid);
+            if !waits {
+                table.remove(uid);
+            }
+            waits
+        });
     }
 
     fn spawn(&mut self, uid: PodUid, pod: Arc<Pod>) {
@@ -327,6 +361,7 @@ impl Main {
             }
         }
         self.listed = true;
+        self.present = listing.keys().filter_map(|uid| PodUid::new(uid)).collect();
         self.start_queued();
         self.update_qos();
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 
-use crate::pod::FullName;
+use crate::pod::{CONFIG_SEEN, FullName};
 use crate::source::file::{is_manifest_name, read_manifest};
 use crate::source::static_pod::Origin;
 
@@ -43,8 +43,10 @@ pub fn plan_files(paths: &[PathBuf], node_name: &str) -> PlanReport {
         let manifest = read_manifest(&bytes, &origin, &[]);
         report.warnings.extend(manifest.warnings);
         report.errors.extend(manifest.errors);
-        for pod in manifest.pods {
+        for mut pod in manifest.pods {
             let name = pod.full_name();
+            // A time that belongs to a running source; a plan of the same files is always the same text.
+            pod.pod.metadata.annotations.get_or_insert_default().remove(CONFIG_SEEN);
             match owners.get(&name) {
                 Some(owner) => {
                     report.errors.push(format!("{}: pod {name} is already defined by {}", path.display(), owner.display()))
@@ -86,6 +88,7 @@ mod tests {
         let report = plan_files(&[root.path().to_owned()], "Edge");
         assert_eq!(report.pods.len(), 1);
         assert_eq!(report.pods[0].1.metadata.name.as_deref(), Some("web-edge"));
+        assert_eq!(crate::pod::annotation(&report.pods[0].1, CONFIG_SEEN), None, "a plan carries no time");
         let file = |name: &str| root.path().join(name).display().to_string();
         assert_eq!(
             report.errors,

@@ -22,6 +22,11 @@ impl PodTable {
         self.lock().insert(uid.clone(), Arc::new(pod));
     }
 
+    /// A pod's status.
+    pub fn status(&self, uid: &PodUid) -> Option<PodStatus> {
+        self.lock().get(uid).and_then(|pod| pod.status.clone())
+    }
+
     /// Forgets a pod.
     pub fn remove(&self, uid: &PodUid) {
         self.lock().remove(uid);

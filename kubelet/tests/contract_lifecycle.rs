@@ -167,6 +167,21 @@ async fn an_edit_replaces_the_pod_after_the_old_one_has_ended() {
 }
 
 #[tokio::test]
+async fn a_pod_whose_host_port_is_taken_says_by_whom_and_starts_when_it_is_free() {
+    let with_port = |name: &str| pod(name, "").replace("image: 'img:1'", "image: 'img:1', ports: [{containerPort: 80, hostPort: 8080}]");
+    let mut node = Node::new();
+    node.apply("a.yaml", &with_port("a"));
+    node.start().await;
+    node.wait_pod("a-n1", "Running", |p| phase(p) == "Running").await;
+    node.apply("b.yaml", &with_port("b"));
+    let waiting = node.wait_pod("b-n1", "waiting", |p| phase(p) == "Pending" && p["status"]["reason"] == "NodePorts").await;
+    assert_eq!(waiting["status"]["message"], "hostPort 8080/TCP is taken by pod default/a-n1");
+    assert_eq!(node.cri.calls("RunPodSandbox").len(), 1);
+    std::fs::remove_file(node.path("manifests/a.yaml")).unwrap();
+    node.wait_pod("b-n1", "Running", |p| phase(p) == "Running").await;
+}
+
+#[tokio::test]
 async fn new_limits_are_applied_in_place() {
     let limits =
         |cpu: &str| pod("web", "").replace("image: 'img:1'", &format!("image: 'img:1', resources: {{limits: {{cpu: {cpu}}}}}"));

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use tokio_util::sync::CancellationToken;
 
 use super::{Executor, OpResult};
-use crate::container_config::{ContainerContext, container_config, mounts_at, volume_mounts};
+use crate::container_config::{ContainerContext, container_config, mounts_at, volume_mounts, without_recursive_read_only};
 use crate::cri as calls;
 use crate::hosts::{self, Hostname};
 use crate::memory::Reason;
@@ -47,10 +47,20 @@ impl Executor {
             return OpResult::Cancelled;
         }
         let pod_ips = if pod::is_host_network(pod) { &self.node.host_ips } else { &sandbox.ips };
-        let mounts = match self.container_files(pod, container, pod_ips).await {
+        let mut mounts = match self.container_files(pod, container, pod_ips).await {
             Ok(mounts) => mounts,
             Err(text) => return config_error(text),
         };
+        if mounts.iter().any(|mount| mount.recursive_read_only) {
+            let fitted = match self.runtime.can_mount_recursive_read_only().await {
+                Ok(true) => Ok(()),
+                Ok(false) => without_recursive_read_only(container, &mut mounts),
+                Err(e) => Err(calls::message(&e)),
+            };
+            if let Err(text) = fitted {
+                return config_error(text);
+            }
+        }
         let image_user = ImageUser { uid: image.uid.map(|u| u.value), username: image.username.clone() };
         let context = ContainerContext {
             attempt,

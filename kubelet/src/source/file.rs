@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -23,6 +24,9 @@ use crate::pod::FullName;
 
 /// Larger files are refused unread.
 const MAX_FILE: u64 = 10 * 1024 * 1024;
+
+/// How soon a folder that could not be read is tried again.
+const UNREADABLE_RETRY: Duration = Duration::from_secs(1);
 
 /// What the scanner needs to know.
 #[derive(Clone, Debug)]
@@ -81,6 +85,7 @@ pub struct Scanner {
     skipped: BTreeSet<PathBuf>,
     scanned: bool,
     folder_missing: bool,
+    unreadable: bool,
 }
 
 impl Scanner {
@@ -98,20 +103,30 @@ impl Scanner {
             }
             files.insert(record.path, FileState { pods: record.pods, ..FileState::default() });
         }
-        Scanner { config, store, files, owners, skipped: BTreeSet::new(), scanned: false, folder_missing: false }
+        Scanner { config, store, files, owners, skipped: BTreeSet::new(), scanned: false, folder_missing: false, unreadable: false }
     }
 
     /// Whether a set can be published: every file known from before was seen or has been away long enough.
     pub fn is_ready(&self) -> bool {
-        self.scanned && self.files.values().all(|f| f.stamp.is_some() || f.missing_since.is_none())
+        self.scanned && !self.unreadable && self.files.values().all(|f| f.stamp.is_some() || f.missing_since.is_none())
     }
 
     /// Looks at the files. `complete` are names that an event vouches for: written and closed, or moved in.
     pub fn scan(&mut self, now: Instant, vouched: &BTreeSet<OsString>) -> Scan {
         let mut scan = Scan::default();
         let first = !self.scanned;
+        let present = match self.list() {
+            Ok(present) => present,
+            Err(error) => {
+                // What cannot be looked at (no right, no descriptors, a stale mount) is not gone: pods stay as they are.
+                tracing::error!(path = %self.config.path.display(), %error, "manifests cannot be read: pods are left alone");
+                self.unreadable = true;
+                scan.look_again = Some(now + self.config.rescan.min(UNREADABLE_RETRY));
+                return scan;
+            }
+        };
+        self.unreadable = false;
         self.scanned = true;
-        let present = self.list();
         for path in &present {
             let vouched = first || path.file_name().is_some_and(|name| vouched.contains(name));
             self.look_at(path, vouched, now, &mut scan);
@@ -124,33 +139,41 @@ impl Scanner {
         scan
     }
 
-    /// The manifests that exist, sorted by name.
-    fn list(&mut self) -> BTreeSet<PathBuf> {
+    /// The manifests that exist, sorted by name. Only what the kernel says is not there counts as missing.
+    fn list(&mut self) -> io::Result<BTreeSet<PathBuf>> {
         let root = self.config.path.clone();
-        let metadata = fs::metadata(&root);
-        let missing = metadata.as_ref().is_err();
-        if missing && !self.folder_missing {
+        let metadata = match fs::metadata(&root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            metadata => Some(metadata?),
+        };
+        if metadata.is_none() && !self.folder_missing {
             tracing::warn!(path = %root.display(), "manifests are missing: nothing to run until they appear");
         }
-        self.folder_missing = missing;
+        self.folder_missing = metadata.is_none();
         match metadata {
-            Ok(metadata) if metadata.is_file() => BTreeSet::from([root]),
-            Ok(metadata) if metadata.is_dir() => {
-                let entries = fs::read_dir(&root).into_iter().flatten().flatten().map(|entry| entry.path());
-                let mut found = BTreeSet::new();
-                for path in entries.filter(|path| is_manifest_name(path)) {
-                    match fs::metadata(&path) {
-                        Ok(metadata) if metadata.is_file() => _ = found.insert(path),
-                        Ok(_) if self.skipped.insert(path.clone()) => {
-                            tracing::warn!(path = %path.display(), "not a regular file: skipped");
-                        }
-                        _ => {}
-                    }
-                }
-                found
-            }
-            _ => BTreeSet::new(),
+            Some(metadata) if metadata.is_file() => Ok(BTreeSet::from([root])),
+            Some(metadata) if metadata.is_dir() => self.list_folder(&root),
+            _ => Ok(BTreeSet::new()),
         }
+    }
+
+    fn list_folder(&mut self, root: &Path) -> io::Result<BTreeSet<PathBuf>> {
+        let mut found = BTreeSet::new();
+        for entry in fs::read_dir(root)? {
+            let path = entry?.path();
+            if !is_manifest_name(&path) {
+                continue;
+            }
+            match fs::metadata(&path) {
+                Ok(metadata) if metadata.is_file() => _ = found.insert(path),
+                Ok(_) if self.skipped.insert(path.clone()) => {
+                    tracing::warn!(path = %path.display(), "not a regular file: skipped");
+                }
+                Err(error) if error.kind() != io::ErrorKind::NotFound => _ = found.insert(path),
+                _ => {}
+            }
+        }
+        Ok(found)
     }
 
     fn look_at(&mut self, path: &Path, vouched: bool, now: Instant, scan: &mut Scan) {
@@ -422,6 +445,27 @@ mod tests {
     }
 
     const NONE: &BTreeSet<OsString> = &BTreeSet::new();
+
+    #[test]
+    fn a_folder_that_cannot_be_read_leaves_the_pods_alone() {
+        let folder = Folder::new();
+        folder.write("a.yaml", &pod("a", "i"));
+        let mut scanner = folder.scanner();
+        scanner.scan(folder.now, NONE);
+        let (path, away) = (folder.root.path().join("m"), folder.root.path().join("away"));
+        fs::rename(&path, &away).unwrap();
+        // ELOOP stands for EACCES and EMFILE, which root and a test cannot have.
+        std::os::unix::fs::symlink("m", &path).unwrap();
+        for seconds in [1, 2] {
+            let scan = scanner.scan(folder.now + Duration::from_secs(seconds), NONE);
+            assert!(!scan.changed && scan.look_again.is_some());
+        }
+        assert_eq!(names(&scanner), ["a-n=i"]);
+        fs::remove_file(&path).unwrap();
+        fs::rename(&away, &path).unwrap();
+        assert!(!scanner.scan(folder.now + Duration::from_secs(3), NONE).changed);
+        assert!(scanner.is_ready());
+    }
 
     #[test]
     fn only_manifests_count_and_links_are_followed() {
