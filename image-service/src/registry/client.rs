@@ -247,12 +247,12 @@ impl Session {
         authorization: Option<&HeaderValue>,
     ) -> Result<Response<Incoming>, Error> {
         let mut url = url.clone();
-        let home = url.authority().cloned();
+        let home = url.clone();
         for _ in 0..=MAX_REDIRECTS {
             let mut request = HeaderMap::new();
             request.extend(headers.iter().cloned());
             // Secrets stay with the host that they were given for.
-            if url.authority() == home.as_ref() {
+            if same_origin(&url, &home) {
                 for (name, value) in &remote.endpoint.headers {
                     request.append(name.clone(), value.clone());
                 }
@@ -490,6 +490,11 @@ fn basic(username: &str, password: &str) -> String {
     format!("Basic {}", STANDARD.encode(format!("{username}:{password}")))
 }
 
+/// Whether two URLs mean the same host over the same kind of connection: HTTPS' secrets never go out in the clear.
+fn same_origin(a: &Uri, b: &Uri) -> bool {
+    a.authority() == b.authority() && a.scheme() == b.scheme()
+}
+
 /// Resolves a `Location` against the URL that it came from.
 fn join(base: &Uri, location: &str) -> Option<Uri> {
     let scheme = base.scheme_str()?;
@@ -511,6 +516,19 @@ fn join(base: &Uri, location: &str) -> Option<Uri> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn secrets_follow_neither_to_another_host_nor_into_the_clear() {
+        let home: Uri = "https://r.example:5000/v2/a".parse().unwrap();
+        for (url, same) in [
+            ("https://r.example:5000/other", true),
+            ("http://r.example:5000/v2/a", false),
+            ("https://r.example/v2/a", false),
+            ("https://r.example.evil:5000/v2/a", false),
+        ] {
+            assert_eq!(same_origin(&home, &url.parse().unwrap()), same, "{url}");
+        }
+    }
 
     #[test]
     fn redirects_are_resolved() {

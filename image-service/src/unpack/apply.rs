@@ -237,7 +237,7 @@ impl Applier {
             None => self.copy(entry, tar, |bytes| file.write_all(bytes))?,
             Some(sparse) => self.copy_sparse(entry, sparse, tar, &file)?,
         }
-        self.bytes += entry.size.next_multiple_of(4096);
+        self.bytes = self.bytes.saturating_add(entry.size.div_ceil(4096).saturating_mul(4096));
         meta::dress(file.as_fd(), entry)?;
         rustix::fs::futimens(&file, &meta::timestamps(entry.mtime)).map_err(failed(&entry.path, "set times"))
     }
