@@ -168,7 +168,8 @@ async fn an_edit_replaces_the_pod_after_the_old_one_has_ended() {
 
 #[tokio::test]
 async fn a_pod_whose_host_port_is_taken_says_by_whom_and_starts_when_it_is_free() {
-    let with_port = |name: &str| pod(name, "").replace("image: 'img:1'", "image: 'img:1', ports: [{containerPort: 80, hostPort: 8080}]");
+    let with_port =
+        |name: &str| pod(name, "").replace("image: 'img:1'", "image: 'img:1', ports: [{containerPort: 80, hostPort: 8080}]");
     let mut node = Node::new();
     node.apply("a.yaml", &with_port("a"));
     node.start().await;

@@ -103,7 +103,16 @@ impl Scanner {
             }
             files.insert(record.path, FileState { pods: record.pods, ..FileState::default() });
         }
-        Scanner { config, store, files, owners, skipped: BTreeSet::new(), scanned: false, folder_missing: false, unreadable: false }
+        Scanner {
+            config,
+            store,
+            files,
+            owners,
+            skipped: BTreeSet::new(),
+            scanned: false,
+            folder_missing: false,
+            unreadable: false,
+        }
     }
 
     /// Whether a set can be published: every file known from before was seen or has been away long enough.
