@@ -32,10 +32,7 @@ fn read(path: &str) -> Result<Resources, String> {
 
 /// A size in bytes, which may end in a unit: `512m`, `1GiB`; -1 is unlimited.
 fn bytes(flags: &Flags, name: &str) -> Result<Option<i64>, String> {
-    flags
-        .get(name)
-        .map(|text| parse_bytes(text).ok_or_else(|| format!("--{name}: {text:?} is not a size in bytes")))
-        .transpose()
+    flags.get(name).map(|text| parse_bytes(text).ok_or_else(|| format!("--{name}: {text:?} is not a size in bytes"))).transpose()
 }
 
 fn parse_bytes(text: &str) -> Option<i64> {

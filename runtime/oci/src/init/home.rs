@@ -46,7 +46,8 @@ mod tests {
 
     #[test]
     fn the_home_is_the_first_that_the_users_id_has() {
-        let text = b"root:x:0:0:root:/root:/bin/sh\nbroken\nnone:x:5:5::\nweb:x:33:33:www:/var/www:/bin/sh\nagain:x:33:1::/other:\n";
+        let text =
+            b"root:x:0:0:root:/root:/bin/sh\nbroken\nnone:x:5:5::\nweb:x:33:33:www:/var/www:/bin/sh\nagain:x:33:1::/other:\n";
         for (uid, home) in [(0, Some("/root")), (33, Some("/var/www")), (5, None), (7, None)] {
             assert_eq!(home_of(text, uid), home.map(str::as_bytes), "{uid}");
         }
