@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 /// How often a walk that raced a rename is tried again.
@@ -115,12 +115,6 @@ impl Root {
         let (parent, name) = self.split(path)?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(&parent, name, flags, mode)?)
-    }
-
-    /// Makes a device, fifo or socket node.
-    pub fn mknod(&self, path: &Path, kind: FileType, mode: Mode, device: u64) -> io::Result<()> {
-        let (parent, name) = self.split(path)?;
-        Ok(rustix::fs::mknodat(&parent, name, kind, mode, device)?)
     }
 
     /// Makes a symbolic link; its target is any text.

@@ -19,7 +19,7 @@ use crate::syscall::check;
 use crate::{Error, Result};
 
 pub use context::{FsContext, fs_context};
-pub use table::{MountEntry, mounts, mounts_of, parse_mountinfo};
+pub use table::{MountEntry, mounts, parse_mountinfo};
 
 bitflags::bitflags! {
     /// Attributes of one mount (not of its filesystem).

@@ -223,13 +223,6 @@ pub fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Marks all descriptors from `first` on close-on-exec, so that nothing the process did not mean to pass reaches a program.
-pub fn cloexec_from(first: u32) -> io::Result<()> {
-    // SAFETY: marking close-on-exec closes nothing now: descriptors that others own stay valid.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) })?;
-    Ok(())
-}
-
 /// Makes `target` (0, 1, 2, ...) another name of `fd`, kept over exec. What `target` was before is closed.
 ///
 /// Only for numbers that no owned descriptor of the process has: a forked child setting up its stdio.

@@ -95,12 +95,6 @@ pub(crate) fn reset_signal_handlers() {
     }
 }
 
-/// Ignores a signal (SIGPIPE, SIGHUP) in this process.
-pub fn ignore_signal(signal: i32) {
-    // SAFETY: SIG_IGN runs no code of ours.
-    unsafe { libc::signal(signal, libc::SIG_IGN) };
-}
-
 /// The number of a signal by name: `SIGTERM`, `TERM`, `SIGRTMIN+3`, `15`; any case. Checked against the kernel's range.
 #[must_use]
 pub fn signal_number(name: &str) -> Option<i32> {

@@ -4,8 +4,6 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
-use rustix::process::Pid;
-
 use crate::{Error, Result};
 
 /// One line of mountinfo.
@@ -48,11 +46,6 @@ impl MountEntry {
 /// The mounts that the calling process sees.
 pub fn mounts() -> Result<Vec<MountEntry>> {
     load("/proc/self/mountinfo")
-}
-
-/// The mounts that another process sees.
-pub fn mounts_of(pid: Pid) -> Result<Vec<MountEntry>> {
-    load(&format!("/proc/{}/mountinfo", pid.as_raw_nonzero()))
 }
 
 fn load(path: &str) -> Result<Vec<MountEntry>> {
