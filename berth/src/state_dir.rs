@@ -24,6 +24,16 @@ fn is_tmpfs(path: &Path) -> Result<bool> {
     Ok(i64::try_from(found.f_type) == Ok(TMPFS_MAGIC))
 }
 
+/// Takes the lock. [`holder`] has it for an instant when it asks who holds it: that must not keep an agent from starting.
+fn lock_soon(lock: &File) -> bool {
+    (0..10).any(|round| {
+        if round > 0 {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok()
+    })
+}
+
 /// Makes the folder, puts it on tmpfs, and takes the lock that keeps a second agent out.
 pub fn hold(state: &Path) -> Result<Held> {
     DirBuilder::new().recursive(true).mode(0o711).create(state).with_context(|| format!("making {}", state.display()))?;
@@ -41,7 +51,7 @@ pub fn hold(state: &Path) -> Result<Held> {
         .write(true)
         .open(&path)
         .with_context(|| format!("opening {}", path.display()))?;
-    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+    if !lock_soon(&lock) {
         let mut pid = String::new();
         let _ = lock.read_to_string(&mut pid);
         bail!("another berth (pid {}) runs on {}: use another --state, or end that one", pid.trim(), state.display());

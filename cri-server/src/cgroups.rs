@@ -94,10 +94,42 @@ impl Cgroups {
         cgroup.update(resources).map_err(failed("limit", subject))
     }
 
+    /// Gives all processes of a cgroup an OOM score; what may not be lowered is reported and stays. Blocking.
+    pub(crate) fn set_oom_score(&self, text: &str, subject: &str, score: i64) -> Result<Vec<String>, Error> {
+        let path = self.path(text, subject)?;
+        let cgroup = Cgroup::open(&self.layout, &path).map_err(failed("open", subject))?;
+        let mut warnings = Vec::new();
+        for pid in cgroup.procs().map_err(failed("list the processes of", subject))? {
+            let file = format!("/proc/{}/oom_score_adj", pid.as_raw_nonzero());
+            match std::fs::write(&file, score.to_string()) {
+                Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+                    warnings.push(format!("oom_score_adj can not be lowered to {score}: {e}"));
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::InvalidInput => {
+                    return Err(crate::error::invalid("linux.oom_score_adj", format!("{score} is not in -1000..1000")));
+                }
+                _ => {} // Written, or the process has just ended.
+            }
+        }
+        Ok(warnings)
+    }
+
     /// Statistics; none when the cgroup is gone. Blocking.
     pub(crate) fn stats(&self, text: &str) -> Option<berth_cgroup::Stats> {
         let path = CgroupPath::parse(text).ok()?;
         Cgroup::open(&self.layout, &path).ok()?.stats().ok()
+    }
+
+    /// The processes in a cgroup and below it; none when it is gone. Blocking.
+    pub(crate) fn processes(&self, text: &str) -> Vec<i32> {
+        let cgroup = CgroupPath::parse(text).and_then(|path| Cgroup::open(&self.layout, &path));
+        let pids = cgroup.and_then(|c| c.procs()).unwrap_or_default();
+        pids.into_iter().map(|pid| pid.as_raw_nonzero().get()).collect()
+    }
+
+    /// Whether the machine has a controller for containers.
+    pub(crate) fn has_controller(&self, name: &str) -> bool {
+        self.layout.controllers().iter().any(|controller| controller == name)
     }
 
     /// The names of the cgroups below one. Blocking.

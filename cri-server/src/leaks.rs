@@ -1,11 +1,93 @@
 //! What of this instance is on the machine without an owner on record. Finds by the instance's marks; changes nothing.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use berth_cni::Network;
+
 use crate::Server;
-use crate::id::is_id;
+use crate::cgroups::Cgroups;
+use crate::config::Config;
+use crate::error::Error;
+use crate::id::{ContainerId, SandboxId, is_id};
+use crate::paths::Paths;
+use crate::records::{self, ContainerRecord, SandboxRecord};
+
+/// Who owns what.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Owned {
+    /// Sandboxes that may hold something of the system: being made, ready, or being torn down.
+    holding: BTreeSet<String>,
+    /// All that are known.
+    sandboxes: BTreeSet<String>,
+    containers: BTreeSet<String>,
+    /// The cgroups that theirs are in.
+    parents: BTreeSet<String>,
+}
+
+impl Owned {
+    /// What the running server owns at this moment, also what is half made or half gone.
+    fn now(server: &Server) -> Self {
+        let mut out = Self::default();
+        for (id, held) in server.owners.held() {
+            if held.system {
+                out.holding.insert(id.as_str().to_owned());
+            }
+            out.sandboxes.insert(id.as_str().to_owned());
+            out.containers.extend(held.containers.iter().map(|c| c.as_str().to_owned()));
+            out.parents.insert(server.cgroups.pod(&held.cgroup_parent));
+        }
+        out
+    }
+
+    fn add(&mut self, other: Self) {
+        self.holding.extend(other.holding);
+        self.sandboxes.extend(other.sandboxes);
+        self.containers.extend(other.containers);
+        self.parents.extend(other.parents);
+    }
+
+    /// What the records own; nothing is changed. Blocking.
+    fn on_record(paths: &Paths, cgroups: &Cgroups, boot: &str) -> Self {
+        let mut out = Self::default();
+        let sandboxes = names(&paths.kept_sandboxes()).into_iter().chain(names(&paths.live_sandboxes()));
+        for id in sandboxes.map(SandboxId::from) {
+            let files = [paths.live_sandbox(&id), paths.kept_sandbox(&id)].map(|folder| crate::paths::record(&folder));
+            let Some(record) = files.iter().find_map(|path| records::load::<SandboxRecord>(path).ok()) else { continue };
+            if record.boot == boot && !record.stopped {
+                out.holding.insert(id.as_str().to_owned());
+            }
+            out.parents.insert(cgroups.pod(&record.spec.cgroup_parent));
+            out.containers.extend(names(&paths.live_sandbox(&id).join("containers")));
+            out.sandboxes.insert(id.as_str().to_owned());
+        }
+        for id in names(&paths.kept_containers()).into_iter().map(ContainerId::from) {
+            let record = records::load::<ContainerRecord>(&crate::paths::record(&paths.kept_container(&id)));
+            if record.is_ok_and(|r| out.sandboxes.contains(r.sandbox.as_str())) {
+                out.containers.insert(id.as_str().to_owned());
+            }
+        }
+        out
+    }
+}
+
+/// The names in a folder that have the form of an id.
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).filter(|name| is_id(name)).collect()
+}
+
+/// Where to look.
+#[derive(Clone)]
+struct Ground {
+    instance: String,
+    paths: Paths,
+    cgroups: Cgroups,
+    /// Nobody is at work on the trash: what lies there stays.
+    idle: bool,
+}
 
 /// One line for each thing without an owner.
 pub(crate) async fn leaks(server: &Arc<Server>, settle: bool) -> Vec<String> {
@@ -18,100 +100,158 @@ pub(crate) async fn leaks(server: &Arc<Server>, settle: bool) -> Vec<String> {
         })
         .await;
     }
-    let live = server.board_ready();
-    let mut out = match server.network.leaks(&live).await {
+    let (instance, paths, cgroups) = (server.instance.clone(), server.paths.clone(), server.cgroups.clone());
+    let ground = Ground { instance, paths, cgroups, idle: settle };
+    let first = look(&ground, &server.network, || Owned::now(server)).await;
+    if first.is_empty() {
+        return first;
+    }
+    // Pods come and go meanwhile: only what is there a second time is a leak.
+    let second: BTreeSet<String> = look(&ground, &server.network, || Owned::now(server)).await.into_iter().collect();
+    first.into_iter().filter(|line| second.contains(line)).collect()
+}
+
+/// The same from the records alone, where no agent runs.
+pub(crate) async fn on_record(mut config: Config) -> Result<Vec<String>, Error> {
+    for folder in [&mut config.root, &mut config.state] {
+        *folder = std::fs::canonicalize(&*folder).unwrap_or_else(|_| folder.clone());
+    }
+    let paths = Paths::new(&config.root, &config.state);
+    let instance = berth_linux::instance::InstanceId::of_state_dir(&config.state).to_string();
+    let boot =
+        berth_linux::boot::boot_id().map_err(|e| Error::Linux { action: "read the boot id".into(), source: Box::new(e) })?;
+    let cgroups = Cgroups::new(&instance)?;
+    let network = crate::server::open_network(&config, &paths, &instance)?;
+    let ground = Ground { instance, paths, cgroups, idle: true };
+    let owned = || Owned::on_record(&ground.paths, &ground.cgroups, &boot);
+    Ok(look(&ground, &network, owned).await)
+}
+
+/// Looks once. Who owns what is asked before and after: what was made meanwhile has an owner too.
+async fn look(ground: &Ground, network: &Network, owned: impl Fn() -> Owned) -> Vec<String> {
+    let mut before = owned();
+    let mut out: Vec<String> = match network.leaks(&before.holding).await {
         Ok(leaks) => leaks.iter().map(|leak| format!("network {leak:?}")).collect(),
         Err(error) => vec![format!("network: {error}")],
     };
-    let this = server.clone();
-    let rest = crate::blocking(move || {
-        let mut found = Vec::new();
-        processes(&this, &mut found);
-        cgroups(&this, &mut found);
-        mounts(&this, &mut found);
-        folders(&this, &mut found);
-        Ok(found)
-    });
-    out.extend(rest.await.unwrap_or_default());
+    let (this, parents) = (ground.clone(), before.parents.clone());
+    let found = crate::blocking(move || Ok(Seen::take(&this, parents))).await.unwrap_or_default();
+    before.add(owned());
+    found.without(&before, &mut out);
     out
 }
 
-fn sandboxes(server: &Server) -> BTreeSet<String> {
-    server.owners.ids().iter().map(|id| id.as_str().to_owned()).collect()
+/// What is on the machine: the owner's id and the line for it.
+#[derive(Debug, Default)]
+struct Seen {
+    holding: Vec<(String, String)>,
+    known: Vec<(String, String)>,
+    ownerless: Vec<String>,
 }
 
-fn containers(server: &Server) -> BTreeSet<String> {
-    server.board.containers().iter().map(|view| view.id.as_str().to_owned()).collect()
-}
+impl Seen {
+    fn take(ground: &Ground, mut parents: BTreeSet<String>) -> Self {
+        let mut seen = Self::default();
+        seen.processes(ground);
+        parents.insert(ground.cgroups.top().to_owned());
+        for parent in parents {
+            for name in ground.cgroups.children(&parent).into_iter().filter(|n| is_id(n)) {
+                let line = format!("cgroup {parent}/{name}");
+                seen.known.push((name, line));
+            }
+        }
+        seen.mounts(ground);
+        seen.folders(ground);
+        seen
+    }
 
-/// Shims of sandboxes that nobody knows, or of ones that are stopped. Ours are those whose sandbox folder is below our state.
-fn processes(server: &Server, out: &mut Vec<String>) {
-    let ready = server.board_ready();
-    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
-        let Ok(line) = std::fs::read(entry.path().join("cmdline")) else { continue };
-        let mut args = line.split(|b| *b == 0).map(|a| String::from_utf8_lossy(a).into_owned());
-        if args.next().as_deref() != Some("berth-shim") {
-            continue;
+    fn without(self, owned: &Owned, out: &mut Vec<String>) {
+        out.extend(self.holding.into_iter().filter(|(id, _)| !owned.holding.contains(id)).map(|(_, line)| line));
+        // A netns has only the beginning of its owner's id in its name.
+        let known = |id: &str| {
+            owned.containers.contains(id) || owned.sandboxes.range(id.to_owned()..).next().is_some_and(|s| s.starts_with(id))
+        };
+        out.extend(self.known.into_iter().filter(|(id, _)| !known(id)).map(|(_, line)| line));
+        out.extend(self.ownerless);
+    }
+
+    /// Shims. Ours are those whose sandbox folder is below our state.
+    fn processes(&mut self, ground: &Ground) {
+        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+            let Ok(line) = std::fs::read(entry.path().join("cmdline")) else { continue };
+            let mut args = line.split(|b| *b == 0).map(|a| String::from_utf8_lossy(a).into_owned());
+            if args.next().as_deref() != Some("berth-shim") {
+                continue;
+            }
+            let Some(id) = args.next().filter(|id| is_id(id)) else { continue };
+            if is_ours(ground, pid, &id) {
+                self.holding.push((id.clone(), format!("process {pid}: shim of pod sandbox {id}")));
+            }
         }
-        let Some(id) = args.next().filter(|id| is_id(id)) else { continue };
-        if ready.contains(&id) || !is_ours(server, pid, &id) {
-            continue;
+    }
+
+    fn mounts(&mut self, ground: &Ground) {
+        let prefix = format!("berth-{}-", ground.instance);
+        // Bound or not: the file alone is a leftover too.
+        for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if let Some(id) = name.strip_prefix(&prefix) {
+                self.known.push((id.to_owned(), format!("netns /run/netns/{name}")));
+            }
         }
-        out.push(format!("process {pid}: shim of pod sandbox {id}"));
+        let (state, kept) = (ground.paths.live_sandboxes(), ground.paths.kept_containers());
+        for mount in berth_linux::mount::mounts().unwrap_or_default() {
+            // Shims mount in namespaces of their own: nothing of ours is ever mounted there in this one.
+            if mount.mount_point.starts_with(&state) || mount.mount_point.starts_with(&kept) {
+                self.ownerless.push(format!("mount {}", mount.mount_point.display()));
+            }
+        }
+    }
+
+    fn folders(&mut self, ground: &Ground) {
+        let paths = &ground.paths;
+        let folders = [
+            (paths.live_sandboxes(), "sandbox folder"),
+            (paths.kept_sandboxes(), "sandbox record"),
+            (paths.kept_containers(), "snapshot"),
+        ];
+        for (folder, what) in folders {
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                let line = format!("{what} {}", entry.path().display());
+                self.known.push((entry.file_name().to_string_lossy().into_owned(), line));
+            }
+        }
+        if ground.idle {
+            let trash = std::fs::read_dir(paths.trash()).into_iter().flatten().flatten();
+            self.ownerless.extend(trash.map(|entry| format!("snapshot {}", entry.path().display())));
+        }
     }
 }
 
 /// Whether a shim listens in our state folder, or is in our cgroup.
-fn is_ours(server: &Server, pid: i32, id: &str) -> bool {
-    let folder = server.paths.live_sandbox(&id.into());
+fn is_ours(ground: &Ground, pid: i32, id: &str) -> bool {
     let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    folder.exists() || cgroup.lines().any(|line| line.contains(server.cgroups.top()))
+    ground.paths.live_sandbox(&id.into()).exists() || cgroup.lines().any(|line| line.contains(ground.cgroups.top()))
 }
 
-fn cgroups(server: &Server, out: &mut Vec<String>) {
-    let mut owned = sandboxes(server);
-    owned.extend(containers(server));
-    let mut parents: BTreeSet<String> =
-        server.board.sandboxes().iter().map(|v| server.cgroups.pod(&v.spec.cgroup_parent)).collect();
-    parents.insert(server.cgroups.top().to_owned());
-    for parent in parents {
-        for name in server.cgroups.children(&parent).iter().filter(|n| is_id(n) && !owned.contains(*n)) {
-            out.push(format!("cgroup {parent}/{name}"));
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_being_made_or_torn_down_has_an_owner_and_the_rest_is_a_leak() {
+        let (a, b, c) = ("a".repeat(64), "b".repeat(64), "c".repeat(64));
+        let set = |ids: &[&String]| ids.iter().map(|id| (*id).clone()).collect::<BTreeSet<_>>();
+        let owned = Owned { holding: set(&[&a]), sandboxes: set(&[&a, &b]), containers: set(&[&c]), parents: BTreeSet::new() };
+        let line = |id: &str, text: &str| (id.to_owned(), text.to_owned());
+        let seen = Seen {
+            holding: vec![line(&a, "shim a"), line(&b, "shim b")],
+            known: vec![line(&b[..13], "netns b"), line(&c, "cgroup c"), line("d", "cgroup d")],
+            ownerless: vec!["mount".into()],
+        };
+        let mut out = Vec::new();
+        seen.without(&owned, &mut out);
+        assert_eq!(out, ["shim b", "cgroup d", "mount"]);
     }
-}
-
-fn mounts(server: &Server, out: &mut Vec<String>) {
-    let known = sandboxes(server);
-    let prefix = format!("/run/netns/berth-{}-", server.instance);
-    let state = server.paths.live_sandboxes();
-    let kept = server.paths.kept_containers();
-    for mount in berth_linux::mount::mounts().unwrap_or_default() {
-        let path = mount.mount_point.to_string_lossy();
-        if let Some(short) = path.strip_prefix(&prefix) {
-            if !known.iter().any(|id| id.starts_with(short)) {
-                out.push(format!("netns {path}"));
-            }
-        } else if mount.mount_point.starts_with(&state) || mount.mount_point.starts_with(&kept) {
-            // Shims mount in namespaces of their own: nothing of ours is ever mounted there in this one.
-            out.push(format!("mount {path}"));
-        }
-    }
-}
-
-fn folders(server: &Server, out: &mut Vec<String>) {
-    let (sandboxes, containers) = (sandboxes(server), containers(server));
-    let mut look = |folder: std::path::PathBuf, owned: &BTreeSet<String>, what: &str| {
-        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if !owned.contains(&name) {
-                out.push(format!("{what} {}", entry.path().display()));
-            }
-        }
-    };
-    look(server.paths.live_sandboxes(), &sandboxes, "sandbox folder");
-    look(server.paths.kept_sandboxes(), &sandboxes, "sandbox record");
-    look(server.paths.kept_containers(), &containers, "snapshot");
-    look(server.paths.trash(), &BTreeSet::new(), "snapshot");
 }

@@ -50,6 +50,8 @@ impl CriServer {
         recover::recover(&server).await?;
         server.images.start_reaper();
         streaming::listen(&server).await?;
+        // What was read at the start is not needed again.
+        berth_linux::heap::trim();
         Ok(Self { server })
     }
 
@@ -117,6 +119,11 @@ impl CriServer {
             source: Box::new(e),
         })?;
         Ok(images.into_iter().map(|image| (image.id.to_string(), image.repo_tags)).collect())
+    }
+
+    /// [`Self::leaks`] where no agent runs: reads the records, recovers and drains nothing.
+    pub async fn leaks_on_record(config: Config) -> Result<Vec<String>, Error> {
+        leaks::on_record(config).await
     }
 
     /// Everything of this instance on the machine that no record owns: one line each. `settle`: waits for pending deletions

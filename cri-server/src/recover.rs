@@ -88,13 +88,13 @@ fn read(server: &Server) -> Result<Found, Error> {
         let id = ContainerId::from(name);
         let kept = server.paths.kept_container(&id);
         let durable: Option<ContainerRecord> = first(&[&crate::paths::record(&kept)]);
-        let live = match &durable {
+        let live: Option<ContainerRecord> = match &durable {
             Some(record) => first(&[&crate::paths::record(&server.paths.live_container(&record.sandbox, &id))]),
             // The agent died before the durable record was written: the state folder of its sandbox has it.
             None => found.sandboxes.keys().find_map(|s| first(&[&crate::paths::record(&server.paths.live_container(s, &id))])),
         };
         let record = match (live, durable) {
-            (Some(live), durable) => Some(ContainerRecord { exit: durable.and_then(|d| d.exit), ..live }),
+            (Some(live), durable) => Some(ContainerRecord { exit: live.exit.clone().or(durable.and_then(|d| d.exit)), ..live }),
             (None, durable) => durable,
         };
         match record {

@@ -134,7 +134,7 @@ async fn open_images(config: &Config, paths: &Paths) -> Result<Arc<ImageStore>, 
     Ok(images)
 }
 
-fn open_network(config: &Config, paths: &Paths, instance: &str) -> Result<Network, Error> {
+pub(crate) fn open_network(config: &Config, paths: &Paths, instance: &str) -> Result<Network, Error> {
     let failed =
         |source: Box<dyn std::error::Error + Send + Sync>| Error::Network { action: "open the", id: "all".into(), source };
     let pod_cidrs = config

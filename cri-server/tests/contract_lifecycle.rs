@@ -314,3 +314,66 @@ fn an_image_is_a_volume_whole_or_in_part_read_only_and_never_out_of_itself() {
         agent.finish();
     });
 }
+
+#[test]
+fn exit_codes_survive_a_crash_right_after_the_pod_was_stopped_and_nothing_is_a_leak_meanwhile() {
+    berth_testkit::in_namespaces(|| {
+        let mut agent = Agent::start();
+        let sandbox = agent.run_sandbox("stopped");
+        let id = agent.run_script(&sandbox, "stopped", "c", "exit 7");
+        let ended = || (agent.container_status(&id).exit_code == 7).then_some(());
+        berth_testkit::wait_for(Duration::from_secs(10), ended).unwrap();
+        let mut client = agent.runtime();
+        let request = v1::StopPodSandboxRequest { pod_sandbox_id: sandbox.clone() };
+        agent.client.block_on(client.stop_pod_sandbox(request)).unwrap();
+        agent.kill();
+        // As a crash leaves it that comes before the durable record is committed.
+        let path = agent.root.join("containers").join(&id).join("record.json");
+        let mut record: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        record.as_object_mut().unwrap().remove("exit");
+        std::fs::write(&path, record.to_string()).unwrap();
+        agent.run();
+        let status = agent.container_status(&id);
+        assert_eq!((status.exit_code, status.reason.as_str()), (7, "Error"));
+        agent.finish();
+    });
+}
+
+#[test]
+fn leaks_without_an_agent_reads_the_records_and_changes_nothing() {
+    berth_testkit::in_namespaces(|| {
+        let mut agent = Agent::start();
+        let sandbox = agent.run_sandbox("kept");
+        agent.run_script(&sandbox, "kept", "c", "sleep 1000");
+        agent.kill();
+        let stray = agent.root.join("containers").join("ab".repeat(32));
+        std::fs::create_dir_all(stray.join("upper")).unwrap();
+        assert_eq!(agent.leaks_on_record(), [format!("snapshot {}", stray.display())]);
+        assert!(stray.exists(), "looking must not drain");
+        agent.run();
+        assert_eq!(agent.sandbox_status(&sandbox).state(), v1::PodSandboxState::SandboxReady);
+        assert!(!stray.exists());
+        agent.finish();
+    });
+}
+
+#[test]
+fn an_update_of_the_oom_score_reaches_the_running_processes() {
+    berth_testkit::in_namespaces(|| {
+        let agent = Agent::start();
+        let sandbox = agent.run_sandbox("score");
+        let id = agent.run_script(&sandbox, "score", "c", "sleep 1000");
+        let mut client = agent.runtime();
+        let update = |score| v1::UpdateContainerResourcesRequest {
+            container_id: id.clone(),
+            linux: Some(v1::LinuxContainerResources { oom_score_adj: score, ..Default::default() }),
+            ..Default::default()
+        };
+        agent.client.block_on(client.update_container_resources(update(900))).unwrap();
+        let seen = agent.exec(&id, &["sh", "-c", "cat /proc/[0-9]*/oom_score_adj"], 10).unwrap();
+        assert!(seen.stdout.split(|b| *b == b'\n').any(|score| score == b"900"), "{:?}", String::from_utf8_lossy(&seen.stdout));
+        let refused = agent.client.block_on(client.update_container_resources(update(1001))).unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+        agent.finish();
+    });
+}

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use berth_cri_server::CriServer;
 
-use crate::{admin, agent, cli, config, state_dir, wire};
+use crate::{admin, cli, config, state_dir, wire};
 
 /// Prints one line for each; the exit code is 1 when there are any.
 pub fn run(global: &cli::Global, args: &cli::Leaks) -> Result<ExitCode> {
@@ -16,12 +16,7 @@ pub fn run(global: &cli::Global, args: &cli::Leaks) -> Result<ExitCode> {
         let file = config::load(global.config.as_deref())?;
         let flags = cli::Cri::default();
         let config = wire::cri(global, &flags, &file);
-        crate::runtime(agent::WORKERS)?.block_on(async {
-            let server = CriServer::start(config).await.context("reading the records")?;
-            let lines = server.leaks(args.settle).await;
-            server.shutdown().await;
-            anyhow::Ok(lines)
-        })?
+        crate::runtime(1)?.block_on(CriServer::leaks_on_record(config)).context("reading the records")?
     };
     for line in &lines {
         crate::out(line);

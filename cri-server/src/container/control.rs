@@ -46,6 +46,20 @@ async fn rewrite(
     }
 }
 
+/// Writes the exits of a sandbox's containers into their per-boot records.
+pub(crate) async fn note_exits(server: &Arc<Server>, sandbox: &SandboxId) {
+    for view in server.board.containers_of(sandbox) {
+        if let Some(exit) = view.exit.clone() {
+            let started_at = view.started_at;
+            let note = move |record: &mut ContainerRecord| {
+                record.started_at = started_at;
+                record.exit = Some(exit);
+            };
+            rewrite(server, sandbox, &view.id, note).await;
+        }
+    }
+}
+
 /// Sends a signal to the first process, or to all.
 pub(crate) async fn signal(live: &Live, id: &ContainerId, signal: i32, all: bool) -> Result<(), Error> {
     let request = Request::Kill { id: id.as_str().into(), exec: None, signal, all };
@@ -69,7 +83,19 @@ pub(crate) async fn update(
     let cgroup = server.cgroups.container(&live.spec.cgroup_parent, id);
     let limits = crate::cgroups::limits(asked);
     let (this, subject) = (server.clone(), id.as_str().to_owned());
-    crate::blocking(move || this.cgroups.update(&cgroup, &subject, &limits)).await?;
+    let (log, score) = (server.clone(), asked.oom_score_adj);
+    crate::blocking(move || {
+        this.cgroups.update(&cgroup, &subject, &limits)?;
+        if score != 0 {
+            for warning in this.cgroups.set_oom_score(&cgroup, &subject, score)? {
+                if log.is_news(&warning) {
+                    tracing::info!(container = subject, warning, "limits not all as asked (said once)");
+                }
+            }
+        }
+        Ok(())
+    })
+    .await?;
     let merged = merged.clone();
     rewrite(server, &live.id, id, move |record| record.resources = merged).await;
     Ok(())

@@ -59,6 +59,9 @@ impl RuntimeService for RuntimeEdge {
         }))
     }
 
+    /// A sandbox whose client gave up before it was told is finished, not undone: it is listed as READY, whole, and a retry with
+    /// the same metadata is given it. A client that lists before it retries, as the kubelet does, finds it, and removes what it
+    /// no longer wants; undoing it here would race with both.
     async fn run_pod_sandbox(&self, request: Request<v1::RunPodSandboxRequest>) -> Answer<v1::RunPodSandboxResponse> {
         let request = request.into_inner();
         let config = request.config.ok_or_else(|| invalid("config", "missing"))?;

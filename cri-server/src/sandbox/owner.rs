@@ -1,7 +1,7 @@
 //! The owner task of a sandbox: picks an event, lets the state machine apply it, shows the result, answers, and starts the slow
 //! work whose completion comes back as an event.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{mpsc, oneshot};
@@ -19,8 +19,25 @@ use crate::spec::{SandboxMetadata, SandboxSpec};
 /// Where an owner gets its events.
 pub(crate) type Mail = mpsc::UnboundedSender<Event>;
 
+/// What an owner answers for at this moment.
+#[derive(Debug, Clone)]
+pub(crate) struct Held {
+    /// Something of the system may be held: processes, cgroups, network.
+    pub(crate) system: bool,
+    pub(crate) cgroup_parent: String,
+    /// Also those being made or removed.
+    pub(crate) containers: BTreeSet<ContainerId>,
+}
+
+impl Held {
+    fn of(machine: &Machine) -> Self {
+        Self { system: true, cgroup_parent: machine.spec.cgroup_parent.clone(), containers: BTreeSet::new() }
+    }
+}
+
 #[derive(Default)]
 struct Register {
+    held: BTreeMap<SandboxId, Held>,
     owners: HashMap<SandboxId, Mail>,
     names: HashMap<SandboxMetadata, SandboxId>,
 }
@@ -46,9 +63,25 @@ impl Owners {
         self.lock().owners.keys().cloned().collect()
     }
 
+    /// What each owner answers for.
+    pub(crate) fn held(&self) -> BTreeMap<SandboxId, Held> {
+        self.lock().held.clone()
+    }
+
+    /// Brings [`Self::held`] up to date: before the work begins that makes something.
+    fn hold(&self, machine: &Machine) {
+        let mut register = self.lock();
+        let held = register.held.entry(machine.id.clone()).or_insert_with(|| Held::of(machine));
+        held.system = machine.holds();
+        if held.containers.len() != machine.containers.len() || !held.containers.iter().eq(machine.containers.keys()) {
+            held.containers = machine.containers.keys().cloned().collect();
+        }
+    }
+
     fn forget(&self, id: &SandboxId, metadata: &SandboxMetadata) {
         let mut register = self.lock();
         register.owners.remove(id);
+        register.held.remove(id);
         if register.names.get(metadata) == Some(id) {
             register.names.remove(metadata);
         }
@@ -91,6 +124,7 @@ pub(crate) async fn submit<T>(server: &Server, id: &SandboxId, op: impl FnOnce(R
 
 /// The owner's loop. Ends when the sandbox is removed or could not be made.
 pub(crate) async fn own(server: Arc<Server>, mut machine: Machine, mail: Mail, mut inbox: mpsc::UnboundedReceiver<Event>) {
+    server.owners.hold(&machine);
     show(&server, &machine, &everything(&machine));
     loop {
         let deadline = machine.deadline();
@@ -102,6 +136,7 @@ pub(crate) async fn own(server: Arc<Server>, mut machine: Machine, mail: Mail, m
             () = sleep_until(deadline) => Event::Tick,
         };
         let out = machine.apply(event, std::time::Instant::now());
+        server.owners.hold(&machine);
         show(&server, &machine, &out);
         if machine.over() {
             server.owners.forget(&machine.id, &machine.spec.metadata);
@@ -240,6 +275,8 @@ async fn perform(server: Arc<Server>, id: SandboxId, spec: Arc<SandboxSpec>, cre
         }
         Task::Bury { live, containers } => Done::Lost(container::control::bury(&server, &live, containers).await),
         Task::TearDown { live } => {
+            // With the shim go its exit records, and the durable ones are written off this path: the state folder has them.
+            container::control::note_exits(&server, &id).await;
             let result = live.give_back(&server).await;
             if result.is_ok() {
                 note_stopped(&server, &live, created_at).await;

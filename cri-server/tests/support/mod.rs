@@ -153,6 +153,13 @@ impl Agent {
         runtime.block_on(server.leaks(true))
     }
 
+    /// What `berth leaks` says where no agent runs.
+    pub fn leaks_on_record(&self) -> Vec<String> {
+        let mut config = Config::new(&self.root, &self.state, shim());
+        config.cni_conf_dir = self.root.join("cni");
+        self.client.block_on(CriServer::leaks_on_record(config)).unwrap()
+    }
+
     /// Everything ends, and nothing is left.
     pub fn finish(mut self) {
         let (runtime, server) = self.running.as_ref().unwrap();

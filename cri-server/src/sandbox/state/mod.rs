@@ -119,6 +119,11 @@ impl Machine {
         !matches!(self.lifecycle, Lifecycle::Creating | Lifecycle::Over)
     }
 
+    /// Whether something of the system may be held: while it is made, ready, or not wholly given back.
+    pub(crate) fn holds(&self) -> bool {
+        !matches!(self.lifecycle, Lifecycle::NotReady(None) | Lifecycle::Erasing | Lifecycle::Over)
+    }
+
     /// Whether the owner may end.
     pub(crate) fn over(&self) -> bool {
         matches!(self.lifecycle, Lifecycle::Over)
