@@ -13,6 +13,7 @@ mod events;
 mod exec;
 mod id;
 mod leaks;
+mod metrics;
 mod paths;
 mod reaper;
 mod records;

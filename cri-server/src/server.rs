@@ -21,6 +21,8 @@ use crate::reaper::Reaper;
 use crate::records::Durable;
 use crate::sandbox::owner::Owners;
 use crate::shim::Program;
+use crate::stats::layers::Layers;
+use crate::stats::rates::Rates;
 use crate::streaming::Tokens;
 
 /// How many different warnings are remembered.
@@ -45,6 +47,10 @@ pub(crate) struct Server {
     pub(crate) program: Program,
     pub(crate) filters: FilterCache,
     pub(crate) tokens: Tokens,
+    /// What writable layers take.
+    pub(crate) layers: Layers,
+    /// Processor time as a rate.
+    pub(crate) rates: Rates,
     /// What this process may give at most.
     pub(crate) bounding: CapSet,
     pub(crate) features: Features,
@@ -80,6 +86,8 @@ impl Server {
             events: Events::default(),
             filters: FilterCache::default(),
             tokens: Tokens::default(),
+            layers: Layers::default(),
+            rates: Rates::default(),
             bounding: berth_linux::caps::bounding(),
             features: Features::detect(),
             closing: CancellationToken::new(),

@@ -1,7 +1,12 @@
 //! Statistics of containers and pods, read from their cgroups when asked for: nothing is sampled while nobody asks.
 
-use std::path::{Path, PathBuf};
+pub(crate) mod layers;
+pub(crate) mod network;
+pub(crate) mod rates;
+
+use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use berth_cgroup::{CpuStats, MemoryStats, Pressure, PressureLine, Stats};
 use berth_cri_api::v1;
@@ -10,6 +15,7 @@ use crate::Server;
 use crate::board::{ContainerState, ContainerView, SandboxView};
 use crate::convert::status::container_metadata;
 use crate::convert::wire_map;
+use crate::sandbox::holdings::Live;
 use crate::sandbox::owner;
 use crate::sandbox::state::Op;
 
@@ -24,19 +30,21 @@ pub(crate) async fn containers(server: &Arc<Server>, picks: impl Fn(&ContainerVi
 /// Statistics of the sandboxes that a predicate picks.
 pub(crate) async fn sandboxes(server: &Arc<Server>, picks: impl Fn(&SandboxView) -> bool) -> Vec<v1::PodSandboxStats> {
     let views: Vec<_> = server.board.sandboxes().into_iter().filter(|v| v.ready && picks(v)).collect();
-    let mut out = Vec::with_capacity(views.len());
-    for view in views {
-        let live = if view.spec.host_network() { None } else { owner::submit(server, &view.id, Op::Live).await.ok() };
-        let this = server.clone();
-        let read = move || {
-            let network = live.and_then(|live| network(live.netns.as_ref()?));
-            Ok(sandbox(&this, &view, network))
+    let this = server.as_ref();
+    let views = futures::future::join_all(views.into_iter().map(|view| async move {
+        let live = if view.spec.host_network() { None } else { owner::submit(this, &view.id, Op::Live).await.ok() };
+        (view, live)
+    }))
+    .await;
+    let this = server.clone();
+    let read = move || {
+        let one = |(view, live): &(Arc<SandboxView>, Option<Arc<Live>>)| {
+            let network = live.as_ref().and_then(|live| network(live.netns.as_ref()?));
+            sandbox(&this, view, network)
         };
-        if let Ok(stats) = crate::blocking(read).await {
-            out.push(stats);
-        }
-    }
-    out
+        Ok(views.iter().map(one).collect())
+    };
+    crate::blocking(read).await.unwrap_or_default()
 }
 
 fn value(value: u64) -> Option<v1::UInt64Value> {
@@ -48,11 +56,11 @@ fn psi(pressure: Option<&Pressure>) -> Option<v1::PsiStats> {
     pressure.map(|p| v1::PsiStats { full: Some(line(&p.full)), some: Some(line(&p.some)) })
 }
 
-fn cpu(stats: &CpuStats, timestamp: i64) -> v1::CpuUsage {
+fn cpu(stats: &CpuStats, rate: Option<u64>, timestamp: i64) -> v1::CpuUsage {
     v1::CpuUsage {
         timestamp,
         usage_core_nano_seconds: value(stats.usage_ns),
-        usage_nano_cores: None,
+        usage_nano_cores: rate.and_then(value),
         psi: psi(stats.psi.as_ref()),
     }
 }
@@ -83,24 +91,24 @@ fn attributes(view: &ContainerView) -> v1::ContainerAttributes {
 
 /// One container; none when it is being removed. Blocking.
 fn container(server: &Server, view: &ContainerView) -> Option<v1::ContainerStats> {
-    let kept = server.paths.kept_container(&view.id);
     let stats = match view.state {
         ContainerState::Exited => None,
         _ => Some(server.cgroups.stats(&view.facts.cgroup)?),
     };
-    Some(container_stats(view, stats.as_ref(), Some(&kept)))
+    Some(container_stats(server, view, stats.as_ref()))
 }
 
-fn container_stats(view: &ContainerView, stats: Option<&Stats>, kept: Option<&Path>) -> v1::ContainerStats {
+fn container_stats(server: &Server, view: &ContainerView, stats: Option<&Stats>) -> v1::ContainerStats {
     let timestamp = crate::clock::now_ns();
+    let rate = stats.and_then(|s| server.rates.rate(&view.facts.cgroup, s.cpu.usage_ns, Instant::now()));
     v1::ContainerStats {
         attributes: Some(attributes(view)),
-        cpu: Some(stats.map_or_else(|| cpu(&CpuStats::default(), timestamp), |s| cpu(&s.cpu, timestamp))),
+        cpu: Some(stats.map_or_else(|| cpu(&CpuStats::default(), None, timestamp), |s| cpu(&s.cpu, rate, timestamp))),
         memory: Some(stats.map_or_else(
             || memory(&MemoryStats { limit: u64::MAX, ..Default::default() }, timestamp),
             |s| memory(&s.memory, timestamp),
         )),
-        writable_layer: kept.map(|kept| writable_layer(kept, timestamp)),
+        writable_layer: writable_layer(server, view),
         swap: stats.map(|s| v1::SwapUsage {
             timestamp,
             swap_available_bytes: value(if s.memory.swap_limit < 1 << 60 {
@@ -114,34 +122,16 @@ fn container_stats(view: &ContainerView, stats: Option<&Stats>, kept: Option<&Pa
     }
 }
 
-fn writable_layer(kept: &Path, timestamp: i64) -> v1::FilesystemUsage {
-    let (bytes, inodes) = usage(&kept.join("upper"));
-    v1::FilesystemUsage {
-        timestamp,
+/// None while the first count of a large layer is under way. Its time is that of the count.
+fn writable_layer(server: &Server, view: &ContainerView) -> Option<v1::FilesystemUsage> {
+    let kept = server.paths.kept_container(&view.id);
+    let usage = server.layers.usage(&kept.join("upper"), view.state == ContainerState::Exited)?;
+    Some(v1::FilesystemUsage {
+        timestamp: usage.at,
         fs_id: Some(v1::FilesystemIdentifier { mountpoint: kept.to_string_lossy().into_owned() }),
-        used_bytes: value(bytes),
-        inodes_used: value(inodes),
-    }
-}
-
-/// Bytes and inodes of a folder. Links are not followed; what vanishes meanwhile does not count.
-fn usage(folder: &Path) -> (u64, u64) {
-    use std::os::unix::fs::MetadataExt;
-    let (mut bytes, mut inodes) = (0, 0);
-    let mut todo: Vec<PathBuf> = vec![folder.to_owned()];
-    while let Some(folder) = todo.pop() {
-        inodes += 1;
-        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            let Ok(meta) = entry.metadata() else { continue };
-            bytes += meta.blocks() * 512;
-            if meta.is_dir() {
-                todo.push(entry.path());
-            } else {
-                inodes += 1;
-            }
-        }
-    }
-    (bytes, inodes)
+        used_bytes: value(usage.bytes),
+        inodes_used: value(usage.inodes),
+    })
 }
 
 /// One pod: the sums of its cgroups. Blocking.
@@ -157,6 +147,14 @@ fn sandbox(server: &Server, view: &SandboxView, network: Option<v1::NetworkUsage
     // The pod's own cgroup counts everything; pods without one of their own are summed up.
     let whole = if parent.is_empty() { None } else { server.cgroups.stats(&server.cgroups.pod(parent)) };
     let whole = whole.unwrap_or_else(|| sum(each.iter().map(|(_, s)| s).chain(server.cgroups.stats(&view.cgroup).as_ref())));
+    let processes: usize = if parent.is_empty() {
+        let cgroups = each.iter().map(|(c, _)| &c.facts.cgroup).chain([&view.cgroup]);
+        cgroups.map(|cgroup| server.cgroups.processes(cgroup).len()).sum()
+    } else {
+        server.cgroups.processes(&server.cgroups.pod(parent)).len()
+    };
+    // Not the name of a cgroup, so that it is the pod's own in any case.
+    let rate = server.rates.rate(&format!("pod {}", view.id), whole.cpu.usage_ns, Instant::now());
     v1::PodSandboxStats {
         attributes: Some(v1::PodSandboxAttributes {
             id: view.id.as_str().to_owned(),
@@ -165,14 +163,11 @@ fn sandbox(server: &Server, view: &SandboxView, network: Option<v1::NetworkUsage
             annotations: wire_map(&view.spec.annotations),
         }),
         linux: Some(v1::LinuxPodSandboxStats {
-            cpu: Some(cpu(&whole.cpu, timestamp)),
+            cpu: Some(cpu(&whole.cpu, rate, timestamp)),
             memory: Some(memory(&whole.memory, timestamp)),
             network,
-            process: Some(v1::ProcessUsage { timestamp, process_count: value(whole.pids.current) }),
-            containers: each
-                .iter()
-                .map(|(c, s)| container_stats(c, Some(s), Some(&server.paths.kept_container(&c.id))))
-                .collect(),
+            process: Some(v1::ProcessUsage { timestamp, process_count: value(processes as u64) }),
+            containers: each.iter().map(|(c, s)| container_stats(server, c, Some(s))).collect(),
             io: whole.io.psi.is_some().then(|| v1::IoUsage { timestamp, psi: psi(whole.io.psi.as_ref()) }),
         }),
         windows: None,
@@ -196,9 +191,16 @@ fn sum<'a>(parts: impl Iterator<Item = &'a Stats>) -> Stats {
 
 /// The interfaces of a network namespace. Blocking.
 fn network(netns: &std::os::fd::OwnedFd) -> Option<v1::NetworkUsage> {
-    use std::os::fd::AsFd;
-    let text = berth_linux::ns::with_netns(netns.as_fd(), || std::fs::read_to_string("/proc/thread-self/net/dev")).ok()?.ok()?;
-    let interfaces = interfaces(&text);
+    let interfaces: Vec<_> = network::read(netns.as_fd())?
+        .into_iter()
+        .map(|i| v1::NetworkInterfaceUsage {
+            name: i.name,
+            rx_bytes: value(i.rx[0]),
+            rx_errors: value(i.rx[2]),
+            tx_bytes: value(i.tx[0]),
+            tx_errors: value(i.tx[2]),
+        })
+        .collect();
     Some(v1::NetworkUsage {
         timestamp: crate::clock::now_ns(),
         default_interface: interfaces.iter().find(|i| i.name == "eth0").cloned(),
@@ -206,38 +208,9 @@ fn network(netns: &std::os::fd::OwnedFd) -> Option<v1::NetworkUsage> {
     })
 }
 
-/// The lines of /proc/net/dev, without the loopback.
-fn interfaces(text: &str) -> Vec<v1::NetworkInterfaceUsage> {
-    text.lines()
-        .skip(2)
-        .filter_map(|line| {
-            let (name, numbers) = line.split_once(':')?;
-            let n: Vec<u64> = numbers.split_whitespace().map(|n| n.parse().unwrap_or(0)).collect();
-            let at = |i: usize| value(n.get(i).copied().unwrap_or(0));
-            Some(v1::NetworkInterfaceUsage {
-                name: name.trim().to_owned(),
-                rx_bytes: at(0),
-                rx_errors: at(2),
-                tx_bytes: at(8),
-                tx_errors: at(10),
-            })
-        })
-        .filter(|i| i.name != "lo")
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn interfaces_are_read_from_the_kernels_table() {
-        let text = "Inter-|   Receive                                                |  Transmit\n face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed\n    lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n  eth0: 100 2 3 0 0 0 0 0 200 4 5 0 0 0 0 0\n";
-        let got = interfaces(text);
-        assert_eq!(got.len(), 1);
-        let n = |v: &Option<v1::UInt64Value>| v.as_ref().unwrap().value;
-        assert_eq!((n(&got[0].rx_bytes), n(&got[0].rx_errors), n(&got[0].tx_bytes), n(&got[0].tx_errors)), (100, 3, 200, 5));
-    }
 
     #[test]
     fn no_limit_means_no_available_bytes() {
@@ -245,15 +218,5 @@ mod tests {
         assert_eq!(unlimited.available_bytes, None);
         let limited = memory(&MemoryStats { limit: 100, working_set: 30, ..Default::default() }, 1);
         assert_eq!(limited.available_bytes, value(70));
-    }
-
-    #[test]
-    fn a_folders_usage_counts_its_entries() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("a"), vec![1u8; 10_000]).unwrap();
-        std::fs::create_dir(dir.path().join("b")).unwrap();
-        let (bytes, inodes) = usage(dir.path());
-        assert!(bytes >= 10_000, "{bytes}");
-        assert_eq!(inodes, 3);
     }
 }

@@ -17,7 +17,7 @@ use crate::convert::{request, resources, status};
 use crate::error::{Error, Shared, invalid};
 use crate::sandbox::owner;
 use crate::sandbox::state::Op;
-use crate::{exec, stats, streaming};
+use crate::{exec, metrics, stats, streaming};
 
 /// The edge of the RuntimeService.
 #[derive(Clone)]
@@ -332,14 +332,16 @@ impl RuntimeService for RuntimeEdge {
         &self,
         _request: Request<v1::ListMetricDescriptorsRequest>,
     ) -> Answer<v1::ListMetricDescriptorsResponse> {
-        Err(no_metrics("ListMetricDescriptors"))
+        let server = self.server.clone();
+        let descriptors = crate::blocking(move || Ok(metrics::descriptors(&server))).await?;
+        Ok(Response::new(v1::ListMetricDescriptorsResponse { descriptors }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _request: Request<v1::ListPodSandboxMetricsRequest>,
     ) -> Answer<v1::ListPodSandboxMetricsResponse> {
-        Err(no_metrics("ListPodSandboxMetrics"))
+        Ok(Response::new(v1::ListPodSandboxMetricsResponse { pod_metrics: metrics::pods(&self.server).await }))
     }
 
     type StreamPodSandboxMetricsStream = Stream<v1::StreamPodSandboxMetricsResponse>;
@@ -347,7 +349,8 @@ impl RuntimeService for RuntimeEdge {
         &self,
         _request: Request<v1::StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        Err(no_metrics("StreamPodSandboxMetrics"))
+        let items = metrics::pods(&self.server).await;
+        Ok(chunks(items, |pod_sandbox_metrics| v1::StreamPodSandboxMetricsResponse { pod_sandbox_metrics }))
     }
 
     async fn runtime_config(&self, _request: Request<v1::RuntimeConfigRequest>) -> Answer<v1::RuntimeConfigResponse> {
@@ -363,12 +366,4 @@ impl RuntimeService for RuntimeEdge {
         self.sandbox(&request.into_inner().pod_sandbox_id)?;
         Ok(Response::new(v1::UpdatePodSandboxResourcesResponse {}))
     }
-}
-
-fn no_metrics(what: &'static str) -> Status {
-    Error::Unsupported {
-        what,
-        reason: "the kubelet reads the cgroups itself; metrics from the runtime are not built in yet".into(),
-    }
-    .into()
 }
