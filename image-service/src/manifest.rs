@@ -244,6 +244,12 @@ pub(crate) fn check_config(
     layers: usize,
     wanted: &Platform,
 ) -> Result<(), Error> {
+    if layers == 0 {
+        return Err(Error::Unsupported {
+            subject: subject.to_string(),
+            reason: "the image has no layers, so its containers would have no root file system".to_string(),
+        });
+    }
     if diff_ids.len() != layers {
         return Err(Error::Unsupported {
             subject: subject.to_string(),
@@ -294,6 +300,17 @@ mod tests {
 
     fn platform(architecture: &str, variant: &str) -> Platform {
         Platform { os: "linux".into(), architecture: architecture.into(), variant: variant.into() }
+    }
+
+    #[test]
+    fn an_image_without_layers_is_refused_by_name() {
+        let check = |layers: &[Digest]| {
+            check_config("r/i:1", &ImageConfig::default(), layers, layers.len(), &platform("amd64", ""))
+                .map_err(|e| e.to_string())
+        };
+        let error = check(&[]).unwrap_err();
+        assert!(error.contains("r/i:1") && error.contains("no layers"), "{error}");
+        assert_eq!(check(&[Digest::of(b"layer")]), Ok(()));
     }
 
     #[test]
