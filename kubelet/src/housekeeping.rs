@@ -2,6 +2,7 @@
 //! roots, never across a mount.
 
 use std::fs;
+use std::time::Duration;
 
 use crate::cgroup::PodCgroups;
 use crate::config::Config;
@@ -17,7 +18,7 @@ pub fn collect(config: &Config, cgroups: Option<&PodCgroups>, known: &[PodUid]) 
     }
     for entry in fs::read_dir(config.kubelet_root.join("pods")).into_iter().flatten().flatten() {
         let Ok(uid) = entry.file_name().into_string() else { continue };
-        if is_known(&uid) || PodUid::new(&uid).is_none() {
+        if is_known(&uid) || PodUid::new(&uid).is_none() || !is_old(&entry, config.timing.garbage) {
             continue;
         }
         if let Err(error) = volume::tear_down(&entry.path()) {
@@ -29,10 +30,37 @@ pub fn collect(config: &Config, cgroups: Option<&PodCgroups>, known: &[PodUid]) 
         }
     }
     let Some(cgroups) = cgroups else { return };
-    for uid in cgroups.pods().unwrap_or_default().into_iter().filter(|uid| !is_known(uid)) {
+    // A pod has its folder before its cgroup: where there is one, the pod is new, or its folder could not go either.
+    let has_folder = |uid: &str| fs::symlink_metadata(volume::pod_dir(&config.kubelet_root, uid)).is_ok();
+    for uid in cgroups.pods().unwrap_or_default().into_iter().filter(|uid| !is_known(uid) && !has_folder(uid)) {
         tracing::info!(uid, "cgroup of an unknown pod is removed");
         if let Err(error) = cgroups.remove_pod(&uid) {
             tracing::warn!(uid, %error, "orphaned pod's cgroup stays");
+        }
+    }
+}
+
+/// Whether the folder has been left alone for `age`. A pod that came after `known` was made is not in it and not old.
+fn is_old(entry: &fs::DirEntry, age: Duration) -> bool {
+    let modified = entry.metadata().and_then(|metadata| metadata.modified());
+    modified.is_ok_and(|modified| modified.elapsed().is_ok_and(|elapsed| elapsed >= age))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::SystemTime;
+
+    #[test]
+    fn only_old_folders_are_left_overs() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["new", "old"] {
+            fs::create_dir(root.path().join(name)).unwrap();
+        }
+        let an_hour_ago = SystemTime::now() - Duration::from_secs(3600);
+        fs::File::open(root.path().join("old")).unwrap().set_modified(an_hour_ago).unwrap();
+        for entry in fs::read_dir(root.path()).unwrap().map(Result::unwrap) {
+            assert_eq!(is_old(&entry, Duration::from_secs(60)), entry.file_name() == "old");
         }
     }
 }
