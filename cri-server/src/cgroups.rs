@@ -132,18 +132,6 @@ impl Cgroups {
         self.layout.controllers().iter().any(|controller| controller == name)
     }
 
-    /// The processes in a cgroup and below it; none when it is gone. Blocking.
-    pub(crate) fn processes(&self, text: &str) -> Vec<i32> {
-        let cgroup = CgroupPath::parse(text).and_then(|path| Cgroup::open(&self.layout, &path));
-        let pids = cgroup.and_then(|c| c.procs()).unwrap_or_default();
-        pids.into_iter().map(|pid| pid.as_raw_nonzero().get()).collect()
-    }
-
-    /// Whether the machine has a controller for containers.
-    pub(crate) fn has_controller(&self, name: &str) -> bool {
-        self.layout.controllers().iter().any(|controller| controller == name)
-    }
-
     /// The names of the cgroups below one. Blocking.
     pub(crate) fn children(&self, text: &str) -> Vec<String> {
         let cgroup = CgroupPath::parse(text).and_then(|path| Cgroup::open(&self.layout, &path));
