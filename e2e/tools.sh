@@ -18,7 +18,7 @@ exec 9>"$BERTH_TOOLS/.lock"
 flock 9
 rm -rf "$BERTH_TOOLS"/.src.* "$BERTH_TOOLS"/.out.* # of a killed run
 
-PACKAGES="busybox-static docker-registry skopeo jq curl gcc libc6-dev libseccomp-dev pkg-config procps util-linux
+PACKAGES="busybox-static protobuf-compiler docker-registry skopeo jq curl gcc libc6-dev libseccomp-dev pkg-config procps util-linux
   iproute2 nftables iptables containernetworking-plugins umoci
   nginx-light apache2-bin"
 
