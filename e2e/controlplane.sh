@@ -13,6 +13,7 @@ serve() {
   shift
   "$@" > "$LOGS/$name.log" 2>&1 &
   PIDS[$name]=$!
+  disown
 }
 
 kubeadm_phase() { kubeadm init phase "$@" --config "$CONTROL_PLANE/kubeadm.yaml" >> "$LOGS/kubeadm.log" 2>&1; }
@@ -65,6 +66,8 @@ start_control_plane() {
       --cluster-signing-cert-file="$pki/ca.crt" --cluster-signing-key-file="$pki/ca.key"
     serve "kube-$name" "kube-$name" "$@"
   done
+  # For exec, attach, port-forward and logs.
+  kubectl create clusterrolebinding kubelet-api --clusterrole=system:kubelet-api-admin --user=kube-apiserver-kubelet-client > /dev/null
   kubeadm_phase upload-config all --kubeconfig "$KUBECONFIG"
   wait_for "the default service account" kubectl -n default get serviceaccount default > /dev/null
 }

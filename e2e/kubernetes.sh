@@ -1,6 +1,8 @@
 #!/bin/bash
-# Runs the upstream kubelet on `berth cri` under a real control plane: usage: e2e/kubernetes.sh
+# Runs the upstream kubelet on `berth cri` under a real control plane: usage: e2e/kubernetes.sh [PATTERN]; with a pattern only the
+# checks whose name matches it and those that others need.
 # One line a check, then `kubernetes: N passed, N failed`. KUBERNETES_KEEP=folder: all logs are copied there.
+# KUBELET_GATES=EventedPLEG=true,…: feature gates of the kubelet.
 set -euo pipefail
 HERE=$(cd "$(dirname "$0")" && pwd)
 . "$HERE/lib.sh"
@@ -9,19 +11,21 @@ HERE=$(cd "$(dirname "$0")" && pwd)
 if [ "${KUBERNETES_WORK:-}" = "" ]; then
   KUBERNETES_WORK=$(make_work); export KUBERNETES_WORK
   trap 'rm -rf "$KUBERNETES_WORK"' EXIT
-  "$(tool_bin berth-sandbox)" --shared-root "$HERE/kubernetes.sh"
+  "$(tool_bin berth-sandbox)" --shared-root "$HERE/kubernetes.sh" "$@"
   exit
 fi
 
 WORK=$KUBERNETES_WORK
+PATTERN=${1:-}
 passed=0
 failed=0
 # check WHAT COMMAND…: the command runs under `set -e` in a subshell; its output is shown when it fails.
-check() {
+check() { if [[ $1 =~ $PATTERN ]]; then need "$@"; fi; }
+need() {
   local what=$1 code start=$EPOCHREALTIME
   shift
   set +e
-  (set -e; "$@") > "$WORK/check.out" 2>&1
+  (failed=0; set -e; "$@") > "$WORK/check.out" 2>&1
   code=$?
   set -e
   local seconds=$(( (${EPOCHREALTIME/./} - ${start/./}) / 100000 ))
@@ -43,7 +47,7 @@ within() {
     sleep 0.2
   done
 }
-same() { [ "$1" = "$2" ] || { printf 'is:     %s\nwanted: %s\n' "$1" "$2"; return 1; }; }
+same() { [ "$1" = "$2" ] || { diff <(echo "$2") <(echo "$1") | sed 's/^</wanted:/; s/^>/is:    /'; return 1; }; }
 pod_json() { kubectl get pod "$1" -o "jsonpath=$2"; }
 pod_ready() { [ "$(pod_json "$1" '{.status.conditions[?(@.type=="Ready")].status}')" = True ] || { kubectl describe pod "$1"; return 1; }; }
 # once with WebSocket, which kubectl prefers, once with SPDY
@@ -59,7 +63,10 @@ prepare_node() {
   mkdir -p "$WORK"/{var,var-work,kubelet,pod-logs,plugins,sysctl}
   mount -t overlay overlay -o "lowerdir=/var,upperdir=$WORK/var,workdir=$WORK/var-work" /var
   mount --make-shared /var
-  mkdir -p /var/lib/kubelet /var/log
+  mkdir -p /var/lib/kubelet /var/log "$WORK/bin"
+  # No call hangs for ever.
+  printf '#!/bin/sh\nexec timeout --foreground -k 5 120 %s/kubectl "$@"\n' "$KUBERNETES" > "$WORK/bin/kubectl"
+  chmod +x "$WORK/bin/kubectl"
 }
 start_kubelet() {
   local name
@@ -81,7 +88,7 @@ start_kubelet() {
     for file in $(find . -type f); do mount --bind "$file" "/proc/sys/$file"; done
     cd /
     exec "$@"' "$WORK/sysctl" kubelet --config "$WORK/kubelet.yaml" --kubeconfig "$CONTROL_PLANE/kubelet.conf" \
-    --root-dir "$WORK/kubelet" --hostname-override "$NODE_NAME" --node-ip "$NODE_IP" --v=2
+    --root-dir "$WORK/kubelet" --hostname-override "$NODE_NAME" --node-ip "$NODE_IP" --v=2 ${KUBELET_GATES:+--feature-gates="$KUBELET_GATES"}
 }
 
 node_ready() { [ "$(kubectl get node "$NODE_NAME" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}')" = True ] || { kubectl describe node; return 1; }; }
@@ -93,7 +100,8 @@ deployment() {
   same "$(kubectl get pods -l app=web -o 'jsonpath={.items[*].status.podIP}' | tr ' ' '\n' | sort -u | wc -l)" 20
 }
 exec_plain() {
-  same "$(kubectl exec shell -- sh -c 'echo out; echo error >&2' 2> /dev/null)" out
+  same "$(kubectl exec shell -- sh -c 'echo out; echo error >&2' 2> "$WORK/exec.err")" out
+  grep -q '^error$' "$WORK/exec.err"
   same "$(printf 'a\nb\n' | kubectl exec -i shell -- cat)" "$(printf 'a\nb')"
   local code=0
   kubectl exec shell -- sh -c 'exit 7' || code=$?
@@ -101,7 +109,10 @@ exec_plain() {
 }
 exec_tty() {
   local out
-  out=$(script -qec 'stty rows 33 cols 111; kubectl exec -it shell -- sh -c "tty; stty size; exit 5"; echo code $?' /dev/null < /dev/zero | tr -d '\r\0')
+  # An input that says nothing and does not end.
+  [ -p "$WORK/quiet" ] || mkfifo "$WORK/quiet"
+  exec 6<> "$WORK/quiet"
+  out=$(script -qec 'stty rows 33 cols 111; kubectl exec -it shell -- sh -c "tty; stty size; exit 5"; echo code $?' /dev/null <&6 | tr -d '\r')
   echo "$out"
   grep -q '^/dev/pts/0$' <<< "$out"
   grep -q '^33 111$' <<< "$out"
@@ -127,11 +138,17 @@ attach_both() {
   KUBECTL_REMOTE_COMMAND_WEBSOCKETS=false attach two
 }
 attach_tty() {
-  local out
-  out=$( (sleep 2; echo 'echo $((6 * 7)); tty'; sleep 2) | timeout 20 script -qec 'kubectl attach -it terminal' /dev/null | tr -d '\r') || true
-  echo "$out"
-  grep -q '^42$' <<< "$out"
-  grep -q '^/dev/pts/0$' <<< "$out"
+  local out=$WORK/attach-tty.out client
+  [ -p "$WORK/typed" ] || mkfifo "$WORK/typed"
+  # Never at its end: that would end the shell in the container.
+  exec 5<> "$WORK/typed"
+  script -qec 'kubectl attach -it terminal' /dev/null <&5 > "$out" 2>&1 &
+  client=$!
+  within 15 grep -q 'press' "$out"
+  echo 'echo $((6 * 7)); tty' >&5
+  within 15 grep -q '^42.$' "$out"
+  grep -q '^/dev/pts/0.$' "$out"
+  kill -9 $client
   same "$(pod_json terminal '{.status.containerStatuses[0].restartCount}')" 0
 }
 copy() {
@@ -212,20 +229,34 @@ image_volume() {
   kubectl exec image-volume -- sh -c 'touch /tool/x 2>&1 || true; touch /only-etc/x 2>&1 || true' | grep -c 'Read-only file system' | grep -qx 2
 }
 
+dead() { ! kill -0 "$1" 2>/dev/null; }
 # Everything that tells a restarted pod or container from one that went on.
 footprint() {
-  kubectl get pods -o 'jsonpath={range .items[*]}{.metadata.name} {.status.podIP} {range .status.containerStatuses[*]}{.containerID} {.restartCount} {.state.running.startedAt}{end}{"\n"}{end}' | sort
-  crictl pods -q --no-trunc | sort
+  kubectl get pods --field-selector status.phase=Running -o 'jsonpath={range .items[*]}{.metadata.name} {.status.podIP} {range .status.containerStatuses[*]}{.containerID} {.restartCount} {.state.running.startedAt}{end}{"\n"}{end}' | sort
+  crictl pods -q --no-trunc --state ready | sort
   crictl ps -q --no-trunc | sort
 }
+kubelet_restarted() {
+  local before
+  before=$(footprint)
+  kill -9 "${PIDS[kubelet]}"
+  within 10 dead "${PIDS[kubelet]}"
+  start_kubelet
+  echo "${PIDS[kubelet]}" > "$WORK/kubelet.pid"
+  within 30 kubectl exec shell -c main -- true
+  sleep 10
+  within 60 node_ready
+  same "$(footprint)" "$before"
+}
 agent_killed() {
-  local before pid
+  local before
   before=$(footprint)
   kill -9 "$CRI_PID"
-  wait "$CRI_PID" || true
+  within 10 dead "$CRI_PID"
   start_cri berth "$WORK/cri"
   echo "$CRI_PID" > "$WORK/cri.pid"
-  kubectl exec shell -c main -- true
+  # The kubelet tries its connection again after some seconds.
+  within 30 kubectl exec shell -c main -- true
   # Two relists and a status update of the kubelet.
   sleep 15
   within 60 node_ready
@@ -236,9 +267,12 @@ agent_killed() {
 gone() {
   kubectl delete deployment web --wait=false
   kubectl delete pods --all --wait=false
-  within 90 sh -c 'p=$(kubectl get pods -o name) && echo "$p" && [ -z "$p" ]'
-  within 30 sandboxes_gone
+  within 60 sh -c 'p=$(kubectl get pods -o name) && echo "$p" && [ -z "$p" ]'
+  within 10 none_ready
+  # Sandboxes go with the kubelet's next collection, once a minute.
+  within 90 sandboxes_gone
 }
+none_ready() { local left; left=$(crictl pods -q --state ready; crictl ps -q); echo "$left"; [ -z "$left" ]; }
 sandboxes_gone() { local left; left=$(crictl pods -q); echo "$left"; [ -z "$left" ]; }
 no_leaks() {
   local left
@@ -246,18 +280,47 @@ no_leaks() {
   same "$left" ""
 }
 
-keep_logs() { [ -z "${KUBERNETES_KEEP:-}" ] || { mkdir -p "$KUBERNETES_KEEP" && cp -r "$LOGS" "$WORK/cri/log" "$KUBERNETES_KEEP/"; }; }
+self_checks() {
+  kubectl apply -f "$HERE/kubernetes/self-checks.yaml"
+  within 60 ended config rights together host message greedy
+  local pod
+  for pod in config rights together host; do
+    [ "$(pod_json $pod '{.status.phase}')" = Succeeded ] || { kubectl get pod $pod -o wide; kubectl logs $pod --all-containers --prefix | tail -n 8; failed=1; }
+  done
+  [ $failed = 0 ]
+  same "$(pod_json message '{.status.containerStatuses[0].state.terminated.exitCode} {.status.containerStatuses[0].state.terminated.reason} {.status.containerStatuses[0].state.terminated.message}')" "3 Error farewell"
+  same "$(pod_json greedy '{.status.containerStatuses[0].state.terminated.exitCode} {.status.containerStatuses[0].state.terminated.reason}')" "137 OOMKilled"
+}
+ended() {
+  local pod
+  for pod; do case $(pod_json "$pod" '{.status.phase}') in Succeeded | Failed) ;; *) kubectl get pod "$pod"; return 1 ;; esac; done
+}
+liveness() { within 60 restarted lively; within 30 sh -c 'kubectl get events --field-selector involvedObject.name=lively | grep Unhealthy'; kubectl delete pod lively; }
+restarted() { [ "$(pod_json "$1" '{.status.containerStatuses[0].restartCount}')" -ge 1 ] || { kubectl describe pod "$1"; return 1; }; }
+# What metrics-server and eviction read.
+stats() { within 60 all_counted; }
+all_counted() {
+  kubectl get --raw "/api/v1/nodes/$NODE_NAME/proxy/stats/summary" > "$WORK/summary.json"
+  jq -r '[.pods[] | select(.podRef.name | startswith("web-"))
+    | .containers[] | select(.memory.workingSetBytes > 0 and .cpu.usageCoreNanoSeconds > 0 and .rootfs.usedBytes != null and .logs != null)] | length' \
+    "$WORK/summary.json" | grep -qx 20 || { jq -c '.pods[0]' "$WORK/summary.json"; return 1; }
+  jq -e '.node.runtime.imageFs.usedBytes > 0' "$WORK/summary.json"
+}
+
+keep_logs() { [ -z "${KUBERNETES_KEEP:-}" ] || { mkdir -p "$KUBERNETES_KEEP" && cp -rT "$LOGS" "$KUBERNETES_KEEP" && cp "$WORK/cri/log" "$KUBERNETES_KEEP/berth.log"; }; }
 prepare_node
 start_registry "$IMAGES/registry"
 start_cri berth "$WORK/cri"
+disown # bash would tell of its end
 start_control_plane "$WORK/cp"
+PATH=$WORK/bin:$PATH
 trap keep_logs EXIT
 start_kubelet
 
-check "the node is Ready" node
+need "the node is Ready" node
 kubectl apply -f "$HERE/kubernetes/pods.yaml" > "$WORK/apply.log"
-check "a Deployment of 20 pods runs, each with an address of its own" deployment
-for pod in shell echo terminal; do check "pod $pod is Ready" within 60 pod_ready $pod; done
+need "a Deployment of 20 pods runs, each with an address of its own" deployment
+for pod in shell echo terminal; do need "pod $pod is Ready" within 60 pod_ready $pod; done
 check "exec: output, input, exit code (WebSocket and SPDY)" over_both exec_plain
 check "exec -it: a terminal with the client's size (WebSocket and SPDY)" over_both exec_tty
 check "attach -i (WebSocket and SPDY)" attach_both
@@ -269,10 +332,15 @@ check "an ephemeral container sees its target's processes" debug
 check "a resize in place of CPU and memory" resize
 check "a pod with user namespaces (hostUsers: false)" mapped
 check "an image volume, whole and by sub-path" image_volume
+check "pods that look at their files, rights, namespaces and ends" self_checks
+check "a failed liveness probe restarts the container" liveness
+check "the stats of every container" stats
 check "kill -9 of berth cri and its restart restart nothing" agent_killed
 [ ! -f "$WORK/cri.pid" ] || CRI_PID=$(cat "$WORK/cri.pid")
-check "deleted pods go" gone
-check "nothing is left without an owner" no_leaks
+check "kill -9 of the kubelet and its restart restart nothing" kubelet_restarted
+[ ! -f "$WORK/kubelet.pid" ] || PIDS[kubelet]=$(cat "$WORK/kubelet.pid")
+need "deleted pods go" gone
+need "nothing is left without an owner" no_leaks
 kill "${PIDS[kubelet]}" 2>/dev/null || true
 kill "$CRI_PID" 2>/dev/null || true
 echo "kubernetes: $passed passed, $failed failed"
