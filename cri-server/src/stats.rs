@@ -201,16 +201,27 @@ fn network(netns: &std::os::fd::OwnedFd) -> Option<v1::NetworkUsage> {
             tx_errors: value(i.tx[2]),
         })
         .collect();
-    Some(v1::NetworkUsage {
-        timestamp: crate::clock::now_ns(),
-        default_interface: interfaces.iter().find(|i| i.name == "eth0").cloned(),
-        interfaces,
-    })
+    network_usage(interfaces)
+}
+
+/// None while the pod's interface is not there (being made or taken away): kubelets that take their stats from the runtime
+/// crash on a network without a default interface.
+fn network_usage(interfaces: Vec<v1::NetworkInterfaceUsage>) -> Option<v1::NetworkUsage> {
+    let default_interface = Some(interfaces.iter().find(|i| i.name == "eth0")?.clone());
+    Some(v1::NetworkUsage { timestamp: crate::clock::now_ns(), default_interface, interfaces })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_network_without_its_default_interface_is_not_told() {
+        let interface = |name: &str| v1::NetworkInterfaceUsage { name: name.into(), ..Default::default() };
+        assert_eq!(network_usage(vec![interface("lo")]), None);
+        let told = network_usage(vec![interface("lo"), interface("eth0")]).unwrap();
+        assert_eq!((told.default_interface.unwrap().name.as_str(), told.interfaces.len()), ("eth0", 2));
+    }
 
     #[test]
     fn no_limit_means_no_available_bytes() {
