@@ -45,6 +45,8 @@ if ! "$HERE/tools.sh" > "$LOGS/tools.log" 2>&1; then
   tail -n 30 "$LOGS/tools.log"
   report tools 0 1 0 "$SECONDS"
 fi
+# Some kernel tests run programs of their crate, which are its examples.
+cargo build --workspace --examples > "$LOGS/examples.log" 2>&1 || { tail -n 30 "$LOGS/examples.log"; report examples 0 1 0 "$SECONDS"; }
 suite crates cargo test --workspace --exclude berth-e2e --lib --bins --tests --no-fail-fast
 # One at a time: some of them measure.
 suite e2e cargo test -p berth-e2e --lib --bins --tests --no-fail-fast -- --test-threads=1
