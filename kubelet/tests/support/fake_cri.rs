@@ -409,7 +409,8 @@ impl RuntimeService for FakeCri {
         let request = request.into_inner();
         let config = request.config.unwrap();
         let metadata = config.metadata.clone().unwrap();
-        let uid = request.sandbox_config.unwrap().metadata.unwrap().uid;
+        let sandbox = request.sandbox_config.unwrap();
+        let uid = sandbox.metadata.unwrap().uid;
         let detail = format!("{}/{}", metadata.name, metadata.attempt);
         let _busy = self.enter("CreateContainer", &detail, Some(&uid)).await?;
         let mut state = self.lock();
@@ -440,6 +441,10 @@ impl RuntimeService for FakeCri {
             }),
             ..Default::default()
         };
+        // The log is there from the start on, as a real runtime has it: a link to nothing would be tidied away.
+        let log = std::path::Path::new(&sandbox.log_directory).join(&config.log_path);
+        std::fs::create_dir_all(log.parent().unwrap()).unwrap();
+        std::fs::write(&log, "").unwrap();
         state.configs.insert(id.clone(), config);
         state.containers.insert(id.clone(), (request.pod_sandbox_id, status));
         Ok(Response::new(cri::CreateContainerResponse { container_id: id }))
