@@ -3,9 +3,8 @@
 use berth_cri_api::v1;
 use tokio::sync::broadcast;
 
-use crate::board::Board;
+use crate::board::{Board, SandboxView};
 use crate::convert::status::{container_status, sandbox_status};
-use crate::id::SandboxId;
 use crate::sandbox::state::Change;
 
 /// How many events a client may be behind.
@@ -28,8 +27,9 @@ impl Events {
         self.sender.subscribe()
     }
 
-    /// Tells the listeners, if there are any, with the pod as it is now.
-    pub(crate) fn announce(&self, board: &Board, sandbox: &SandboxId, subject: &str, change: Change) {
+    /// Tells the listeners, if there are any, with the pod as it is now. The sandbox comes from its owner: one that was just
+    /// removed is on no board any more, and kubelets ignore events without it.
+    pub(crate) fn announce(&self, board: &Board, sandbox: impl FnOnce() -> SandboxView, subject: &str, change: Change) {
         if self.sender.receiver_count() == 0 {
             return;
         }
@@ -39,13 +39,13 @@ impl Events {
             Change::Stopped => v1::ContainerEventType::ContainerStoppedEvent,
             Change::Deleted => v1::ContainerEventType::ContainerDeletedEvent,
         };
-        let view = board.sandbox(sandbox.as_str());
+        let view = sandbox();
         let _ = self.sender.send(v1::ContainerEventResponse {
             container_id: subject.to_owned(),
             container_event_type: kind.into(),
             created_at: crate::clock::now_ns(),
-            pod_sandbox_status: view.map(|v| sandbox_status(&v)),
-            containers_statuses: board.containers_of(sandbox).iter().map(|c| container_status(c)).collect(),
+            pod_sandbox_status: Some(sandbox_status(&view)),
+            containers_statuses: board.containers_of(&view.id).iter().map(|c| container_status(c)).collect(),
         });
     }
 }

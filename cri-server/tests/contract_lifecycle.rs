@@ -326,9 +326,11 @@ fn exit_codes_survive_a_crash_right_after_the_pod_was_stopped_and_nothing_is_a_l
         let mut client = agent.runtime();
         let request = v1::StopPodSandboxRequest { pod_sandbox_id: sandbox.clone() };
         agent.client.block_on(client.stop_pod_sandbox(request)).unwrap();
+        let path = agent.root.join("containers").join(&id).join("record.json");
+        // Records are committed off the reply's path.
+        berth_testkit::wait_for(Duration::from_secs(10), || path.exists().then_some(())).unwrap();
         agent.kill();
         // As a crash leaves it that comes before the durable record is committed.
-        let path = agent.root.join("containers").join(&id).join("record.json");
         let mut record: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         record.as_object_mut().unwrap().remove("exit");
         std::fs::write(&path, record.to_string()).unwrap();
@@ -374,6 +376,36 @@ fn an_update_of_the_oom_score_reaches_the_running_processes() {
         assert!(seen.stdout.split(|b| *b == b'\n').any(|score| score == b"900"), "{:?}", String::from_utf8_lossy(&seen.stdout));
         let refused = agent.client.block_on(client.update_container_resources(update(1001))).unwrap_err();
         assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+        agent.finish();
+    });
+}
+
+#[test]
+fn every_event_names_its_pod_also_the_last_one() {
+    in_namespaces(|| {
+        let agent = Agent::start();
+        let mut client = agent.runtime();
+        let mut events = agent.client.block_on(client.get_container_events(v1::GetEventsRequest {})).unwrap().into_inner();
+        let pod = agent.run_sandbox("told");
+        let id = agent.run_script(&pod, "told", "c", "exit 0");
+        agent.client.block_on(async {
+            client.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: pod.clone() }).await.unwrap();
+            client.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: pod.clone() }).await.unwrap();
+            let mut seen = Vec::new();
+            loop {
+                let event = tokio::time::timeout(SOON, events.message()).await.unwrap().unwrap().unwrap();
+                let status = event.pod_sandbox_status.as_ref().unwrap();
+                assert_eq!((status.id.as_str(), status.metadata.as_ref().unwrap().name.as_str()), (pod.as_str(), "told"));
+                let last =
+                    event.container_id == pod && event.container_event_type() == v1::ContainerEventType::ContainerDeletedEvent;
+                seen.push((event.container_id.clone(), event.container_event_type()));
+                if last {
+                    assert_eq!(status.state(), v1::PodSandboxState::SandboxNotready);
+                    break;
+                }
+            }
+            assert!(seen.contains(&(id, v1::ContainerEventType::ContainerDeletedEvent)), "{seen:?}");
+        });
         agent.finish();
     });
 }

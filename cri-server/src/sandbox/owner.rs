@@ -143,7 +143,7 @@ pub(crate) async fn own(server: Arc<Server>, mut machine: Machine, mail: Mail, m
         }
         for (id, change) in &out.events {
             tracing::debug!(sandbox = %machine.id, pod = machine.spec.metadata.name, id, ?change, "lifecycle");
-            server.events.announce(&server.board, &machine.id, id, *change);
+            server.events.announce(&server.board, || sandbox_view(&machine, &server), id, *change);
         }
         for answer in out.answers {
             answer();
