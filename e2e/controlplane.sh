@@ -11,7 +11,7 @@ declare -A PIDS
 serve() {
   local name=$1
   shift
-  "$@" > "$LOGS/$name.log" 2>&1 &
+  "$@" >> "$LOGS/$name.log" 2>&1 &
   PIDS[$name]=$!
   disown
 }

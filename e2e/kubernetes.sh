@@ -220,7 +220,8 @@ mapped() {
   [ "${map%% *}" = 0 ]
   [ "$(cut -d' ' -f2 <<< "$map")" -ge 65536 ]
   same "$(kubectl exec mapped -- cat /data/user)" 0
-  same "$(kubectl exec mapped -- stat -c %u /data/user /bin/sh /var/run/secrets/kubernetes.io/serviceaccount/token)" "$(printf '0\n0\n0')"
+  same "$(kubectl exec mapped -- stat -c %u /data/user /bin/sh /tool/usr/bin/nnp /var/run/secrets/kubernetes.io/serviceaccount/token)" \
+    "$(printf '0\n0\n0\n0')"
 }
 image_volume() {
   within 60 pod_ready image-volume
