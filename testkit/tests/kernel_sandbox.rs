@@ -116,7 +116,19 @@ fn a_signal_to_a_sandbox_reaches_its_program() {
     let mut outer = command.args(["/bin/busybox", "sh", "-c", script]).stdout(std::process::Stdio::piped()).spawn().unwrap();
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(outer.stdout.take().unwrap()));
     assert_eq!(lines.next().unwrap().unwrap(), "ready");
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(outer.id() as i32), nix::sys::signal::Signal::SIGTERM).unwrap();
-    assert_eq!(lines.next().unwrap().unwrap(), "told");
+    // The sandbox's init, process 1 of its namespace, takes signals from a moment after its program's start on: until then the
+    // kernel drops them. So it is told until it hears.
+    let heard = std::sync::atomic::AtomicBool::new(false);
+    let pid = nix::unistd::Pid::from_raw(outer.id() as i32);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            wait_until(std::time::Duration::from_secs(20), || {
+                nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+                heard.load(std::sync::atomic::Ordering::Relaxed)
+            })
+        });
+        assert_eq!(lines.next().unwrap().unwrap(), "told");
+        heard.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
     assert_eq!(outer.wait().unwrap().code(), Some(7));
 }

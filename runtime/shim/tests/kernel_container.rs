@@ -411,7 +411,8 @@ fn a_create_that_hangs_can_be_given_up() {
         client.ask(Request::Delete { id: "a".into(), force: true });
         let (reply, _) = client.reply(create);
         assert!(matches!(&reply, Reply::Error(failure) if failure.kind == FailureKind::Create), "{reply:?}");
-        assert!(support::processes_with("sleep\x005432").is_empty() && !cgroup_exists("a"));
+        let gone = || support::processes_with("sleep\x005432").is_empty() && !cgroup_exists("a");
+        assert!(wait_until(PATIENCE, gone));
         assert_eq!(client.state().containers.len(), 1);
 
         let mut spec = shim.spec(&["true"]);
