@@ -224,7 +224,7 @@ pub enum Image {
     },
     /// Loads an OCI layout, an OCI archive or a `docker save` archive; works with and without a running agent
     Import(ImageImport),
-    /// Removes images
+    /// Removes images, with every other name that they have
     Rm {
         /// Names or ids
         #[arg(required = true)]
