@@ -183,6 +183,7 @@ async fn bring_back(server: &Arc<Server>, record: SandboxRecord, containers: Vec
     };
     let machine = Machine::recovered(id.clone(), spec, record.created_at, ready, rest, machine_containers);
     server.owners.register(&id, &record.spec.metadata, mail.clone());
+    owner::introduce(server, &machine);
     tokio::spawn(owner::own(server.clone(), machine, mail, inbox));
 }
 
@@ -294,7 +295,8 @@ fn fate(
 /// What nobody claims: folders without a record, network leftovers.
 async fn drain(server: &Arc<Server>) {
     let owned: BTreeSet<String> = server.owners.ids().iter().map(|id| id.as_str().to_owned()).collect();
-    let ready: BTreeSet<String> = server.board_ready();
+    // The board knows every pod by now; those of another boot, and stopped ones, have nothing of the network any more.
+    let ready = server.board.sandboxes().iter().filter(|v| v.ready).map(|v| v.id.as_str().to_owned()).collect();
     if let Err(error) = server.network.reconcile(&ready).await {
         tracing::warn!(%error, "cleaning up the network");
     }

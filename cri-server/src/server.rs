@@ -121,11 +121,6 @@ impl Server {
     pub(crate) fn closed(&self) -> WaitForCancellationFutureOwned {
         self.closing.clone().cancelled_owned()
     }
-
-    /// The ids of the sandboxes that are READY: those that may hold something of the network.
-    pub(crate) fn board_ready(&self) -> BTreeSet<String> {
-        self.board.sandboxes().iter().filter(|v| v.ready).map(|v| v.id.as_str().to_owned()).collect()
-    }
 }
 
 async fn open_images(config: &Config, paths: &Paths) -> Result<Arc<ImageStore>, Error> {

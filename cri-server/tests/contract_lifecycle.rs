@@ -192,6 +192,26 @@ fn everything_runs_on_and_is_known_again_after_the_agent_was_killed() {
 }
 
 #[test]
+fn restarts_of_the_agent_leave_the_links_of_living_pods_alone_and_lists_are_whole_at_once() {
+    in_namespaces(|| {
+        let mut agent = Agent::start();
+        let pods: Vec<String> = (0..3).map(|i| agent.run_sandbox(&format!("p{i}"))).collect();
+        let links = || std::fs::read_dir("/sys/class/net").unwrap().flatten().count();
+        let (before, first) = (links(), agent.sandbox_status(&pods[0]).network);
+        for round in 0..20 {
+            agent.kill();
+            agent.run();
+            // The first question, before anything had time to settle.
+            let listed = agent.client.block_on(agent.runtime().list_pod_sandbox(v1::ListPodSandboxRequest::default()));
+            assert_eq!(listed.unwrap().into_inner().items.len(), pods.len(), "round {round}");
+            assert_eq!(agent.sandbox_status(&pods[0]).network, first, "round {round}");
+            assert!(agent.leaks().is_empty() && links() == before, "round {round}: {} links, {before} before", links());
+        }
+        agent.finish();
+    });
+}
+
+#[test]
 fn the_death_of_a_shim_ends_its_pod_whether_the_agent_watches_or_not() {
     in_namespaces(|| {
         let mut agent = Agent::start();

@@ -122,10 +122,16 @@ pub(crate) async fn submit<T>(server: &Server, id: &SandboxId, op: impl FnOnce(R
     answer.await.map_err(|_| gone())?
 }
 
+/// Puts a sandbox with all it has on the board. Recovery does it before anybody may ask: a list, or the network's cleaning
+/// up, that does not know a living pod yet would take it for a dead one.
+pub(crate) fn introduce(server: &Arc<Server>, machine: &Machine) {
+    server.owners.hold(machine);
+    show(server, machine, &everything(machine));
+}
+
 /// The owner's loop. Ends when the sandbox is removed or could not be made.
 pub(crate) async fn own(server: Arc<Server>, mut machine: Machine, mail: Mail, mut inbox: mpsc::UnboundedReceiver<Event>) {
-    server.owners.hold(&machine);
-    show(&server, &machine, &everything(&machine));
+    introduce(&server, &machine);
     loop {
         let deadline = machine.deadline();
         let event = tokio::select! {
