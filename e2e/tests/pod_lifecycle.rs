@@ -87,9 +87,9 @@ fn init_containers_volumes_and_a_finished_pod_end_as_they_say() {
         node.write_manifest(
             "job.yaml",
             "apiVersion: v1\nkind: Pod\nmetadata: {name: job}\nspec:\n  restartPolicy: Never\n  initContainers:\n  - name: first\n    \
-             image: berth.test/busybox:1\n    command: [sh, -c, 'echo from-init > /work/note']\n    volumeMounts: [{name: work, mountPath: /work}]\n  \
-             containers:\n  - name: main\n    image: berth.test/busybox:1\n    command: [sh, -c, 'cat /work/note; exit 3']\n    \
-             volumeMounts: [{name: work, mountPath: /work, readOnly: true}]\n  volumes: [{name: work, emptyDir: {medium: Memory}}]\n",
+             image: berth.test/busybox:1\n    command: [sh, -c, 'echo from-init > /shared/note']\n    volumeMounts: [{name: work, mountPath: /shared}]\n  \
+             containers:\n  - name: main\n    image: berth.test/busybox:1\n    command: [sh, -c, 'cat /shared/note; exit 3']\n    \
+             volumeMounts: [{name: work, mountPath: /shared, readOnly: true}]\n  volumes: [{name: work, emptyDir: {medium: Memory}}]\n",
         );
         let pod = node.wait_pod("job", "Failed", |pod| pod["status"]["phase"] == "Failed");
         assert_eq!(pod["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"], 3, "{pod}");

@@ -1,8 +1,7 @@
 //! One cgroup in every hierarchy in which it has to be: made, entered, listed, removed.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -31,22 +30,6 @@ pub struct Cgroup {
     path: CgroupPath,
     v1: Vec<V1Folder>,
     v2: Option<PathBuf>,
-}
-
-/// Open files by which a process puts itself into a cgroup, after it has lost sight of the hierarchies.
-#[derive(Debug)]
-pub struct Joiner {
-    files: Vec<(OwnedFd, PathBuf)>,
-}
-
-impl Joiner {
-    /// Puts the calling process into the cgroup.
-    pub fn join(self) -> Result<()> {
-        for (fd, path) in self.files {
-            File::from(fd).write_all(b"0").map_err(|source| Error::Attach { pid: 0, path, source })?;
-        }
-        Ok(())
-    }
 }
 
 impl Cgroup {
@@ -179,19 +162,6 @@ impl Cgroup {
             file::write_raw(&dir.join("cgroup.procs"), &pid.to_string()).map_err(fail)?;
         }
         Ok(())
-    }
-
-    /// Opens the files by which a process of any namespace can put itself into the cgroup.
-    pub fn joiner(&self) -> Result<Joiner> {
-        let mut files = Vec::new();
-        for dir in self.dirs() {
-            let path = dir.join("cgroup.procs");
-            match rustix::fs::open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
-                Ok(fd) => files.push((fd, path)),
-                Err(errno) => return Err(Error::Attach { pid: 0, path, source: errno.into() }),
-            }
-        }
-        Ok(Joiner { files })
     }
 
     /// The processes in the cgroup and in those below it.

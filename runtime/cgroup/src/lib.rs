@@ -15,7 +15,7 @@ mod path;
 mod resources;
 mod stats;
 
-pub use cgroup::{Cgroup, Joiner};
+pub use cgroup::Cgroup;
 pub use error::{Error, Result};
 pub use layout::{Hierarchy, Layout};
 pub use limits::convert;

@@ -1,11 +1,9 @@
 //! Control groups of the machine: made, entered, killed, frozen, removed.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
-#![allow(unsafe_code, reason = "a child that enters a cgroup before it executes")]
 
 mod common;
 
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::Command;
+use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use berth_cgroup::{Cgroup, CgroupPath, Error, Layout, Resources};
@@ -158,27 +156,5 @@ fn waiting_for_an_empty_cgroup_ends_with_its_time() {
         assert!(!cgroup.wait_empty(Duration::from_millis(20)).unwrap());
         shell.end();
         assert!(cgroup.wait_empty(PATIENCE).unwrap());
-    });
-}
-
-#[test]
-fn a_child_puts_itself_in_through_files_opened_before() {
-    in_namespaces(|| {
-        for (name, layout) in layouts() {
-            let cgroup = create(&layout);
-            let mut joiner = Some(cgroup.joiner().unwrap());
-            let mut command = Command::new("cat");
-            command.arg("/proc/self/cgroup");
-            // SAFETY: the closure only writes to open files.
-            unsafe {
-                command.pre_exec(move || match joiner.take().map(berth_cgroup::Joiner::join) {
-                    Some(Ok(())) => Ok(()),
-                    _ => Err(std::io::ErrorKind::Other.into()),
-                });
-            }
-            let text = String::from_utf8(command.output().unwrap().stdout).unwrap();
-            let inside = text.lines().filter(|line| line.ends_with("/inner")).count();
-            assert_eq!(inside, cgroup.dirs().count(), "{name}: {text}");
-        }
     });
 }
