@@ -41,7 +41,21 @@ critest() {
   fi
 }
 
-if ! "$HERE/tools.sh" > "$LOGS/tools.log" 2>&1; then
+# checks NAME COMMAND…: a script that ends with `NAME: N passed, N failed`.
+checks() {
+  local name=$1 log=$LOGS/$1.log begun=$SECONDS p f
+  shift
+  "$@" > "$log" 2>&1
+  if read -r p f < <(sed -n "s/^$name: \([0-9]*\) passed, \([0-9]*\) failed.*/\1 \2/p" "$log"); then
+    [ "$f" -eq 0 ] || cat "$log"
+    report "$name" "$p" "$f" 0 $((SECONDS - begun))
+  else
+    tail -n 40 "$log"
+    report "$name" 0 1 0 $((SECONDS - begun))
+  fi
+}
+
+if ! "$HERE/tools.sh" all > "$LOGS/tools.log" 2>&1; then
   tail -n 30 "$LOGS/tools.log"
   report tools 0 1 0 "$SECONDS"
 fi
@@ -51,6 +65,7 @@ suite crates cargo test --workspace --exclude berth-e2e --lib --bins --tests --n
 # One at a time: some of them measure.
 suite e2e cargo test -p berth-e2e --lib --bins --tests --no-fail-fast -- --test-threads=1
 critest
+checks kubernetes "$HERE/kubernetes.sh"
 if [ "$skipped" -gt 0 ]; then
   echo "$passed passed, $failed failed, $skipped skipped"
 else

@@ -6,7 +6,7 @@
 #   runc       the peer's OCI runtime
 #   images     the images of critest, as a registry's storage folder
 #   vm         Debian's cloud kernel and qemu (for `make test-vm` only)
-#   kubernetes the control plane, kubelet, kubeadm and kubectl, and etcd (for `make e2e-kubernetes` only: ten minutes of two cores)
+#   kubernetes the control plane, kubelet and kubectl, and etcd (ten minutes of two cores, once)
 #   cri-bench  critest again, whose benchmark's pods have a PID namespace per container, as a kubelet's have (for `make bench` only)
 # Each tool lives in $BERTH_TOOLS/<name>-<version> and is built once; prints one line a tool. Safe to run twice at once.
 set -euo pipefail
@@ -104,7 +104,7 @@ kubernetes() {
   rm -rf "$src"
   src=$(go_source "k8s.io/kubernetes@v$KUBERNETES_VERSION")
   sed -i "s#=> ./staging/src/\(k8s.io/.*\)#=> \1 v0.${KUBERNETES_VERSION#*.}#" "$src/go.mod"
-  for name in kubectl kubelet kube-apiserver kube-controller-manager kube-scheduler kubeadm; do
+  for name in kubectl kubelet kube-apiserver kube-controller-manager kube-scheduler; do
     (cd "$src" && nice -n 15 go build -trimpath -o "$out/$name" -ldflags "-s -w
       -X k8s.io/component-base/version.gitVersion=v$KUBERNETES_VERSION -X k8s.io/component-base/version.gitTreeState=clean
       -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36" "./cmd/$name")
@@ -134,4 +134,5 @@ images() {
 }
 
 [ $# -gt 0 ] || set -- packages runc containerd images cri-tools
+[ "$1" != all ] || set -- packages runc containerd images cri-tools kubernetes # what `make test` needs
 for tool in "$@"; do "$tool"; done
