@@ -401,6 +401,44 @@ fn an_update_of_the_oom_score_reaches_the_running_processes() {
 }
 
 #[test]
+fn a_resized_pod_is_still_so_after_a_restart_and_after_its_stop() {
+    berth_testkit::in_namespaces(|| {
+        let mut agent = Agent::start();
+        let pod = agent.run_sandbox("sized");
+        let resize = |agent: &Agent, id: &str, shares| {
+            let limits = v1::LinuxContainerResources { cpu_shares: shares, ..Default::default() };
+            let request = v1::UpdatePodSandboxResourcesRequest {
+                pod_sandbox_id: id.into(),
+                resources: Some(limits),
+                overhead: Some(v1::LinuxContainerResources { memory_limit_in_bytes: 1 << 20, ..Default::default() }),
+            };
+            agent.client.block_on(agent.runtime().update_pod_sandbox_resources(request))
+        };
+        let seen = |agent: &Agent| {
+            let request = v1::PodSandboxStatusRequest { pod_sandbox_id: pod.clone(), verbose: true };
+            let status = agent.client.block_on(agent.runtime().pod_sandbox_status(request)).unwrap().into_inner();
+            let info: serde_json::Value = serde_json::from_str(&status.info["info"]).unwrap();
+            (info["config"]["resources"]["cpu_shares"].as_i64(), info["config"]["overhead"]["memory_limit"].as_i64())
+        };
+        assert_eq!(resize(&agent, "nobody", 1).unwrap_err().code(), tonic::Code::NotFound);
+        assert_eq!(seen(&agent), (None, None));
+        resize(&agent, &pod, 700).unwrap();
+        assert_eq!(seen(&agent), (Some(700), Some(1 << 20)));
+        agent.kill();
+        agent.run();
+        assert_eq!(seen(&agent), (Some(700), Some(1 << 20)));
+        resize(&agent, &pod, 800).unwrap();
+        let stop = v1::StopPodSandboxRequest { pod_sandbox_id: pod.clone() };
+        agent.client.block_on(agent.runtime().stop_pod_sandbox(stop)).unwrap();
+        agent.kill();
+        agent.run();
+        assert_eq!(seen(&agent), (Some(800), Some(1 << 20)));
+        assert!(resize(&agent, &pod, 1).is_err());
+        agent.finish();
+    });
+}
+
+#[test]
 fn every_event_names_its_pod_also_the_last_one() {
     in_namespaces(|| {
         let agent = Agent::start();

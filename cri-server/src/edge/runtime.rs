@@ -16,7 +16,7 @@ use crate::Server;
 use crate::convert::{request, resources, status};
 use crate::error::{Error, Shared, invalid};
 use crate::sandbox::owner;
-use crate::sandbox::state::Op;
+use crate::sandbox::state::{Op, Resize};
 use crate::{exec, metrics, stats, streaming};
 
 /// The edge of the RuntimeService.
@@ -362,8 +362,11 @@ impl RuntimeService for RuntimeEdge {
         &self,
         request: Request<v1::UpdatePodSandboxResourcesRequest>,
     ) -> Answer<v1::UpdatePodSandboxResourcesResponse> {
-        // The kubelet has resized the pod's cgroup itself; there is nothing else to size.
-        self.sandbox(&request.into_inner().pod_sandbox_id)?;
+        // The kubelet has resized the pod's cgroup itself: here the new limits are only put on record.
+        let request = request.into_inner();
+        let view = self.sandbox(&request.pod_sandbox_id)?;
+        let resize = Box::new(Resize { resources: request.resources.map(resources), overhead: request.overhead.map(resources) });
+        reply(owner::submit(&self.server, &view.id, |reply| Op::Resize { resize, reply }).await)?;
         Ok(Response::new(v1::UpdatePodSandboxResourcesResponse {}))
     }
 }

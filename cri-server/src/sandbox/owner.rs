@@ -279,13 +279,20 @@ async fn perform(server: Arc<Server>, id: SandboxId, spec: Arc<SandboxSpec>, cre
             let _ = reply.send(container::control::reopen_log(&live, &container).await.map_err(Arc::new));
             return;
         }
+        Task::Resize { spec, reply, live } => {
+            let result = note(&server, &live, &spec, created_at, false).await;
+            Done::Resized { spec, reply, result }
+        }
         Task::Bury { live, containers } => Done::Lost(container::control::bury(&server, &live, containers).await),
         Task::TearDown { live } => {
             // With the shim go its exit records, and the durable ones are written off this path: the state folder has them.
             container::control::note_exits(&server, &id).await;
             let result = live.give_back(&server).await;
             if result.is_ok() {
-                note_stopped(&server, &live, created_at).await;
+                // The machine's spec, not that of the holdings: it may have been resized since.
+                if let Err(error) = note(&server, &live, &spec, created_at, true).await {
+                    tracing::warn!(error = %crate::error::text(&error), "state record");
+                }
             }
             let rest = result.is_err().then_some(live);
             Done::TornDown { rest, result }
@@ -295,15 +302,19 @@ async fn perform(server: Arc<Server>, id: SandboxId, spec: Arc<SandboxSpec>, cre
     let _ = mail.send(Event::Done(done));
 }
 
-/// The records say from here on that nothing of the sandbox lives.
-async fn note_stopped(server: &Arc<Server>, live: &super::holdings::Live, created_at: i64) {
-    let mut record = run::record(&live.id, &live.spec, created_at, &live.cgroup, server);
+/// Writes the records of a sandbox that was ready: as it is now, or that nothing of it lives any more.
+async fn note(
+    server: &Arc<Server>,
+    live: &super::holdings::Live,
+    spec: &SandboxSpec,
+    created_at: i64,
+    stopped: bool,
+) -> Result<(), Error> {
+    let mut record = run::record(&live.id, spec, created_at, &live.cgroup, server);
     record.ready = true;
-    record.stopped = true;
+    record.stopped = stopped;
     let bytes = records::encode(&record);
     server.durable.put(crate::paths::record(&server.paths.kept_sandbox(&live.id)), bytes.clone());
     let state = crate::paths::record(&server.paths.live_sandbox(&live.id));
-    if let Err(error) = crate::blocking(move || records::write(&state, &bytes)).await {
-        tracing::warn!(error = %crate::error::text(&error), "state record");
-    }
+    crate::blocking(move || records::write(&state, &bytes)).await
 }

@@ -79,7 +79,7 @@ impl Machine {
         if self.goal < Goal::Stop {
             return;
         }
-        let busy = self.containers.values().any(|c| c.deleting || !matches!(c.phase, Phase::Exited(_)));
+        let busy = self.resizing || self.containers.values().any(|c| c.deleting || !matches!(c.phase, Phase::Exited(_)));
         match &mut self.lifecycle {
             Lifecycle::Ready(live) if !busy => {
                 out.tasks.push(Task::TearDown { live: live.clone() });

@@ -1,5 +1,6 @@
 //! The state of one container.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -56,6 +57,9 @@ pub(crate) struct Container {
     pub(super) stopping: Option<Stopping>,
     /// An exit that came while the start was still under way.
     pub(super) early_exit: Option<ProcessExit>,
+    /// Limits are being written; the next change waits, because it is merged with what this one leaves.
+    pub(super) updating: bool,
+    pub(super) updates: VecDeque<(Box<Resources>, Reply<()>)>,
     pub(super) deleting: bool,
     pub(super) claimed: bool,
     pub(super) hold: Option<Hold>,
@@ -77,6 +81,8 @@ impl Container {
             pid: None,
             stopping: None,
             early_exit: None,
+            updating: false,
+            updates: VecDeque::new(),
             deleting: false,
             claimed: false,
             hold: None,

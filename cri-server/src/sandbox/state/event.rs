@@ -9,10 +9,27 @@ use tokio::sync::oneshot;
 use super::{CreatedContainer, H, ProcessExit};
 use crate::error::{Error, Shared};
 use crate::id::{ContainerId, SandboxId};
-use crate::spec::{ContainerSpec, Resources};
+use crate::spec::{ContainerSpec, Resources, SandboxSpec};
 
 /// Where an answer goes. A client that has given up has dropped the other end.
 pub(crate) type Reply<T> = oneshot::Sender<Shared<T>>;
+
+/// New limits of a pod. What is not named stays.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Resize {
+    pub(crate) resources: Option<Resources>,
+    pub(crate) overhead: Option<Resources>,
+}
+
+impl Resize {
+    /// The spec as it is afterwards.
+    pub(super) fn applied(self, spec: &SandboxSpec) -> SandboxSpec {
+        let mut spec = spec.clone();
+        spec.resources = self.resources.or(spec.resources);
+        spec.overhead = self.overhead.or(spec.overhead);
+        spec
+    }
+}
 
 /// What clients ask of a sandbox.
 pub(crate) enum Op {
@@ -47,6 +64,11 @@ pub(crate) enum Op {
         id: ContainerId,
         reply: Reply<()>,
     },
+    /// UpdatePodSandboxResources: what the pod may use in all. Its cgroup is the kubelet's.
+    Resize {
+        resize: Box<Resize>,
+        reply: Reply<()>,
+    },
     /// What exec, attach, port-forward and statistics need.
     Live(Reply<Arc<H>>),
 }
@@ -74,6 +96,12 @@ pub(crate) enum Done {
     Updated {
         id: ContainerId,
         resources: Box<Resources>,
+        reply: Reply<()>,
+        result: Result<(), Error>,
+    },
+    /// The sandbox's record has the new limits, or could not be written.
+    Resized {
+        spec: Arc<SandboxSpec>,
         reply: Reply<()>,
         result: Result<(), Error>,
     },
@@ -139,6 +167,12 @@ pub(crate) enum Task {
     },
     ReopenLog {
         id: ContainerId,
+        reply: Reply<()>,
+        live: Arc<H>,
+    },
+    /// Puts a changed sandbox on record.
+    Resize {
+        spec: Arc<SandboxSpec>,
         reply: Reply<()>,
         live: Arc<H>,
     },

@@ -8,7 +8,7 @@ use super::{Change, CreatedContainer, Goal, Machine, Outbox, ProcessExit, Reply,
 use crate::board::{ContainerState, Exit};
 use crate::error::Error;
 use crate::id::ContainerId;
-use crate::spec::ContainerSpec;
+use crate::spec::{ContainerSpec, Resources};
 
 impl Machine {
     pub(super) fn create(
@@ -111,6 +111,48 @@ impl Machine {
                 }
             }
             None => answer(out, reply, Ok(())),
+        }
+    }
+
+    pub(super) fn update(&mut self, id: &ContainerId, resources: Box<Resources>, reply: Reply<()>, out: &mut Outbox) {
+        if let Some(container) = self.containers.get_mut(id).filter(|container| container.updating) {
+            container.updates.push_back((resources, reply));
+            return;
+        }
+        match self.alive(id, false) {
+            Ok((container, live)) => {
+                let merged = Box::new(container.resources.merged(&resources));
+                out.tasks.push(Task::Update { id: id.clone(), resources, merged, reply, live });
+                if let Some(container) = self.containers.get_mut(id) {
+                    container.updating = true;
+                }
+            }
+            Err(error) => answer(out, reply, Err(error.into())),
+        }
+    }
+
+    pub(super) fn updated(
+        &mut self,
+        id: ContainerId,
+        resources: Resources,
+        reply: Reply<()>,
+        result: Result<(), Error>,
+        out: &mut Outbox,
+    ) {
+        let waiting = match self.containers.get_mut(&id) {
+            Some(container) => {
+                container.updating = false;
+                if result.is_ok() {
+                    container.resources = resources;
+                    out.changed.push(id.clone());
+                }
+                std::mem::take(&mut container.updates)
+            }
+            None => Default::default(),
+        };
+        answer(out, reply, result.map_err(Arc::new));
+        for (resources, reply) in waiting {
+            self.update(&id, resources, reply, out);
         }
     }
 

@@ -8,12 +8,12 @@ mod members;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub(crate) use container::{Container, CreatedContainer, ProcessExit, exit_record};
-pub(crate) use event::{Change, Done, Event, Op, Outbox, Reply, Task};
+pub(crate) use event::{Change, Done, Event, Op, Outbox, Reply, Resize, Task};
 
 use crate::board::ContainerState;
 use crate::error::{Error, Shared};
@@ -56,6 +56,9 @@ pub(crate) struct Machine {
     stoppers: Vec<Reply<()>>,
     removers: Vec<Reply<()>>,
     pub(crate) containers: BTreeMap<ContainerId, Container>,
+    /// A record is being rewritten; the next change waits, and so does the teardown, which writes the last one.
+    resizing: bool,
+    resizes: VecDeque<(Box<Resize>, Reply<()>)>,
     now: fn() -> i64,
 }
 
@@ -85,6 +88,8 @@ impl Machine {
             stoppers: Vec::new(),
             removers: Vec::new(),
             containers: BTreeMap::new(),
+            resizing: false,
+            resizes: VecDeque::new(),
             now: crate::clock::now_ns,
         }
     }
@@ -159,6 +164,7 @@ impl Machine {
             Event::Tick => {}
         }
         self.escalate(now, &mut out);
+        self.resize(&mut out);
         self.advance(&mut out);
         out
     }
@@ -176,17 +182,12 @@ impl Machine {
             Op::StartContainer { id, reply } => self.start(&id, reply, out),
             Op::StopContainer { id, timeout, reply } => self.stop_container(&id, now, timeout, reply, out),
             Op::RemoveContainer { id, reply } => self.remove_container(&id, reply, now, out),
-            Op::Update { id, resources, reply } => match self.alive(&id, false) {
-                Ok((container, live)) => {
-                    let merged = Box::new(container.resources.merged(&resources));
-                    out.tasks.push(Task::Update { id, resources, merged, reply, live });
-                }
-                Err(error) => answer(out, reply, Err(error.into())),
-            },
+            Op::Update { id, resources, reply } => self.update(&id, resources, reply, out),
             Op::ReopenLog { id, reply } => match self.alive(&id, true) {
                 Ok((_, live)) => out.tasks.push(Task::ReopenLog { id, reply, live }),
                 Err(error) => answer(out, reply, Err(error.into())),
             },
+            Op::Resize { resize, reply } => self.resizes.push_back((resize, reply)),
             Op::Live(reply) => {
                 let result = match self.live().filter(|_| self.goal == Goal::Run) {
                     Some(live) => Ok(live.clone()),
@@ -202,7 +203,7 @@ impl Machine {
     }
 
     /// A container that may be acted upon: running, or also created.
-    fn alive(&self, id: &ContainerId, running: bool) -> Result<(&Container, Arc<H>), Error> {
+    pub(super) fn alive(&self, id: &ContainerId, running: bool) -> Result<(&Container, Arc<H>), Error> {
         let container = self.container(id)?;
         let state = container.state().unwrap_or(ContainerState::Created);
         let good = state == ContainerState::Running || (!running && state == ContainerState::Created);
@@ -214,6 +215,22 @@ impl Machine {
 
     fn container(&self, id: &ContainerId) -> Result<&Container, Error> {
         self.containers.get(id).ok_or_else(|| Error::NotFound { kind: "container", id: id.as_str().into() })
+    }
+
+    /// Begins the next change of the pod's limits.
+    fn resize(&mut self, out: &mut Outbox) {
+        let live = self.live().filter(|_| self.goal == Goal::Run).cloned();
+        while !self.resizing {
+            let Some((resize, reply)) = self.resizes.pop_front() else { return };
+            match &live {
+                Some(live) => {
+                    self.resizing = true;
+                    let spec = Arc::new(resize.applied(&self.spec));
+                    out.tasks.push(Task::Resize { spec, reply, live: live.clone() });
+                }
+                None => answer(out, reply, Err(self.not_ready("must be ready to be resized").into())),
+            }
+        }
     }
 
     fn run(&mut self, reply: Reply<SandboxId>, out: &mut Outbox) {
@@ -264,10 +281,12 @@ impl Machine {
                 }
             }
             Done::Deleted { id, result } => self.deleted(id, result, out),
-            Done::Updated { id, resources, reply, result } => {
-                if let (Ok(()), Some(container)) = (&result, self.containers.get_mut(&id)) {
-                    container.resources = *resources;
-                    out.changed.push(id);
+            Done::Updated { id, resources, reply, result } => self.updated(id, *resources, reply, result, out),
+            Done::Resized { spec, reply, result } => {
+                self.resizing = false;
+                if result.is_ok() {
+                    self.spec = spec;
+                    out.sandbox_changed = true;
                 }
                 answer(out, reply, result.map_err(Arc::new));
             }

@@ -137,6 +137,7 @@ fn name(task: &Task) -> &'static str {
         Task::Delete { .. } => "delete",
         Task::Update { .. } => "update",
         Task::ReopenLog { .. } => "reopen",
+        Task::Resize { .. } => "resize",
         Task::Bury { .. } => "bury",
         Task::TearDown { .. } => "tear down",
         Task::Erase => "erase",
@@ -409,6 +410,57 @@ fn limits_change_only_when_they_were_applied() {
         assert_eq!(answer_of(waiting).is_ok(), good);
         assert_eq!(rig.machine.containers[&id].resources.cpu_shares, want);
     }
+}
+
+#[test]
+fn updates_of_one_container_are_done_one_after_the_other_and_none_is_lost() {
+    let (mut rig, id) = Rig::running("a");
+    let of = |resources| |reply| Op::Update { id: id.clone(), resources: Box::new(resources), reply };
+    let shares = rig.op(of(Resources { cpu_shares: 512, ..Default::default() }));
+    let mut memory = rig.op(of(Resources { memory_limit: 1 << 20, ..Default::default() }));
+    for waiting in [shares, {
+        assert!(unanswered(&mut memory));
+        memory
+    }] {
+        let Some(Task::Update { id, merged, reply, .. }) = rig.tasks.pop() else { panic!("no update") };
+        assert!(rig.tasks.iter().all(|task| !matches!(task, Task::Update { .. })), "both at once");
+        rig.done(Done::Updated { id, resources: merged, reply, result: Ok(()) });
+        answer_of(waiting).unwrap();
+    }
+    let now = &rig.machine.containers[&id].resources;
+    assert_eq!((now.cpu_shares, now.memory_limit), (512, 1 << 20));
+}
+
+#[test]
+fn a_resized_pod_is_what_was_put_on_record_and_the_teardown_waits_for_that() {
+    let (mut rig, _) = Rig::running("a");
+    let limits = |shares| Resources { cpu_shares: shares, ..Default::default() };
+    let op = |resources, overhead| |reply| Op::Resize { resize: Box::new(Resize { resources, overhead }), reply };
+    let resized = |rig: &mut Rig, result| {
+        let Some(Task::Resize { spec, reply, .. }) = rig.tasks.pop() else { panic!("no resize") };
+        rig.done(Done::Resized { spec, reply, result });
+    };
+    let failed = rig.op(op(Some(limits(9)), None));
+    let mut second = rig.op(op(Some(limits(1)), Some(limits(2))));
+    resized(&mut rig, Err(failure()));
+    assert!(answer_of(failed).is_err() && rig.machine.spec.resources.is_none() && unanswered(&mut second));
+    resized(&mut rig, Ok(()));
+    answer_of(second).unwrap();
+    // What is not named stays.
+    let last = rig.op(op(Some(limits(3)), None));
+    let mut stopping = rig.op(Op::Stop);
+    rig.apply(Event::Tick);
+    for id in rig.machine.containers.keys().cloned().collect::<Vec<_>>() {
+        rig.apply(Event::Exited { id, exit: exit(0) });
+    }
+    assert!(!rig.tasks.iter().any(|task| matches!(task, Task::TearDown { .. })) && unanswered(&mut stopping));
+    rig.tasks.retain(|task| matches!(task, Task::Resize { .. }));
+    resized(&mut rig, Ok(()));
+    answer_of(last).unwrap();
+    let spec = &rig.machine.spec;
+    assert_eq!((spec.resources.clone(), spec.overhead.clone()), (Some(limits(3)), Some(limits(2))));
+    assert_eq!(rig.take(), ["tear down"]);
+    assert!(answer_of(rig.op(op(None, None))).is_err(), "a stopped pod can not be resized");
 }
 
 #[test]
