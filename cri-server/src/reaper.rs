@@ -51,12 +51,8 @@ impl Reaper {
 fn empty(trash: &std::path::Path) {
     for entry in std::fs::read_dir(trash).into_iter().flatten().flatten() {
         let path = entry.path();
-        let result = if entry.file_type().is_ok_and(|t| t.is_dir()) {
-            std::fs::remove_dir_all(&path)
-        } else {
-            std::fs::remove_file(&path)
-        };
-        if let Err(error) = result {
+        // A container may have nested its folders as deep as it liked.
+        if let Err(error) = berth_linux::tree::remove_all(&path) {
             tracing::warn!(path = %path.display(), %error, "trash not deleted");
         }
     }

@@ -17,7 +17,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
             "berth-cri-server",
             &["berth-cri-api", "berth-shim", "berth-cgroup", "berth-cni", "berth-image", "berth-oci", "berth-linux"],
         ),
-        ("berth-kubelet", &["berth-cri-api", "berth-cgroup"]),
+        ("berth-kubelet", &["berth-cri-api", "berth-cgroup", "berth-linux"]),
         ("berth-testkit", &[]),
     ])
 }

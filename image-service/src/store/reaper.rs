@@ -1,7 +1,6 @@
 //! Deletes what nobody uses, on a thread of its own: staged data that was given up at once, layers, blobs and
 //! records of removed images once the reaper is armed.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -129,11 +128,7 @@ pub(crate) fn run(core: &Core) {
 }
 
 fn delete(path: &Path) {
-    let Ok(meta) = fs::symlink_metadata(path) else {
-        return;
-    };
-    let done = if meta.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    if let Err(error) = done {
+    if let Err(error) = berth_linux::tree::remove_all(path) {
         // It stays in the staging folder, where the next start finds it.
         tracing::warn!(path = %path.display(), %error, "cannot delete discarded image data");
     }

@@ -4,9 +4,10 @@
 //! component at a time without following links and expands links itself. Nobody else writes to the root meanwhile.
 
 use std::collections::{HashMap, VecDeque};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use berth_linux::tree::remove_all_at;
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
@@ -136,7 +137,13 @@ impl Folders {
     /// Removes whatever `name` is, folders with their content.
     pub(crate) fn remove(&mut self, parent: impl AsFd, name: &[u8], entry: &[u8]) -> Result<(), Error> {
         self.forget();
-        remove_tree(parent.as_fd(), name, &mut self.implied).map_err(meta::failed(entry, "replace"))
+        let implied = &mut self.implied;
+        let forget = |folder: BorrowedFd<'_>| {
+            if let Ok(stat) = rustix::fs::fstat(folder) {
+                implied.remove(&stat.st_ino);
+            }
+        };
+        remove_all_at(parent.as_fd(), name, forget).map_err(meta::failed(entry, "replace"))
     }
 }
 
@@ -144,27 +151,6 @@ impl Folders {
 pub(crate) fn find(root: impl AsFd, path: &[u8]) -> Result<OwnedFd, Errno> {
     let path: &[u8] = if path.is_empty() { b"." } else { path };
     rustix::fs::openat2(root, path, DIR_PATH, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
-}
-
-fn remove_tree(parent: std::os::fd::BorrowedFd<'_>, name: &[u8], implied: &mut HashMap<u64, Vec<u8>>) -> Result<(), Errno> {
-    match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        done => return done,
-    }
-    let dir = rustix::fs::openat(parent, name, DIR_READ, Mode::empty())?;
-    implied.remove(&rustix::fs::fstat(&dir)?.st_ino);
-    let mut names = Vec::new();
-    for item in rustix::fs::Dir::read_from(&dir)? {
-        let item = item?;
-        let item = item.file_name().to_bytes();
-        if item != b"." && item != b".." {
-            names.push(item.to_vec());
-        }
-    }
-    for item in names {
-        remove_tree(dir.as_fd(), &item, implied)?;
-    }
-    rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
 }
 
 /// Splits a clean path into its folder and its last component.

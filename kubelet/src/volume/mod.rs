@@ -71,7 +71,8 @@ pub fn tear_down(pod_dir: &Path) -> Result<(), String> {
     if let Some(left) = mounts::below(&volumes).map_err(|e| format!("read the mount table: {e}"))?.first() {
         return Err(format!("{} is still mounted", left.display()));
     }
-    fs::remove_dir_all(&volumes).map_err(|e| format!("remove {}: {e}", volumes.display()))
+    // Containers nested folders in there as deep as they liked.
+    berth_linux::tree::remove_all(&volumes).map_err(|e| format!("remove {}: {e}", volumes.display()))
 }
 
 #[cfg(test)]

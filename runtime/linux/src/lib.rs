@@ -34,6 +34,7 @@ pub mod seccomp;
 pub mod session;
 pub mod signalfd;
 pub mod sparse;
+pub mod tree;
 pub mod tty;
 pub mod xattr;
 
