@@ -63,6 +63,8 @@ pub struct NodeConfiguration {
     pub cni_conf_dir: Option<PathBuf>,
     /// `--cni-bin-dir`
     pub cni_bin_dirs: Option<Vec<PathBuf>>,
+    /// Folders of CDI spec files; the last one's devices win.
+    pub cdi_spec_dirs: Option<Vec<PathBuf>>,
     /// `--pod-cidr`
     #[serde(rename = "podCIDR")]
     pub pod_cidr: Option<String>,

@@ -38,6 +38,9 @@ pub fn cri(global: &cli::Global, flags: &cli::Cri, file: &config::File) -> berth
     } else if let Some(dirs) = &file.node.cni_bin_dirs {
         config.cni_bin_dirs.clone_from(dirs);
     }
+    if let Some(dirs) = &file.node.cdi_spec_dirs {
+        config.cdi_spec_dirs.clone_from(dirs);
+    }
     if let Some(cidr) = flags.pod_cidr.as_ref().or(file.node.pod_cidr.as_ref()) {
         config.pod_cidrs = cidr.split(',').map(|c| c.trim().to_owned()).collect();
     }

@@ -25,6 +25,8 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     /// The host's hosts file, copied into pods.
     pub hosts: PathBuf,
+    /// Folders of CDI spec files; the last one's devices win.
+    pub cdi_spec_dirs: Vec<PathBuf>,
     /// Address of the streaming server (exec, attach, port-forward); port 0 is any free one.
     pub streaming: std::net::SocketAddr,
 }
@@ -43,6 +45,7 @@ impl Config {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             resolv_conf: "/etc/resolv.conf".into(),
             hosts: "/etc/hosts".into(),
+            cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             streaming: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
         }
     }

@@ -141,6 +141,22 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Nothing describes these CDI devices. In containerd's words: people search for them.
+    #[error("CDI device injection failed: unresolvable CDI devices {devices}{reasons}")]
+    CdiUnresolvable {
+        /// Their names.
+        devices: String,
+        /// What is wrong in the folders, in brackets; empty when nothing is.
+        reasons: String,
+    },
+    /// What describes a CDI device does not fit the machine.
+    #[error("CDI device injection failed: {device}: {reason}")]
+    Cdi {
+        /// Its name.
+        device: String,
+        /// What does not fit.
+        reason: String,
+    },
     /// A cgroup operation failed.
     #[error("{action} cgroup of {subject}")]
     Cgroup {

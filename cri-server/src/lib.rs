@@ -2,6 +2,7 @@
 //! server and no kubelet. Protobuf stops in `edge`, `convert` and the two places that make replies (`stats`, `events`).
 
 mod board;
+mod cdi;
 mod cgroups;
 mod clock;
 mod config;

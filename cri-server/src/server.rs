@@ -11,6 +11,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
 use crate::board::Board;
+use crate::cdi::Registry;
 use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::container::security::FilterCache;
@@ -46,6 +47,7 @@ pub(crate) struct Server {
     pub(crate) network: Network,
     pub(crate) program: Program,
     pub(crate) filters: FilterCache,
+    pub(crate) cdi: Registry,
     pub(crate) tokens: Tokens,
     /// What writable layers take.
     pub(crate) layers: Layers,
@@ -85,6 +87,7 @@ impl Server {
             owners: Owners::default(),
             events: Events::default(),
             filters: FilterCache::default(),
+            cdi: Registry::new(config.cdi_spec_dirs.clone()),
             tokens: Tokens::default(),
             layers: Layers::default(),
             rates: Rates::default(),

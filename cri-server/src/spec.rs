@@ -403,6 +403,9 @@ pub struct ContainerSpec {
     pub mounts: Vec<MountSpec>,
     /// Devices.
     pub devices: Vec<DeviceSpec>,
+    /// Devices by their CDI names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cdi_devices: Vec<String>,
     /// Labels.
     pub labels: Map,
     /// Annotations.

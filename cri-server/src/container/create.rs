@@ -13,9 +13,10 @@ use berth_shim::protocol::{CreateExt, LogSpec, PidMode, Reply, Request, Root};
 use rustix::fs::OFlags;
 
 use super::layers::Layers;
+use super::mounts::Opened;
 use super::{devices, image_volume, mounts, oci, security, user};
 use crate::Server;
-use crate::board::ContainerFacts;
+use crate::board::{ContainerFacts, RunUser};
 use crate::error::{Error, file, invalid};
 use crate::id::ContainerId;
 use crate::records::{self, ContainerRecord};
@@ -43,9 +44,14 @@ pub(crate) async fn create(
     let rootfs = server.images.rootfs(&image.id).map_err(|e| image_error("use", &spec.image.image, e))?;
     let mut holds = hold_volumes(server, &mut spec)?;
     holds.push(hold);
+    let source = Source { image, config, rootfs };
     let prepared = {
         let (server, live, id, log_directory) = (server.clone(), live.clone(), id.clone(), log_directory.to_owned());
-        crate::blocking(move || prepare(&server, &live, &id, spec, &image, &config, &rootfs, &log_directory)).await
+        crate::blocking(move || {
+            let shaped = shape(&server, &live, &id, spec, &source)?;
+            finish(&server, &live, &id, shaped, &source, &log_directory)
+        })
+        .await
     };
     let made = match prepared {
         Ok(prepared) => launch(server, live, id, prepared).await,
@@ -132,31 +138,38 @@ fn log_path(spec: &ContainerSpec, log_directory: &str) -> String {
     Path::new(log_directory).join(&spec.log_path).to_string_lossy().into_owned()
 }
 
-/// The part that reads and makes files. Blocking.
-#[allow(clippy::too_many_arguments)]
-fn prepare(
-    server: &Server,
-    live: &Live,
-    id: &ContainerId,
+/// What a container will be, before anything of it is made.
+struct Shaped {
     spec: ContainerSpec,
-    image: &Image,
-    config: &ImageConfig,
-    rootfs: &Rootfs,
-    log_directory: &str,
-) -> Result<Prepared, Error> {
+    oci: berth_oci::spec::Spec,
+    volumes: Vec<Opened>,
+    user: RunUser,
+    image_name: String,
+    cgroup: String,
+}
+
+/// The image as it is needed here.
+struct Source {
+    image: Image,
+    config: Arc<ImageConfig>,
+    rootfs: Rootfs,
+}
+
+/// The part that looks things up. Blocking.
+fn shape(server: &Server, live: &Live, id: &ContainerId, spec: ContainerSpec, source: &Source) -> Result<Shaped, Error> {
+    let Source { image, config, rootfs } = source;
     let layers = Layers::open(&rootfs.links_dir, &rootfs.lowers).map_err(file("open the layers in", &rootfs.links_dir))?;
     let resolved = user::resolve(&spec.security, &config.user, &layers)?;
     drop(layers);
     let (caps, ambient) = security::capabilities(&spec.security, server.bounding)?;
     let seccomp = security::seccomp(&spec.security, caps)?;
-    let filter = seccomp.as_ref().map(|profile| server.filters.get(profile)).transpose()?;
     let apparmor = security::apparmor(&spec.security)?;
     let mut granted = if spec.security.privileged { devices::all() } else { Vec::new() };
     granted.extend(devices::requested(&spec.devices)?);
     let volumes = mounts::open(&spec.mounts, |volume, mount| image_tree(server, live, volume, mount))?;
     let cgroup = server.cgroups.container(&live.spec.cgroup_parent, id);
     let image_name = image.repo_tags.first().or(image.repo_digests.first()).cloned().unwrap_or_else(|| image.id.to_string());
-    let oci = oci::build(oci::Inputs {
+    let mut oci = oci::build(oci::Inputs {
         sandbox_id: &live.id,
         sandbox: &live.spec,
         spec: &spec,
@@ -172,16 +185,30 @@ fn prepare(
         cgroup: cgroup.clone(),
         unified: server.cgroups.is_v2(),
     })?;
+    server.cdi.inject(&mut oci, &spec.cdi_devices)?;
+    Ok(Shaped { spec, oci, volumes, user: resolved.user, image_name, cgroup })
+}
+
+/// The part that opens and makes files. Blocking.
+fn finish(
+    server: &Server,
+    live: &Live,
+    id: &ContainerId,
+    shaped: Shaped,
+    source: &Source,
+    log_directory: &str,
+) -> Result<Prepared, Error> {
+    let Source { image, config, rootfs } = source;
+    let Shaped { spec, oci, volumes, user, image_name, cgroup } = shaped;
+    let filter = oci.linux.seccomp.as_ref().map(|profile| server.filters.get(profile)).transpose()?;
     let mut fds = Vec::new();
     let mut pass = |fd: OwnedFd| {
         fds.push(fd);
         fds.len() as u32 // Index 0 is the spec.
     };
     let mut trees: BTreeMap<String, u32> = BTreeMap::new();
-    for volume in volumes {
-        trees.insert(oci::clean(&volume.mount.destination), pass(volume.tree));
-    }
     added_files(server, live, &oci, &mut trees, &mut pass)?;
+    host_trees(&oci, volumes, &mut trees, &mut pass)?;
     let kept = writable_layer(server, id, rootfs)?;
     let links =
         rustix::fs::open(&rootfs.links_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, rustix::fs::Mode::empty())
@@ -234,7 +261,7 @@ fn prepare(
         image_id: image.id.to_string(),
         image_name,
         image_ref: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string()),
-        user: resolved.user,
+        user,
         stop_signal,
         log_path: log,
         cgroup,
@@ -265,6 +292,29 @@ fn added_files(
     }
     if live.spec.namespaces.ipc == NamespaceMode::Node && !trees.contains_key(oci::SHM) {
         trees.insert(oci::SHM.into(), pass(mounts::tree(Path::new(oci::SHM))?));
+    }
+    Ok(())
+}
+
+/// The trees of everything that is bound from the host, opened in the host's mount namespace: volumes as they were opened
+/// first, and what was added to the spec since.
+fn host_trees(
+    oci: &berth_oci::spec::Spec,
+    mut volumes: Vec<Opened>,
+    trees: &mut BTreeMap<String, u32>,
+    pass: &mut impl FnMut(OwnedFd) -> u32,
+) -> Result<(), Error> {
+    for mount in &oci.mounts {
+        let same = |v: &Opened| v.mount.source == mount.source && oci::clean(&v.mount.destination) == mount.destination;
+        if let Some(at) = volumes.iter().position(same) {
+            trees.insert(mount.destination.clone(), pass(volumes.swap_remove(at).tree));
+        } else if oci::is_bind(mount) && mount.source.starts_with('/') && !trees.contains_key(&mount.destination) {
+            if mount.destination == oci::SHM && mount.source == oci::SHM {
+                continue; // The pod's own, which the shim has.
+            }
+            let recursive = mount.options.iter().any(|o| o == "rbind");
+            trees.insert(mount.destination.clone(), pass(mounts::tree_of(Path::new(&mount.source), recursive)?));
+        }
     }
     Ok(())
 }

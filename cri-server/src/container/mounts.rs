@@ -26,7 +26,12 @@ pub(crate) fn oci_maps(maps: &[IdMap]) -> Vec<IdMapping> {
 
 /// A detached copy of what is at a host path; the last link is followed.
 pub(crate) fn tree(path: &Path) -> Result<OwnedFd, Error> {
-    open_tree(CWD, path, true, true)
+    tree_of(path, true)
+}
+
+/// [`tree`], or only the one mount that the path is on.
+pub(crate) fn tree_of(path: &Path, recursive: bool) -> Result<OwnedFd, Error> {
+    open_tree(CWD, path, true, recursive)
         .map_err(|e| Error::Linux { action: format!("open volume {}", path.display()), source: Box::new(e) })
 }
 

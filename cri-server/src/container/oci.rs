@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use berth_image::ImageConfig;
 use berth_linux::caps::CapSet;
-use berth_oci::spec::{EnvVar, Linux, Mount, Namespace, NamespaceType, Process, Root, Seccomp, Spec, User};
+use berth_oci::spec::{Device, EnvVar, Linux, Mount, Namespace, NamespaceType, Process, Root, Seccomp, Spec, User};
 
 use super::devices::Granted;
 use super::mounts::oci_maps;
@@ -243,6 +243,43 @@ fn mounts(inputs: &Inputs<'_>) -> Result<Vec<Mount>, Error> {
     volumes.sort_by_key(|v| v.destination.matches('/').count());
     out.extend(volumes);
     Ok(out)
+}
+
+/// Sets one variable: a name that is there keeps its place.
+pub(crate) fn set_env(env: &mut Vec<EnvVar>, entry: &[u8]) {
+    let name = |entry: &[u8]| entry.iter().position(|b| *b == b'=').map(|at| entry[..at].to_vec());
+    let wanted = name(entry);
+    match env.iter_mut().find(|e| wanted.is_some() && name(&e.0) == wanted) {
+        Some(there) => there.0 = entry.to_vec(),
+        None => env.push(EnvVar(entry.to_vec())),
+    }
+}
+
+/// Gives the container a device node, in place of one at the same path, and the right to use it.
+pub(crate) fn set_device(spec: &mut Spec, device: Device, access: &str) {
+    let rule = device_rule(true, &device.kind, Some(device.major), Some(device.minor), access);
+    spec.linux.devices.retain(|d| d.path != device.path);
+    if matches!(device.kind.as_str(), "b" | "c") {
+        spec.linux.resources.get_or_insert_default().devices.push(rule);
+    }
+    spec.linux.devices.push(device);
+}
+
+/// Adds a mount, in place of one at the same destination. Mounts stay sorted: what is above comes first.
+pub(crate) fn set_mount(spec: &mut Spec, mut mount: Mount) {
+    mount.destination = clean(&mount.destination);
+    spec.mounts.retain(|m| m.destination != mount.destination);
+    let depth = |m: &Mount| m.destination.matches('/').count();
+    let at = spec.mounts.iter().rposition(|m| depth(m) <= depth(&mount)).map_or(0, |at| at + 1);
+    // Nothing that hides it may come later, and nothing below it earlier.
+    let below = format!("{}/", mount.destination);
+    let at = spec.mounts.iter().position(|m| m.destination.starts_with(&below)).map_or(at, |first| at.min(first));
+    spec.mounts.insert(at, mount);
+}
+
+/// Whether a mount binds something of the host.
+pub(crate) fn is_bind(mount: &Mount) -> bool {
+    mount.kind == "bind" || mount.options.iter().any(|o| o == "bind" || o == "rbind")
 }
 
 /// The names other tools look for.

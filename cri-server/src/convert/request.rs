@@ -153,15 +153,11 @@ pub(crate) fn container(config: v1::ContainerConfig) -> Result<ContainerSpec, Er
     if config.windows.is_some() {
         return Err(Error::Unsupported { what: "config.windows", reason: "this node runs Linux".into() });
     }
-    if let Some(device) = config.cdi_devices.first() {
-        return Err(Error::Unsupported {
-            what: "config.CDI_devices",
-            reason: format!("{:?} can not be resolved: CDI is not built in yet", device.name),
-        });
-    }
-    if let Some((name, _)) = config.annotations.iter().find(|(k, _)| k.starts_with("cdi.k8s.io/")) {
-        return Err(Error::Unsupported { what: "annotation", reason: format!("{name}: CDI is not built in yet") });
-    }
+    let annotations = map(config.annotations);
+    let cdi_devices =
+        crate::cdi::requested(config.cdi_devices.iter().map(|d| d.name.as_str()), &annotations).map_err(|name| {
+            invalid("annotations", format!("failed to parse CDI device annotations: invalid CDI device name {name:?}"))
+        })?;
     let metadata = config.metadata.ok_or_else(|| invalid("config.metadata", "missing"))?;
     if metadata.name.is_empty() {
         return Err(invalid("config.metadata.name", "empty"));
@@ -196,8 +192,9 @@ pub(crate) fn container(config: v1::ContainerConfig) -> Result<ContainerSpec, Er
         envs,
         mounts: config.mounts.into_iter().map(mount).collect::<Result<_, _>>()?,
         devices: config.devices.into_iter().map(device).collect::<Result<_, _>>()?,
+        cdi_devices,
         labels: map(config.labels),
-        annotations: map(config.annotations),
+        annotations,
         log_path: config.log_path,
         stdin: config.stdin,
         stdin_once: config.stdin_once,
