@@ -23,6 +23,8 @@ pub enum Request {
     Leaks { settle: bool },
     /// Load an archive; the path is absolute.
     Import { path: PathBuf },
+    /// Take one name from an image that has others.
+    Untag { name: String },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -45,6 +47,7 @@ pub fn image_line(id: &str, tags: &[String]) -> String {
 async fn answer(server: &CriServer, request: Request) -> Result<Vec<String>> {
     match request {
         Request::Leaks { settle } => Ok(server.leaks(settle).await),
+        Request::Untag { name } => Ok(vec![server.untag(&name).await?]),
         Request::Import { path } => {
             let images = server.import(&path).await?;
             Ok(images.iter().map(|(id, tags)| image_line(id, tags)).collect())

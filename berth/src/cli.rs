@@ -153,6 +153,9 @@ pub struct Plan {
     /// Manifests, or folders of them
     #[arg(required = true)]
     pub paths: Vec<PathBuf>,
+    /// Fields that the API does not know are errors too
+    #[arg(long)]
+    pub strict: bool,
     /// The node that they would run on (default this host's name)
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
@@ -178,7 +181,7 @@ pub struct Ps {
 pub struct Logs {
     /// A pod's name ([NAMESPACE/]NAME) or a container's id
     pub name: String,
-    /// The container, where the pod has several
+    /// The container, where the pod has several (default its kubectl.kubernetes.io/default-container, else the first)
     #[arg(short, long)]
     pub container: Option<String>,
     /// Go on as the log grows
@@ -199,11 +202,17 @@ pub struct Logs {
 pub struct Exec {
     /// A pod's name ([NAMESPACE/]NAME) or a container's id
     pub name: String,
-    /// The container, where the pod has several
+    /// The container, where the pod has several (default its kubectl.kubernetes.io/default-container, else the first)
     #[arg(short, long)]
     pub container: Option<String>,
-    /// Seconds that the command may take (0: no limit)
-    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
+    /// Pass standard input to the command
+    #[arg(short = 'i', long)]
+    pub stdin: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Seconds that the command may take (0: no limit); its output comes when it has ended
+    #[arg(long, default_value_t = 0, value_name = "SECONDS", conflicts_with_all = ["stdin", "tty"])]
     pub timeout: i64,
     /// The command
     #[arg(last = true, required = true)]
@@ -224,11 +233,14 @@ pub enum Image {
     },
     /// Loads an OCI layout, an OCI archive or a `docker save` archive; works with and without a running agent
     Import(ImageImport),
-    /// Removes images, with every other name that they have
+    /// Removes names, and images with their last name or by their id
     Rm {
         /// Names or ids
         #[arg(required = true)]
         images: Vec<String>,
+        /// Images that containers use too: their files stay until those are gone
+        #[arg(short, long)]
+        force: bool,
     },
 }
 

@@ -20,6 +20,10 @@ pub fn socket_path(endpoint: &str) -> PathBuf {
 /// # Errors
 /// When nothing listens there.
 pub async fn connect(socket: &Path) -> Result<Channel> {
+    // Asked first: the channel's own error tells its cause twice.
+    UnixStream::connect(socket)
+        .await
+        .with_context(|| format!("no CRI server answers on {}: is `berth node` or `berth cri` running?", socket.display()))?;
     let path = socket.to_owned();
     // The authority is never resolved: the connector ignores it.
     Endpoint::from_static("http://localhost")
@@ -28,7 +32,7 @@ pub async fn connect(socket: &Path) -> Result<Channel> {
             async move { UnixStream::connect(path).await.map(TokioIo::new) }
         }))
         .await
-        .with_context(|| format!("no CRI server answers on {}: is `berth node` or `berth cri` running?", socket.display()))
+        .with_context(|| format!("opening the CRI on {}", socket.display()))
 }
 
 /// The runtime service's client, with CRI's message limit.

@@ -1,13 +1,23 @@
-//! Finds the container that a person means: a container's id (or its start), or a pod's name with the container's name.
+//! Finds the container that a person means: a container's id (or its start), or a pod's name with the container's name. The
+//! kubelet's pods, where one answers, say in which order containers are and why one has not run; without them the runtime's
+//! records have to do.
 
-use anyhow::{Result, bail};
+use std::path::Path;
+
+use anyhow::{Result, anyhow, bail};
 use berth_cri_api::v1::runtime_service_client::RuntimeServiceClient;
 use berth_cri_api::v1::{Container, ContainerState, ListContainersRequest};
+use serde_json::Value;
 use tonic::transport::Channel;
+
+use crate::kubelet_api;
 
 const POD: &str = "io.kubernetes.pod.name";
 const NAMESPACE: &str = "io.kubernetes.pod.namespace";
+const UID: &str = "io.kubernetes.pod.uid";
 const CONTAINER: &str = "io.kubernetes.container.name";
+/// The annotation by which a pod says which of its containers is meant when nobody says.
+const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 
 fn label<'a>(container: &'a Container, key: &str) -> &'a str {
     container.labels.get(key).map_or("", String::as_str)
@@ -26,70 +36,175 @@ pub fn pod_of(container: &Container) -> (&str, &str) {
     (label(container, NAMESPACE), label(container, POD))
 }
 
-/// Chooses among `all`; `previous` asks for the run before the newest one. Pure.
-fn choose<'a>(all: &'a [Container], wanted: &str, container: Option<&str>, previous: bool) -> Result<&'a Container> {
-    let by_id: Vec<&Container> = all.iter().filter(|c| wanted.len() >= 4 && c.id.starts_with(wanted)).collect();
-    if let [one] = by_id[..] {
-        return Ok(one);
-    }
-    let (namespace, pod) = wanted.split_once('/').map_or((None, wanted), |(n, p)| (Some(n), p));
-    let mut found: Vec<&Container> =
-        all.iter().filter(|c| label(c, POD) == pod && namespace.is_none_or(|n| label(c, NAMESPACE) == n)).collect();
-    if found.is_empty() {
-        bail!("no pod and no container {wanted:?} here: `berth pods` and `berth ps -a` list what there is");
-    }
-    let mut namespaces: Vec<&str> = found.iter().map(|c| label(c, NAMESPACE)).collect();
-    namespaces.sort_unstable();
-    namespaces.dedup();
-    if namespaces.len() > 1 {
-        bail!("pod {pod:?} is in several namespaces ({}): say NAMESPACE/{pod}", namespaces.join(", "));
-    }
-    if let Some(name) = container {
-        found.retain(|c| container_name(c) == name);
-        if found.is_empty() {
-            bail!("pod {pod:?} has no container {name:?}");
+/// Who is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// `[NAMESPACE/]POD`, or a container's id.
+    pub name: &'a str,
+    /// The container's name.
+    pub container: Option<&'a str>,
+    /// The run before the current one.
+    pub previous: bool,
+}
+
+/// The container that was meant.
+#[derive(Debug)]
+pub struct Found {
+    /// The container.
+    pub container: Container,
+    /// What to tell the person: which container was taken where several could be meant.
+    pub note: Option<String>,
+}
+
+/// The pod that was meant: what the kubelet says of it, and its containers that the runtime has.
+struct Pod<'a> {
+    name: &'a str,
+    told: Option<&'a Value>,
+    records: Vec<&'a Container>,
+}
+
+fn text<'a>(value: &'a Value, path: &str) -> &'a str {
+    value.pointer(path).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn list<'a>(value: &'a Value, path: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
+    value.pointer(path).and_then(Value::as_array).into_iter().flatten()
+}
+
+impl<'a> Pod<'a> {
+    fn find(all: &'a [Container], pods: &'a [Value], wanted: &'a str) -> Result<Pod<'a>> {
+        let (namespace, name) = wanted.split_once('/').map_or((None, wanted), |(n, p)| (Some(n), p));
+        let is_meant = |ns: &str, pod: &str| pod == name && namespace.is_none_or(|n| n == ns);
+        let told: Vec<&Value> =
+            pods.iter().filter(|p| is_meant(text(p, "/metadata/namespace"), text(p, "/metadata/name"))).collect();
+        let mut records: Vec<&Container> = all.iter().filter(|c| is_meant(label(c, NAMESPACE), label(c, POD))).collect();
+        let mut namespaces: Vec<&str> = records.iter().map(|c| label(c, NAMESPACE)).collect();
+        namespaces.extend(told.iter().map(|p| text(p, "/metadata/namespace")));
+        namespaces.sort_unstable();
+        namespaces.dedup();
+        match namespaces[..] {
+            [] => bail!("no pod and no container {wanted:?} here: `berth pods` and `berth ps -a` list what there is"),
+            [_] => {}
+            _ => bail!("pod {name:?} is in several namespaces ({}): say NAMESPACE/{name}", namespaces.join(", ")),
         }
+        // A pod that was replaced has its name from the old one: the newer one is meant.
+        let told =
+            told.into_iter().max_by_key(|p| (text(p, "/metadata/deletionTimestamp").is_empty(), text(p, "/status/startTime")));
+        records.sort_by_key(|c| std::cmp::Reverse(c.created_at));
+        let uid = match told {
+            Some(pod) => text(pod, "/metadata/uid"),
+            None => records.first().map_or("", |c| label(c, UID)),
+        };
+        records.retain(|c| label(c, UID) == uid);
+        Ok(Pod { name, told, records })
     }
-    let mut names: Vec<&str> = found.iter().map(|c| container_name(c)).collect();
-    names.sort_unstable();
-    names.dedup();
-    if names.len() > 1 {
-        // One that runs wins over init containers that ended; otherwise the person has to say.
-        let mut running: Vec<&Container> =
-            found.iter().copied().filter(|c| c.state() == ContainerState::ContainerRunning).collect();
-        running.sort_by_key(|c| std::cmp::Reverse(c.created_at));
-        match running[..] {
-            [one] if !previous => return Ok(one),
-            _ => bail!("pod {pod:?} has several containers ({}): say which with -c", names.join(", ")),
+
+    /// Names of the containers that can be meant, regular ones first; with them how messages call them.
+    fn names(&self) -> Vec<(&'a str, String)> {
+        if let Some(pod) = self.told {
+            let regular = list(pod, "/spec/containers").map(|c| text(c, "/name")).map(|n| (n, n.to_owned()));
+            let init = list(pod, "/spec/initContainers").map(|c| text(c, "/name")).map(|n| (n, format!("{n} (init)")));
+            return regular.chain(init).collect();
         }
+        // Nobody says which are init containers: those that run come first, then the others as they were made.
+        let mut names: Vec<&str> = Vec::new();
+        let runs = |c: &&&Container| c.state() == ContainerState::ContainerRunning;
+        let (running, others): (Vec<&&Container>, Vec<&&Container>) = self.records.iter().rev().partition(runs);
+        for container in running.into_iter().chain(others) {
+            let name = container_name(container);
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names.into_iter().map(|n| (n, n.to_owned())).collect()
     }
-    found.sort_by_key(|c| std::cmp::Reverse(c.created_at));
-    match (previous, found.as_slice()) {
-        (false, [newest, ..]) | (true, [_, newest, ..]) => Ok(newest),
-        _ => bail!("container {:?} of pod {pod:?} has no run before this one", names.first().unwrap_or(&"")),
+
+    fn status(&self, name: &str) -> Option<&'a Value> {
+        let pod = self.told?;
+        let all = list(pod, "/status/containerStatuses").chain(list(pod, "/status/initContainerStatuses"));
+        all.into_iter().find(|s| text(s, "/name") == name)
+    }
+
+    /// The record that a status names in `state`, e.g. `/lastState/terminated`.
+    fn named(&self, status: Option<&Value>, state: &str) -> Option<&'a Container> {
+        let id = text(status?, &format!("{state}/containerID")).rsplit('/').next()?;
+        self.records.iter().copied().find(|c| c.id == id)
+    }
+
+    /// The run of the container that is meant.
+    fn run(&self, name: &str, previous: bool) -> Result<&'a Container> {
+        let mut runs = self.records.iter().copied().filter(|c| container_name(c) == name);
+        let status = self.status(name);
+        if previous {
+            let newest = runs.next();
+            let ended = |c: &&Container| c.state() == ContainerState::ContainerExited;
+            // Waiting for its restart, what ran last is the run before; nobody told, an ended one without one before it is that.
+            return self
+                .named(status, "/lastState/terminated")
+                .or_else(|| runs.next())
+                .or(newest.filter(ended).filter(|_| status.is_none()))
+                .ok_or_else(|| anyhow!("container {name:?} of pod {:?} has no run before this one", self.name));
+        }
+        runs.next().ok_or_else(|| {
+            let reason = status.map_or("", |s| text(s, "/state/waiting/reason"));
+            let message = status.map_or("", |s| text(s, "/state/waiting/message"));
+            let why = match (reason, message) {
+                ("", _) => "it has not been started yet".to_owned(),
+                (reason, "") => reason.to_owned(),
+                (reason, message) => format!("{reason}: {message}"),
+            };
+            anyhow!("container {name:?} of pod {:?} is waiting to start: {why}", self.name)
+        })
     }
 }
 
-/// Asks the agent for all containers and chooses the one that is meant.
+/// Chooses among what there is. Pure.
+fn choose(all: &[Container], pods: &[Value], wanted: Wanted<'_>) -> Result<Found> {
+    let by_id: Vec<&Container> = all.iter().filter(|c| wanted.name.len() >= 4 && c.id.starts_with(wanted.name)).collect();
+    if let [one] = by_id[..] {
+        if wanted.previous {
+            bail!("{} is one run of a container: name the pod to see the run before", wanted.name);
+        }
+        return Ok(Found { container: one.clone(), note: None });
+    }
+    let pod = Pod::find(all, pods, wanted.name)?;
+    let names = pod.names();
+    let shown = || names.iter().map(|(_, shown)| shown.as_str()).collect::<Vec<_>>().join(", ");
+    let mut note = None;
+    let annotated = pod.told.and_then(|p| p.pointer("/metadata/annotations")?.get(DEFAULT_CONTAINER)?.as_str());
+    let name = match wanted.container {
+        Some(name) if names.iter().any(|(n, _)| *n == name) => name,
+        Some(name) => bail!("pod {:?} has no container {name:?}: it has {}", pod.name, shown()),
+        None => match annotated.filter(|name| names.iter().any(|(n, _)| n == name)) {
+            Some(name) => name,
+            None => {
+                let (first, _) = names.first().ok_or_else(|| anyhow!("pod {:?} has no container yet", pod.name))?;
+                note = (names.len() > 1).then(|| format!("Defaulted container {first:?} out of: {}", shown()));
+                first
+            }
+        },
+    };
+    Ok(Found { container: pod.run(name, wanted.previous)?.clone(), note })
+}
+
+/// Asks agent and kubelet, and chooses the container that is meant.
 ///
 /// # Errors
 /// When nothing matches or several do; the text says what to add.
-pub async fn container(
-    client: &mut RuntimeServiceClient<Channel>,
-    wanted: &str,
-    container: Option<&str>,
-    previous: bool,
-) -> Result<Container> {
+pub async fn container(client: &mut RuntimeServiceClient<Channel>, kubelet: &Path, wanted: Wanted<'_>) -> Result<Found> {
     let all = client.list_containers(ListContainersRequest::default()).await?.into_inner().containers;
-    choose(&all, wanted, container, previous).cloned()
+    let told = kubelet_api::pods(kubelet).await?;
+    let pods = told.as_ref().map(|list| list["items"].as_array().cloned().unwrap_or_default()).unwrap_or_default();
+    choose(&all, &pods, wanted)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn one(id: &str, pod: &str, name: &str, created_at: i64, state: ContainerState) -> Container {
-        let labels = [(NAMESPACE, "default"), (POD, pod), (CONTAINER, name)];
+        let labels = [(NAMESPACE, "default"), (POD, pod), (UID, "u1"), (CONTAINER, name)];
         Container {
             id: id.into(),
             created_at,
@@ -99,28 +214,67 @@ mod tests {
         }
     }
 
+    fn wanted<'a>(name: &'a str, container: Option<&'a str>, previous: bool) -> Wanted<'a> {
+        Wanted { name, container, previous }
+    }
+
+    fn pod(spec: Value, statuses: Value) -> Value {
+        json!({"metadata": {"namespace": "default", "name": "web", "uid": "u1"}, "spec": spec, "status": {"containerStatuses": statuses}})
+    }
+
     #[test]
     fn the_newest_run_is_meant_and_previous_is_the_one_before() {
         let all = [
             one("aaaa1", "web", "app", 1, ContainerState::ContainerExited),
             one("bbbb2", "web", "app", 2, ContainerState::ContainerRunning),
         ];
-        assert_eq!(choose(&all, "web", None, false).expect("found").id, "bbbb2");
-        assert_eq!(choose(&all, "default/web", None, true).expect("found").id, "aaaa1");
-        assert_eq!(choose(&all, "aaaa", None, false).expect("found").id, "aaaa1");
-        assert!(choose(&all, "nothing", None, false).is_err());
+        let id = |name, previous| choose(&all, &[], wanted(name, None, previous)).expect("found").container.id;
+        assert_eq!(id("web", false), "bbbb2");
+        assert_eq!(id("default/web", true), "aaaa1");
+        assert_eq!(id("aaaa", false), "aaaa1");
+        assert!(choose(&all, &[], wanted("nothing", None, false)).is_err());
     }
 
     #[test]
-    fn several_containers_need_a_name_unless_one_runs() {
-        let mut all = vec![
-            one("aaaa1", "web", "init", 1, ContainerState::ContainerExited),
+    fn in_a_crash_loop_the_run_that_ended_last_is_the_previous_one() {
+        let all = [one("cccc6", "web", "app", 6, ContainerState::ContainerExited)];
+        let statuses = json!([{"name": "app", "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+            "lastState": {"terminated": {"containerID": "berth://cccc6"}}}]);
+        let pods = [pod(json!({"containers": [{"name": "app"}]}), statuses)];
+        assert_eq!(choose(&all, &pods, wanted("web", None, true)).expect("found").container.id, "cccc6");
+        assert_eq!(choose(&all, &[], wanted("web", None, true)).expect("no kubelet says otherwise").container.id, "cccc6");
+        // One that has ended for good has no run before it.
+        let over = [pod(json!({"containers": [{"name": "app"}]}), json!([{"name": "app", "state": {"terminated": {}}}]))];
+        assert!(choose(&all, &over, wanted("web", None, true)).is_err());
+    }
+
+    #[test]
+    fn the_first_container_of_several_is_meant_and_the_annotation_wins() {
+        let all = [
+            one("aaaa1", "web", "setup", 1, ContainerState::ContainerExited),
             one("bbbb2", "web", "app", 2, ContainerState::ContainerRunning),
+            one("cccc3", "web", "side", 3, ContainerState::ContainerRunning),
         ];
-        assert_eq!(choose(&all, "web", None, false).expect("found").id, "bbbb2");
-        all.push(one("cccc3", "web", "side", 3, ContainerState::ContainerRunning));
-        let error = choose(&all, "web", None, false).expect_err("two run").to_string();
-        assert!(error.contains("app, init, side"), "{error}");
-        assert_eq!(choose(&all, "web", Some("side"), false).expect("found").id, "cccc3");
+        let spec = json!({"containers": [{"name": "app"}, {"name": "side"}], "initContainers": [{"name": "setup"}]});
+        let mut pods = [pod(spec, json!([]))];
+        let found = choose(&all, &pods, wanted("web", None, false)).expect("found");
+        assert_eq!(found.container.id, "bbbb2");
+        assert_eq!(found.note.as_deref(), Some("Defaulted container \"app\" out of: app, side, setup (init)"));
+        let alone = choose(&all, &[], wanted("web", None, false)).expect("without a kubelet");
+        assert_eq!(alone.note.as_deref(), Some("Defaulted container \"app\" out of: app, side, setup"));
+        assert_eq!(choose(&all, &pods, wanted("web", Some("setup"), false)).expect("found").container.id, "aaaa1");
+        let error = choose(&all, &pods, wanted("web", Some("nope"), false)).expect_err("no such").to_string();
+        assert!(error.contains("app, side, setup (init)"), "{error}");
+        pods[0]["metadata"]["annotations"] = json!({DEFAULT_CONTAINER: "side"});
+        let found = choose(&all, &pods, wanted("web", None, false)).expect("found");
+        assert_eq!((found.container.id.as_str(), found.note), ("cccc3", None));
+    }
+
+    #[test]
+    fn a_container_that_waits_says_why() {
+        let statuses = json!([{"name": "app", "state": {"waiting": {"reason": "ErrImagePull", "message": "no such image"}}}]);
+        let pods = [pod(json!({"containers": [{"name": "app"}]}), statuses)];
+        let error = choose(&[], &pods, wanted("web", None, false)).expect_err("waits").to_string();
+        assert_eq!(error, "container \"app\" of pod \"web\" is waiting to start: ErrImagePull: no such image");
     }
 }

@@ -7,11 +7,13 @@ mod cli;
 mod client;
 mod config;
 mod find;
+mod kubelet_api;
 mod listen;
 mod shim;
 mod state_dir;
 mod table;
 mod verbs;
+mod websocket;
 mod wire;
 
 use std::ffi::OsString;
@@ -92,14 +94,18 @@ fn run(mut cli: Cli) -> Result<ExitCode> {
         Verb::Plan(args) => verbs::plan::run(global, args),
         Verb::Pods(args) => asking(async { verbs::pods::run(&kubelet_socket(global), &cri_socket(global)?, args).await }),
         Verb::Ps(args) => asking(async { verbs::ps::run(&cri_socket(global)?, args).await }),
-        Verb::Logs(args) => asking(async { verbs::logs::run(&cri_socket(global)?, args).await }),
-        Verb::Exec(args) => runtime(1)?.block_on(async { verbs::exec::run(&cri_socket(global)?, args).await }),
-        Verb::Images(args) => asking(async { verbs::image::ls(&cri_socket(global)?, args).await }),
-        Verb::Image(cli::Image::Ls(args)) => asking(async { verbs::image::ls(&cri_socket(global)?, args).await }),
+        Verb::Logs(args) => asking(async { verbs::logs::run(&cri_socket(global)?, &kubelet_socket(global), args).await }),
+        Verb::Exec(args) => {
+            runtime(1)?.block_on(async { verbs::exec::run(&cri_socket(global)?, &kubelet_socket(global), args).await })
+        }
+        Verb::Images(args) => asking(async { verbs::image::ls(global, &cri_socket(global)?, args).await }),
+        Verb::Image(cli::Image::Ls(args)) => asking(async { verbs::image::ls(global, &cri_socket(global)?, args).await }),
         Verb::Image(cli::Image::Pull { reference, creds }) => {
             asking(async { verbs::image::pull(&cri_socket(global)?, reference, creds.as_deref()).await })
         }
-        Verb::Image(cli::Image::Rm { images }) => asking(async { verbs::image::rm(&cri_socket(global)?, images).await }),
+        Verb::Image(cli::Image::Rm { images, force }) => {
+            asking(async { verbs::image::rm(global, &cri_socket(global)?, images, *force).await })
+        }
         Verb::Import(args) | Verb::Image(cli::Image::Import(args)) => asking(async { verbs::image::import(global, args).await }),
         Verb::Oci(_) => anyhow::bail!("`oci` comes first: berth oci …"),
         Verb::Cni { plugin } => Ok(exit_code(berth_cni::plugin::main(plugin))),

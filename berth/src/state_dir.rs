@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock, statfs};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use serde::{Deserialize, Serialize};
 
 /// `statfs` type of tmpfs (linux/magic.h).
 const TMPFS_MAGIC: i64 = 0x0102_1994;
@@ -80,6 +81,34 @@ pub fn hold_root(root: &Path) -> Result<Held> {
 
 fn lock_path(state: &Path) -> PathBuf {
     state.join("agent.pid")
+}
+
+/// What the verbs that come after an agent must know of its kubelet: its flags are not theirs.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KubeletNote {
+    /// The folder of pods' volumes.
+    pub kubelet_root: PathBuf,
+    /// Where the pods' cgroups hang.
+    pub cgroup_root: Option<String>,
+}
+
+fn note_path(state: &Path) -> PathBuf {
+    state.join("kubelet.json")
+}
+
+/// Writes the note.
+pub fn note_kubelet(state: &Path, note: &KubeletNote) -> Result<()> {
+    let path = note_path(state);
+    let temporary = path.with_extension("json.new");
+    std::fs::write(&temporary, serde_json::to_vec(note)?)
+        .and_then(|()| std::fs::rename(&temporary, &path))
+        .with_context(|| format!("writing {}", path.display()))
+}
+
+/// Reads the note, where an agent with a kubelet has left one.
+pub fn kubelet_note(state: &Path) -> Option<KubeletNote> {
+    serde_json::from_slice(&std::fs::read(note_path(state)).ok()?).ok()
 }
 
 /// The pid of the agent that holds the folder, where one does.

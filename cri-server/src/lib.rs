@@ -123,6 +123,15 @@ impl CriServer {
         Ok(images.into_iter().map(|image| (image.id.to_string(), image.repo_tags)).collect())
     }
 
+    /// Takes one name from an image that has others; the name in full.
+    pub async fn untag(&self, name: &str) -> Result<String, Error> {
+        self.server.images.untag(name).await.map_err(|e| Error::Image {
+            action: "untag",
+            image: name.to_owned(),
+            source: Box::new(e),
+        })
+    }
+
     /// [`Self::leaks`] where no agent runs: reads the records, recovers and drains nothing.
     pub async fn leaks_on_record(config: Config) -> Result<Vec<String>, Error> {
         leaks::on_record(config).await

@@ -22,4 +22,4 @@ pub use digest::Digest;
 pub use error::{Error, ErrorKind};
 pub use image::{FsUsage, Image, ImageConfig, ImageId, ImageUser, Rootfs};
 pub use reference::Reference;
-pub use store::{Hold, ImageStore, Problem};
+pub use store::{Hold, ImageStore, Problem, images_on_record};

@@ -46,6 +46,26 @@ async fn removing_by_any_name_removes_all_names_and_then_the_data() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn untagging_takes_one_name_and_the_records_tell_it_without_a_store() {
+    let (registry, test) = (Registry::start(), TestStore::new().await);
+    let one = over_base("one");
+    let names = [one.push(&registry, "1"), one.push(&registry, "same")];
+    for name in &names {
+        test.pull(name).await.unwrap();
+    }
+    assert_eq!(test.store.untag(&names[0]).await.unwrap(), names[0]);
+    assert!(test.store.status(&names[0]).is_none());
+    assert_eq!(test.store.status(&names[1]).unwrap().repo_tags, names[1..]);
+    for refused in [&names[0], &names[1], &one.id()] {
+        assert!(test.store.untag(refused).await.is_err(), "{refused} is not one name of several");
+    }
+    let on_record = berth_image::images_on_record(&test.root()).unwrap();
+    assert_eq!(on_record.len(), 1);
+    assert_eq!((on_record[0].id.to_string(), on_record[0].repo_tags.as_slice()), (one.id(), &names[1..]));
+    assert!(berth_image::images_on_record(&test.root().join("none")).unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn five_removes_at_once_succeed_and_each_finds_it_gone() {
     let (registry, test) = (Registry::start(), TestStore::new().await);
     for round in 0..20 {

@@ -209,6 +209,10 @@ impl Executor {
             if let Some(cgroups) = &this.cgroups {
                 cgroups.remove_pod(pod::uid(&pod)).map_err(|e| failed(with_causes(&e)))?;
             }
+            if forget {
+                // The containers' logs went with their records: what is left are folders.
+                logs::remove_pod(&this.config.pod_logs_dir, &pod);
+            }
             match fs::remove_dir_all(&dir) {
                 Err(e) if forget && e.kind() != io::ErrorKind::NotFound => Err(failed(e.to_string())),
                 _ => Ok(()),

@@ -2,9 +2,10 @@
 //! roots, never across a mount.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
-use crate::cgroup::PodCgroups;
+use crate::cgroup::{Driver, PodCgroups};
 use crate::config::Config;
 use crate::pod::PodUid;
 use crate::{logs, volume};
@@ -40,6 +41,26 @@ pub fn collect(config: &Config, cgroups: Option<&PodCgroups>, known: &[PodUid]) 
     }
 }
 
+/// Removes the folders, volumes and cgroups of all pods, once none of them runs any more: what `berth stop --all` leaves to
+/// the kubelet's side. Returns what could not go.
+pub fn remove_all(kubelet_root: &Path, cgroup_root: Option<&str>) -> Vec<String> {
+    let mut stays = Vec::new();
+    for entry in fs::read_dir(kubelet_root.join("pods")).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let gone = volume::tear_down(&path).and_then(|()| fs::remove_dir_all(&path).map_err(|e| e.to_string()));
+        stays.extend(gone.err().map(|error| format!("{}: {error}", path.display())));
+    }
+    let Some(cgroups) = cgroup_root.map(|root| PodCgroups::new(root, Driver::Cgroupfs)) else { return stays };
+    let remove = || -> Result<(), berth_cgroup::Error> {
+        for uid in cgroups.pods()? {
+            cgroups.remove_pod(&uid)?;
+        }
+        cgroups.remove_empty()
+    };
+    stays.extend(remove().err().map(|error| format!("the pods' cgroups: {error}")));
+    stays
+}
+
 /// Whether the folder has been left alone for `age`. A pod that came after `known` was made is not in it and not old.
 fn is_old(entry: &fs::DirEntry, age: Duration) -> bool {
     let modified = entry.metadata().and_then(|metadata| metadata.modified());
@@ -50,6 +71,18 @@ fn is_old(entry: &fs::DirEntry, age: Duration) -> bool {
 mod tests {
     use super::*;
     use std::time::SystemTime;
+
+    #[test]
+    fn stopping_everything_leaves_no_pod_folder() {
+        let root = tempfile::tempdir().unwrap();
+        let volumes = root.path().join("pods/u1/volumes/kubernetes.io~empty-dir/v");
+        fs::create_dir_all(&volumes).unwrap();
+        fs::write(volumes.join("data"), "x").unwrap();
+        fs::create_dir_all(root.path().join("static-pods")).unwrap();
+        assert_eq!(remove_all(root.path(), None), Vec::<String>::new());
+        assert_eq!(fs::read_dir(root.path().join("pods")).unwrap().count(), 0);
+        assert!(root.path().join("static-pods").exists(), "what was accepted is no pod's");
+    }
 
     #[test]
     fn only_old_folders_are_left_overs() {

@@ -48,6 +48,7 @@ pub mod worker;
 
 pub use config::{Config, LogLimits, Timing};
 pub use error::Error;
+pub use housekeeping::remove_all;
 pub use kubelet::Kubelet;
 pub use plan_files::{PlanReport, plan_files};
 

@@ -83,6 +83,17 @@ pub fn remove_attempt(pod_log_dir: &Path, container: &str, attempt: u32) {
     }
 }
 
+/// Removes everything that a pod has logged.
+pub fn remove_pod(root: &Path, pod: &Pod) {
+    let folder = pod_log_dir(root, pod);
+    match fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(path = %folder.display(), %error, "log folder of an earlier pod stays");
+        }
+        _ => {}
+    }
+}
+
 /// Removes links whose target is gone.
 pub fn remove_dead_links(links: &Path) {
     for entry in fs::read_dir(links).into_iter().flatten().flatten() {

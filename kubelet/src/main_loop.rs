@@ -24,7 +24,7 @@ use crate::source::file::{self, FileSourceConfig};
 use crate::source::{SourceName, SourceUpdate};
 use crate::table::PodTable;
 use crate::worker::{Message, Worker};
-use crate::{Result, host_ports, housekeeping, orphan};
+use crate::{Result, host_ports, housekeeping, logs, orphan};
 
 /// A worker seen from outside.
 struct Handle {
@@ -58,6 +58,8 @@ pub(crate) struct Main {
     queued: BTreeMap<PodUid, Arc<Pod>>,
     /// Why queued pods wait, where it is a port of the host.
     refused: BTreeMap<PodUid, String>,
+    /// Pods that began a life and have not been taken up yet.
+    fresh: BTreeSet<String>,
     /// What the last listing found in the runtime: it had its ports first.
     present: BTreeSet<PodUid>,
     sources: BTreeMap<SourceName, Vec<Arc<Pod>>>,
@@ -104,6 +106,7 @@ impl Main {
             tasks: JoinSet::new(),
             queued: BTreeMap::new(),
             refused: BTreeMap::new(),
+            fresh: BTreeSet::new(),
             present: BTreeSet::new(),
             sources: BTreeMap::new(),
             configured,
@@ -177,6 +180,7 @@ impl Main {
 
     fn set_source(&mut self, update: SourceUpdate) {
         self.health.set_problems(update.problems);
+        self.fresh.extend(update.fresh);
         let pods = update.pods.into_iter().map(Arc::new).collect();
         let first = self.sources.insert(update.source, pods).is_none();
         self.reconcile();
@@ -263,6 +267,10 @@ impl Main {
     }
 
     fn spawn(&mut self, uid: PodUid, pod: Arc<Pod>) {
+        if self.fresh.remove(uid.as_str()) && !self.present.contains(&uid) {
+            // An earlier life's logs would count as restarts of this one.
+            logs::remove_pod(&self.executor.config.pod_logs_dir, &pod);
+        }
         let (inbox, messages) = mpsc::unbounded_channel();
         let worker = Worker::new(
             uid.clone(),

@@ -55,6 +55,8 @@ pub struct PodMemory {
     pub start_time: Timestamp,
     /// Set once the pod is to end; can only become shorter.
     pub terminating: Option<Termination>,
+    /// When that was asked first.
+    pub terminating_since: Option<Timestamp>,
     /// Delays of containers, by name.
     pub crash: Backoff,
     /// Delays of pulls, by image.
@@ -113,6 +115,7 @@ impl PodMemory {
         PodMemory {
             start_time: now.wall,
             terminating: None,
+            terminating_since: None,
             crash: Backoff::new(config.crash_backoff),
             pulls: Backoff::new(config.pull_backoff),
             pull_failures: BTreeMap::new(),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -231,6 +232,7 @@ impl Worker {
             Message::Terminate(termination) => {
                 let before = self.memory.terminating;
                 self.memory.terminate(termination);
+                self.memory.terminating_since.get_or_insert_with(|| self.executor.config.clock.now());
                 if self.memory.terminating != before {
                     self.hold = None;
                     self.last_ops.clear();
@@ -318,7 +320,15 @@ impl Worker {
             tracing::info!(pod = %pod::format_pod(&self.pod), steps = plan.ops.len(), "pod is {phase}");
         }
         self.memory.status = Some(status.clone());
-        self.table.set(&self.uid, &self.pod, status);
+        match (self.memory.terminating, self.memory.terminating_since) {
+            (Some(Termination { grace, .. }), Some(since)) => {
+                let mut ending = Pod::clone(&self.pod);
+                ending.metadata.deletion_timestamp = Some(Time(since));
+                ending.metadata.deletion_grace_period_seconds = Some(grace);
+                self.table.set(&self.uid, &ending, status);
+            }
+            _ => self.table.set(&self.uid, &self.pod, status),
+        }
     }
 
     fn begin_pass(&mut self, ops: Vec<PodOp>) {

@@ -169,6 +169,42 @@ async fn an_edit_replaces_the_pod_after_the_old_one_has_ended() {
 }
 
 #[tokio::test]
+async fn a_pod_whose_manifest_went_is_terminating_until_it_is_gone() {
+    let mut node = Node::new();
+    node.apply("web.yaml", &pod("web", ""));
+    node.start().await;
+    node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+    node.cri.hold("StopContainer");
+    node.delete("web.yaml");
+    let ending = node.wait_pod("web-n1", "terminating", |p| p["metadata"]["deletionTimestamp"].is_string()).await;
+    assert_eq!((phase(&ending), ending["metadata"]["deletionGracePeriodSeconds"].as_i64()), ("Running", Some(3)));
+    node.cri.release("StopContainer");
+    node.cri.wait("nothing is left", |s| s.sandboxes.is_empty()).await;
+    eventually("its log folder is gone", || std::fs::read_dir(node.path("logs")).unwrap().count() == 0).await;
+}
+
+#[tokio::test]
+async fn a_manifest_that_comes_back_begins_at_zero_restarts() {
+    let mut node = Node::new();
+    node.apply("web.yaml", &pod("web", ""));
+    node.start().await;
+    let first = node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+    let uid = first["metadata"]["uid"].as_str().unwrap().to_owned();
+    node.delete("web.yaml");
+    node.wait_gone("web-n1").await;
+    // What an agent leaves that was killed before it could tidy up.
+    let old = node.path("logs").join(format!("default_web-n1_{uid}/c"));
+    std::fs::create_dir_all(&old).unwrap();
+    std::fs::write(old.join("7.log"), "").unwrap();
+    node.apply("web.yaml", &pod("web", ""));
+    let again = node.wait_pod("web-n1", "Running again", |p| phase(p) == "Running").await;
+    assert_eq!(
+        (again["metadata"]["uid"].as_str(), again["status"]["containerStatuses"][0]["restartCount"].as_i64()),
+        (Some(&*uid), Some(0))
+    );
+}
+
+#[tokio::test]
 async fn a_pod_whose_host_port_is_taken_says_by_whom_and_starts_when_it_is_free() {
     let with_port =
         |name: &str| pod(name, "").replace("image: 'img:1'", "image: 'img:1', ports: [{containerPort: 80, hostPort: 8080}]");

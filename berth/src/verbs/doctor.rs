@@ -239,15 +239,16 @@ fn limits_and_clock() -> Vec<Finding> {
         ),
         finding("open files", files >= 4096, Verdict::Warn, format!("{files}"), "each pod holds about eight descriptors"),
         // 2025-01-01: before that the clock was never set.
-        finding(
-            "clock",
-            now > 1_735_689_600,
-            Verdict::Warn,
-            format!("{now} s since 1970"),
-            "certificates look as if they were not yet valid",
-        ),
+        finding("clock", now > 1_735_689_600, Verdict::Warn, date(now), "certificates look as if they were not yet valid"),
         finding("swap", !swap, Verdict::Warn, if swap { "on" } else { "off" }, "memory limits are soft while swap is on"),
     ]
+}
+
+/// Seconds since 1970 as a date and time in UTC.
+fn date(seconds: u64) -> String {
+    let at = i64::try_from(seconds).ok().and_then(|s| time::OffsetDateTime::from_unix_timestamp(s).ok());
+    let text = at.and_then(|at| at.format(&time::format_description::well_known::Rfc3339).ok());
+    text.unwrap_or_else(|| format!("{seconds} s since 1970"))
 }
 
 /// Prints the findings; the exit code is 1 when one of them is a failure.
@@ -286,6 +287,11 @@ pub fn run(root: &Path, state: &Path, args: &cli::Output) -> Result<std::process
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_clock_is_told_as_a_date() {
+        assert_eq!(date(1_767_225_600), "2026-01-01T00:00:00Z");
+    }
 
     #[test]
     fn kernel_releases_compare_as_numbers() {

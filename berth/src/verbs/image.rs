@@ -4,9 +4,12 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
-use berth_cri_api::v1::{AuthConfig, ImageSpec, ImageStatusRequest, ListImagesRequest, PullImageRequest, RemoveImageRequest};
+use berth_cri_api::v1::{
+    AuthConfig, ImageSpec, ImageStatusRequest, ListContainersRequest, ListImagesRequest, PullImageRequest, RemoveImageRequest,
+};
+use tokio::net::UnixStream;
 
-use crate::{admin, cli, client, state_dir, table, wire};
+use crate::{admin, cli, client, find, state_dir, table, wire};
 
 /// `registry:5000/app:v1` → (`registry:5000/app`, `v1`).
 fn split_tag(name: &str) -> (&str, &str) {
@@ -16,14 +19,49 @@ fn split_tag(name: &str) -> (&str, &str) {
     }
 }
 
-/// Lists images as crictl does: one line a tag.
-pub async fn ls(socket: &Path, args: &cli::Output) -> Result<()> {
+/// One image as `ls` shows it.
+struct Shown {
+    id: String,
+    tags: Vec<String>,
+    digests: Vec<String>,
+    size: u64,
+    pinned: bool,
+}
+
+/// The agent's images; where none runs, those on record.
+async fn images(global: &cli::Global, socket: &Path) -> Result<Vec<Shown>> {
+    if state_dir::holder(&global.state).is_none() && UnixStream::connect(socket).await.is_err() {
+        let root = global.root.join("images");
+        let images =
+            berth_image::images_on_record(&root).with_context(|| format!("reading the images below {}", root.display()))?;
+        let shown = images.into_iter().map(|i| Shown {
+            id: i.id.to_string(),
+            tags: i.repo_tags,
+            digests: i.repo_digests,
+            size: i.size,
+            pinned: i.pinned,
+        });
+        return Ok(shown.collect());
+    }
     let mut client = client::images(client::connect(socket).await?);
     let images = client.list_images(ListImagesRequest::default()).await?.into_inner().images;
+    let shown = images.into_iter().map(|i| Shown {
+        id: i.id,
+        tags: i.repo_tags,
+        digests: i.repo_digests,
+        size: i.size,
+        pinned: i.pinned,
+    });
+    Ok(shown.collect())
+}
+
+/// Lists images as crictl does: one line a tag.
+pub async fn ls(global: &cli::Global, socket: &Path, args: &cli::Output) -> Result<()> {
+    let images = images(global, socket).await?;
     if args.output == "json" {
         let list: Vec<serde_json::Value> = images
             .iter()
-            .map(|i| serde_json::json!({"id": i.id, "repoTags": i.repo_tags, "repoDigests": i.repo_digests, "size": i.size, "pinned": i.pinned}))
+            .map(|i| serde_json::json!({"id": i.id, "repoTags": i.tags, "repoDigests": i.digests, "size": i.size, "pinned": i.pinned}))
             .collect();
         crate::out(&serde_json::to_string_pretty(&list)?);
         return Ok(());
@@ -32,11 +70,11 @@ pub async fn ls(socket: &Path, args: &cli::Output) -> Result<()> {
     for image in &images {
         let id: String = image.id.trim_start_matches("sha256:").chars().take(13).collect();
         let size = table::size(image.size);
-        if image.repo_tags.is_empty() {
-            let name = image.repo_digests.first().and_then(|d| d.split('@').next()).unwrap_or("<none>");
+        if image.tags.is_empty() {
+            let name = image.digests.first().and_then(|d| d.split('@').next()).unwrap_or("<none>");
             rows.push(vec![name.to_owned(), "<none>".to_owned(), id.clone(), size.clone()]);
         }
-        for tag in &image.repo_tags {
+        for tag in &image.tags {
             let (repository, tag) = split_tag(tag);
             rows.push(vec![repository.to_owned(), tag.to_owned(), id.clone(), size.clone()]);
         }
@@ -65,15 +103,47 @@ pub async fn pull(socket: &Path, reference: &str, creds: Option<&str>) -> Result
     Ok(())
 }
 
-/// Removes images; one that is not there is an error, as `crictl rmi` has it.
-pub async fn rm(socket: &Path, images: &[String]) -> Result<()> {
-    let mut client = client::images(client::connect(socket).await?);
+/// What removing `wanted` means for an image of these tags: only a name is taken from one that has others.
+fn is_only_untagged(wanted: &str, tags: &[String]) -> bool {
+    let is_name = |tag: &String| tag == wanted || tag.strip_suffix(wanted).is_some_and(|rest| rest.ends_with('/'));
+    let with_tag = format!("{wanted}:latest");
+    let is_latest = |tag: &String| *tag == with_tag || tag.strip_suffix(&with_tag).is_some_and(|rest| rest.ends_with('/'));
+    tags.len() > 1 && tags.iter().any(|tag| is_name(tag) || is_latest(tag))
+}
+
+/// Removes names and images and says which; one that is not there is an error, as `crictl rmi` has it, and so is one that
+/// a container uses, as docker has it.
+pub async fn rm(global: &cli::Global, socket: &Path, images: &[String], force: bool) -> Result<()> {
+    let channel = client::connect(socket).await?;
+    let mut client = client::images(channel.clone());
+    let mut runtime = client::runtime(channel);
     for name in images {
         let image = Some(ImageSpec { image: name.clone(), ..Default::default() });
         let found = client.image_status(ImageStatusRequest { image: image.clone(), verbose: false }).await?.into_inner().image;
         let found = found.ok_or_else(|| anyhow!("no such image {name:?}"))?;
+        if is_only_untagged(name, &found.repo_tags) {
+            for line in admin::ask(&global.state, &admin::Request::Untag { name: name.clone() }).await? {
+                crate::out(&format!("untagged: {line}"));
+            }
+            continue;
+        }
+        let containers = runtime.list_containers(ListContainersRequest::default()).await?.into_inner().containers;
+        let users: Vec<String> = containers
+            .iter()
+            .filter(|c| c.image_id == found.id || c.image_ref == found.id)
+            .map(|c| match find::pod_of(c) {
+                (_, "") => find::container_name(c).to_owned(),
+                (namespace, pod) => format!("{} of pod {namespace}/{pod}", find::container_name(c)),
+            })
+            .collect();
+        if !users.is_empty() && !force {
+            anyhow::bail!("image {name:?} is used by {}: --force removes it nevertheless", users.join(", "));
+        }
         client.remove_image(RemoveImageRequest { image }).await.map_err(|status| anyhow!("{}", status.message()))?;
-        crate::out(&found.id);
+        for tag in &found.repo_tags {
+            crate::out(&format!("untagged: {tag}"));
+        }
+        crate::out(&format!("deleted: {}", found.id));
     }
     Ok(())
 }
@@ -103,6 +173,17 @@ pub async fn import(global: &cli::Global, args: &cli::ImageImport) -> Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_name_among_several_is_untagged() {
+        let tags = ["docker.io/library/a:1".to_owned(), "docker.io/library/a:latest".to_owned()];
+        for (wanted, untagged) in
+            [("a:1", true), ("a", true), ("library/a:1", true), ("sha256:abc", false), ("abc", false), ("b", false)]
+        {
+            assert_eq!(is_only_untagged(wanted, &tags), untagged, "{wanted}");
+        }
+        assert!(!is_only_untagged("a:1", &tags[..1]), "with its last name the image goes");
+    }
 
     #[test]
     fn a_port_is_not_a_tag() {

@@ -1,5 +1,6 @@
-//! `berth logs`: the CRI log of a container, as `kubectl logs` prints it; follows over rotations.
+//! `berth logs`: the CRI log of a container, as `kubectl logs` prints it; follows over rotations and over the agent's death.
 
+use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -25,7 +26,10 @@ fn parse(line: &[u8]) -> Option<(&[u8], &[u8], bool, &[u8])> {
 
 /// Turns entries into text: partial ones are joined up to the full one that ends them; stderr goes to stderr.
 fn print(line: &[u8], timestamps: bool, at_start: &mut bool) -> std::io::Result<()> {
-    let Some((time, stream, full, content)) = parse(line) else { return std::io::stdout().write_all(line) };
+    let Some((time, stream, full, content)) = parse(line) else {
+        *at_start = true;
+        return std::io::stdout().write_all(&[line, b"\n"].concat());
+    };
     let mut text = Vec::with_capacity(content.len() + 48);
     if timestamps && *at_start {
         text.extend_from_slice(time);
@@ -57,56 +61,120 @@ fn tail(bytes: &[u8], lines: usize) -> &[u8] {
     bytes
 }
 
-async fn running(client: &mut RuntimeServiceClient<Channel>, id: &str) -> Result<bool> {
+/// Whether the container may still write. An agent that does not answer says nothing of it: the container runs without one.
+async fn may_write(client: &mut RuntimeServiceClient<Channel>, id: &str) -> bool {
     let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
     match client.container_status(request).await {
-        Ok(reply) => Ok(reply
+        Ok(reply) => reply
             .into_inner()
             .status
-            .is_some_and(|s| matches!(s.state(), ContainerState::ContainerRunning | ContainerState::ContainerCreated))),
-        Err(status) if status.code() == tonic::Code::NotFound => Ok(false),
-        Err(status) => bail!("{}", status.message()),
+            .is_some_and(|s| matches!(s.state(), ContainerState::ContainerRunning | ContainerState::ContainerCreated)),
+        Err(status) => status.code() != tonic::Code::NotFound,
     }
 }
 
+/// What a follower found.
+#[derive(Debug, Default, PartialEq)]
+struct News {
+    /// Entries without their line ends.
+    lines: Vec<Vec<u8>>,
+    /// A file was rotated away for good before it could be read.
+    gap: bool,
+}
+
+/// A log file and those that came after it. Files are told apart by device and inode: the held one is open, so that its number
+/// cannot be another file's.
 struct Follower {
     path: PathBuf,
-    file: std::fs::File,
+    file: File,
     rest: Vec<u8>,
 }
 
+type FileId = (u64, u64);
+
+fn id_of(metadata: &std::fs::Metadata) -> FileId {
+    (metadata.dev(), metadata.ino())
+}
+
 impl Follower {
-    /// Reads what there is and hands out the complete lines.
-    fn read_lines(&mut self) -> std::io::Result<Vec<u8>> {
-        self.file.read_to_end(&mut self.rest)?;
-        let end = self.rest.iter().rposition(|b| *b == b'\n').map_or(0, |p| p + 1);
-        let kept = self.rest.split_off(end);
-        Ok(std::mem::replace(&mut self.rest, kept))
+    /// Reads everything that there is now, over any number of rotations.
+    fn read(&mut self) -> std::io::Result<News> {
+        let mut news = News::default();
+        loop {
+            // Asked before reading: what was written before the rename is in the held file by then.
+            let next = self.next_file(&mut news.gap)?;
+            self.file.read_to_end(&mut self.rest)?;
+            let end = self.rest.iter().rposition(|b| *b == b'\n').map_or(0, |p| p + 1);
+            let kept = self.rest.split_off(end);
+            let whole = std::mem::replace(&mut self.rest, kept);
+            news.lines.extend(whole.split_inclusive(|b| *b == b'\n').map(|l| l.strip_suffix(b"\n").unwrap_or(l).to_vec()));
+            let Some(next) = next else { return Ok(news) };
+            // A line that its writer did not end is ended by the file.
+            if !self.rest.is_empty() {
+                news.lines.push(std::mem::take(&mut self.rest));
+            }
+            self.file = next;
+        }
     }
 
-    /// Goes over to the new file when the path names another one, after the old one was read to its end.
-    fn rotate(&mut self) -> std::io::Result<bool> {
-        let Ok(now) = std::fs::metadata(&self.path) else { return Ok(false) };
-        let held = self.file.metadata()?;
-        if (now.dev(), now.ino()) == (held.dev(), held.ino()) {
-            return Ok(false);
+    /// The file after the held one, opened; `None` while the held one is the newest.
+    fn next_file(&self, gap: &mut bool) -> std::io::Result<Option<File>> {
+        let held = id_of(&self.file.metadata()?);
+        let newest = |path: &Path| std::fs::metadata(path).map(|m| id_of(&m)).ok();
+        if newest(&self.path).is_none_or(|id| id == held) {
+            // Between the rename and the new file there is none.
+            return Ok(None);
         }
-        self.file = std::fs::File::open(&self.path)?;
-        Ok(true)
+        let mut chain = rotated(&self.path);
+        chain.push(self.path.clone());
+        let after = chain.iter().position(|path| newest(path) == Some(held)).map(|at| at + 1);
+        *gap |= after.is_none();
+        for path in &chain[after.unwrap_or(0)..] {
+            match File::open(path) {
+                Ok(file) => return Ok(Some(file)),
+                // Rotated away since it was listed: the next look finds what came of it.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
     }
 }
 
+/// The rotated files of a log, oldest first: their names end in the time. Compressed ones cannot be read on.
+fn rotated(path: &Path) -> Vec<PathBuf> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str())) else { return Vec::new() };
+    let mut names: Vec<String> = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|other| {
+            let suffix = other.strip_prefix(name).and_then(|s| s.strip_prefix('.'));
+            suffix.is_some_and(|s| s.starts_with(|c: char| c.is_ascii_digit()) && !s.ends_with(".gz") && !s.ends_with(".tmp"))
+        })
+        .collect();
+    names.sort_unstable();
+    names.into_iter().map(|name| folder.join(name)).collect()
+}
+
 /// Prints the log, and goes on with it when asked to.
-pub async fn run(socket: &Path, args: &cli::Logs) -> Result<()> {
+#[allow(clippy::print_stderr)]
+pub async fn run(socket: &Path, kubelet: &Path, args: &cli::Logs) -> Result<()> {
     let mut client = client::runtime(client::connect(socket).await?);
-    let container = find::container(&mut client, &args.name, args.container.as_deref(), args.previous).await?;
+    let wanted = find::Wanted { name: &args.name, container: args.container.as_deref(), previous: args.previous };
+    let found = find::container(&mut client, kubelet, wanted).await?;
+    if let Some(note) = found.note {
+        eprintln!("{note}");
+    }
+    let container = found.container;
     let request = ContainerStatusRequest { container_id: container.id.clone(), verbose: false };
     let status = client.container_status(request).await?.into_inner().status.context("the agent sent no status")?;
     if status.log_path.is_empty() {
         bail!("container {} was made without a log", container.id);
     }
     let path = PathBuf::from(status.log_path);
-    let mut file = std::fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+    let mut file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
     let mut at_start = true;
     if let Some(lines) = args.tail {
         let mut all = Vec::new();
@@ -117,16 +185,15 @@ pub async fn run(socket: &Path, args: &cli::Logs) -> Result<()> {
     let mut follower = Follower { path, file, rest: Vec::new() };
     loop {
         // Asked before reading: whatever a container wrote before it ended is in the file by then.
-        let alive = args.follow && running(&mut client, &container.id).await?;
-        loop {
-            for line in follower.read_lines()?.split_inclusive(|b| *b == b'\n') {
-                print(line.strip_suffix(b"\n").unwrap_or(line), args.timestamps, &mut at_start)?;
-            }
-            if !follower.rotate()? {
-                break;
-            }
+        let alive = args.follow && may_write(&mut client, &container.id).await;
+        let news = follower.read()?;
+        for line in &news.lines {
+            print(line, args.timestamps, &mut at_start)?;
         }
         std::io::stdout().flush()?;
+        if news.gap {
+            eprintln!("berth: the log was rotated faster than it could be read: lines are missing here");
+        }
         if !alive {
             return Ok(());
         }
@@ -155,5 +222,65 @@ mod tests {
         assert!(tail(LOG, 2).starts_with(b"2026-01-01T00:00:00.000000000Z stdout P tw"));
         assert_eq!(tail(LOG, 9), LOG);
         assert_eq!(tail(LOG, 0), b"");
+    }
+
+    /// A log below a folder of its own, with its follower.
+    fn log() -> (tempfile::TempDir, PathBuf, Follower) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("0.log");
+        let file = File::create(&path).and_then(|_| File::open(&path)).expect("a log");
+        let follower = Follower { path: path.clone(), file, rest: Vec::new() };
+        (folder, path, follower)
+    }
+
+    fn write(path: &Path, text: &str) {
+        File::options().append(true).create(true).open(path).and_then(|mut f| f.write_all(text.as_bytes())).expect("written");
+    }
+
+    fn rotate(path: &Path, second: u32) {
+        std::fs::rename(path, format!("{}.20260101-0000{second:02}", path.display())).expect("rotated");
+    }
+
+    fn lines(follower: &mut Follower) -> Vec<String> {
+        let news = follower.read().expect("read");
+        assert!(!news.gap);
+        news.lines.into_iter().map(|l| String::from_utf8(l).expect("text")).collect()
+    }
+
+    #[test]
+    fn a_follower_reads_every_file_between_two_looks() {
+        let (_folder, path, mut follower) = log();
+        write(&path, "a\nb\n");
+        assert_eq!(lines(&mut follower), ["a", "b"]);
+        write(&path, "c\n");
+        for second in 1..4 {
+            rotate(&path, second);
+            write(&path, &format!("file {second}\n"));
+        }
+        assert_eq!(lines(&mut follower), ["c", "file 1", "file 2", "file 3"]);
+        rotate(&path, 5);
+        assert_eq!(lines(&mut follower), [""; 0], "between the rename and the new file");
+        write(&path, "d\n");
+        assert_eq!(lines(&mut follower), ["d"]);
+    }
+
+    #[test]
+    fn a_line_that_was_not_ended_is_not_joined_with_the_next_file() {
+        let (_folder, path, mut follower) = log();
+        write(&path, "torn");
+        assert_eq!(lines(&mut follower), [""; 0]);
+        rotate(&path, 1);
+        write(&path, "next\n");
+        assert_eq!(lines(&mut follower), ["torn", "next"]);
+    }
+
+    #[test]
+    fn a_file_that_was_deleted_unread_is_told_of() {
+        let (_folder, path, mut follower) = log();
+        write(&path, "a\n");
+        std::fs::remove_file(&path).expect("removed");
+        write(&path, "z\n");
+        let news = follower.read().expect("read");
+        assert_eq!(news, News { lines: vec![b"a".to_vec(), b"z".to_vec()], gap: true });
     }
 }

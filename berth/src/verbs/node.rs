@@ -25,7 +25,10 @@ pub fn run(global: &cli::Global, args: &cli::Node) -> Result<ExitCode> {
         // The kubelet's own calls have to end before the server that answers them.
         let serve_until = tokio_util::sync::CancellationToken::new();
         let channel = listen::in_memory(&server, serve_until.clone()).await?;
-        let kubelet = Kubelet::new(wire::kubelet(global, &args.kubelet, &file, channel)?).context("starting the kubelet")?;
+        let config = wire::kubelet(global, &args.kubelet, &file, channel)?;
+        let note = state_dir::KubeletNote { kubelet_root: config.kubelet_root.clone(), cgroup_root: config.cgroup_root.clone() };
+        state_dir::note_kubelet(&global.state, &note)?;
+        let kubelet = Kubelet::new(config).context("starting the kubelet")?;
         tracing::info!(socket = %path.display(), "serving the CRI");
         agent::notify_ready();
         let both = async {

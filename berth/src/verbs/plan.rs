@@ -6,7 +6,8 @@ use anyhow::Result;
 
 use crate::{cli, config, wire};
 
-/// Prints the pods as YAML on standard output, errors and warnings on standard error; the exit code is 1 when there are errors.
+/// Prints the pods as YAML on standard output, errors and warnings on standard error; the exit code is 1 when there are errors,
+/// and with `--strict` when there are warnings.
 #[allow(clippy::print_stderr)]
 pub fn run(global: &cli::Global, args: &cli::Plan) -> Result<ExitCode> {
     let file = config::load(global.config.as_deref())?;
@@ -21,5 +22,6 @@ pub fn run(global: &cli::Global, args: &cli::Plan) -> Result<ExitCode> {
     for error in &report.errors {
         eprintln!("error: {error}");
     }
-    Ok(if report.errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let refused = !report.errors.is_empty() || args.strict && !report.warnings.is_empty();
+    Ok(if !refused { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -3,45 +3,13 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use berth_cri_api::v1::{ListPodSandboxRequest, PodSandboxState};
 use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
 
-use crate::{cli, client, table};
-
-/// One GET over a unix socket, for a server that closes the connection behind its reply.
-async fn get(socket: &Path, path: &str) -> Result<Vec<u8>> {
-    let mut stream = UnixStream::connect(socket).await?;
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes()).await?;
-    let mut reply = Vec::new();
-    stream.read_to_end(&mut reply).await?;
-    let split = reply.windows(4).position(|w| w == b"\r\n\r\n").context("the kubelet's reply has no end of headers")?;
-    let (head, body) = (String::from_utf8_lossy(&reply[..split]).into_owned(), reply.split_off(split + 4));
-    if !head.starts_with("HTTP/1.1 200") {
-        bail!("the kubelet answered {}", head.lines().next().unwrap_or_default());
-    }
-    if head.to_ascii_lowercase().contains("transfer-encoding: chunked") { dechunk(&body) } else { Ok(body) }
-}
-
-/// Joins the chunks of a chunked body.
-fn dechunk(mut body: &[u8]) -> Result<Vec<u8>> {
-    let mut whole = Vec::with_capacity(body.len());
-    loop {
-        let line = body.iter().position(|b| *b == b'\n').context("a chunk without a length")?;
-        let length = std::str::from_utf8(&body[..line])?.trim();
-        let length = usize::from_str_radix(length.split(';').next().unwrap_or_default(), 16)?;
-        let rest = &body[line + 1..];
-        if length == 0 {
-            return Ok(whole);
-        }
-        whole.extend_from_slice(rest.get(..length).context("a chunk that is cut short")?);
-        body = rest.get(length + 2..).context("a chunk that is cut short")?;
-    }
-}
+use crate::{cli, client, kubelet_api, table};
 
 fn since(timestamp: &str) -> String {
     match OffsetDateTime::parse(timestamp, &Rfc3339) {
@@ -59,7 +27,16 @@ fn status(pod: &Value) -> String {
     };
     let list = |path: &str| pod.pointer(path).and_then(Value::as_array).cloned().unwrap_or_default();
     let inits = list("/status/initContainerStatuses");
+    let specs = list("/spec/initContainers");
+    let is_sidecar = |name: &Value| specs.iter().any(|c| c["name"] == *name && c["restartPolicy"] == "Always");
     for (done, init) in inits.iter().enumerate() {
+        if at("/metadata/deletionTimestamp") != "" {
+            break;
+        }
+        // A sidecar that has started holds nothing up.
+        if is_sidecar(&init["name"]) && init["started"] == true {
+            continue;
+        }
         let reason = |state: &str| init.pointer(&format!("/state/{state}/reason")).and_then(Value::as_str);
         if let Some(ended) = init.pointer("/state/terminated") {
             if ended["exitCode"].as_i64() == Some(0) {
@@ -107,10 +84,9 @@ fn row(pod: &Value) -> Vec<String> {
     ]
 }
 
-async fn from_kubelet(socket: &Path, json: bool) -> Result<()> {
-    let list: Value = serde_json::from_slice(&get(socket, "/pods").await?).context("reading the kubelet's pods")?;
+fn from_kubelet(list: &Value, json: bool) -> Result<()> {
     if json {
-        crate::out(&serde_json::to_string_pretty(&list)?);
+        crate::out(&serde_json::to_string_pretty(list)?);
         return Ok(());
     }
     let mut rows: Vec<Vec<String>> = list["items"].as_array().into_iter().flatten().map(row).collect();
@@ -153,10 +129,10 @@ async fn from_cri(socket: &Path, json: bool) -> Result<()> {
 /// Prints the pods; the kubelet's view where its socket answers, else the CRI server's.
 pub async fn run(kubelet: &Path, cri: &Path, args: &cli::Output) -> Result<()> {
     let json = args.output == "json";
-    if kubelet.exists() && UnixStream::connect(kubelet).await.is_ok() {
-        return from_kubelet(kubelet, json).await;
+    match kubelet_api::pods(kubelet).await? {
+        Some(list) => from_kubelet(&list, json),
+        None => from_cri(cri, json).await,
     }
-    from_cri(cri, json).await
 }
 
 #[cfg(test)]
@@ -181,14 +157,18 @@ mod tests {
                 "Init:ImagePullBackOff",
             ),
             (serde_json::json!({"status": {"phase": "Failed", "reason": "Evicted"}}), "Evicted"),
+            (
+                serde_json::json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "status": {"phase": "Running"}}),
+                "Terminating",
+            ),
+            (
+                serde_json::json!({"spec": {"initContainers": [{"name": "s", "restartPolicy": "Always"}, {"name": "i"}]},
+                    "status": {"phase": "Pending", "initContainerStatuses": [
+                    {"name": "s", "started": true, "state": {"running": {}}}, {"name": "i", "state": {"running": {}}}]}}),
+                "Init:1/2",
+            ),
         ] {
             assert_eq!(status(&pod), want, "{pod}");
         }
-    }
-
-    #[test]
-    fn chunks_are_joined() {
-        assert_eq!(dechunk(b"4\r\nWiki\r\n5;x=y\r\npedia\r\n0\r\n\r\n").expect("whole"), b"Wikipedia");
-        assert!(dechunk(b"9\r\nshort\r\n").is_err());
     }
 }

@@ -52,6 +52,12 @@ pub fn run(global: &cli::Global, args: &cli::Stop) -> Result<ExitCode> {
         server.shutdown().await;
         ended
     })?;
+    if let Some(note) = state_dir::kubelet_note(&global.state) {
+        let stays = berth_kubelet::remove_all(&note.kubelet_root, note.cgroup_root.as_deref());
+        if !stays.is_empty() {
+            bail!("the pods have ended, but not everything of them could be removed: {}", stays.join("; "));
+        }
+    }
     drop(held);
     state_dir::release(&global.state)?;
     Ok(ExitCode::SUCCESS)

@@ -253,6 +253,18 @@ impl Core {
         remove_file(&path)
     }
 
+    /// Takes one name from an image that has others.
+    pub(crate) fn untag(&self, name: &str) -> Result<String, Error> {
+        let _commit = self.commit_lock();
+        let Some((full, content, record)) = self.state().without_name(name) else {
+            return Err(Error::NotFound { reference: name.to_string() });
+        };
+        let path = self.layout.record(&record.id);
+        self.layout.write_durable(&path, &to_json(&path, &record)?)?;
+        self.state().apply(content, vec![record]);
+        Ok(full)
+    }
+
     /// Takes what nobody uses out of the store; returns what is to be deleted.
     pub(crate) fn collect_idle(&self) -> Vec<PathBuf> {
         {

@@ -11,7 +11,7 @@ mod state;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use self::open::Problem;
+pub use self::open::{Problem, images_on_record};
 
 use self::core::Core;
 use self::reaper::{Busy, Signal};
@@ -130,6 +130,13 @@ impl ImageStore {
     pub async fn remove(self: &Arc<Self>, text: &str) -> Result<(), Error> {
         let (core, text) = (self.core.clone(), text.to_string());
         blocking(move || core.remove(&text)).await
+    }
+
+    /// Takes one name from an image that has others, and returns the name in full. The last name, and what is no name of an
+    /// image, is an error.
+    pub async fn untag(self: &Arc<Self>, name: &str) -> Result<String, Error> {
+        let (core, name) = (self.core.clone(), name.to_string());
+        blocking(move || core.untag(&name)).await
     }
 
     /// What the store takes on disk; kept up to date, never walked.

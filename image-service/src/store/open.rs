@@ -8,6 +8,7 @@ use super::disk::Layout;
 use super::record::{self, ImageRecord, LayerRecord, Unreadable};
 use crate::digest::Digest;
 use crate::error::Error;
+use crate::image::{Image, ImageUser};
 use crate::manifest::parse_config;
 
 /// Something in the store that could not be read when it was opened, and was left where it is.
@@ -33,6 +34,25 @@ pub(crate) fn open(root: &Path) -> Result<(Core, Vec<Problem>), Error> {
     clear_unnamed(&core, complete);
     check_links(&core)?;
     Ok((core, problems))
+}
+
+/// The images that the records of the store at `root` list, without the store's lock and without a change to anything: for
+/// looking while nobody serves it. A store that was never made holds none.
+pub fn images_on_record(root: &Path) -> Result<Vec<Image>, Error> {
+    let dir = root.join("records");
+    if fs::symlink_metadata(&dir).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+        return Ok(Vec::new());
+    }
+    let records = children(&dir)?.into_iter().filter_map(|path| record::load::<ImageRecord>(&path).ok());
+    let listed = records.filter(|record| !record.removed).map(|record| Image {
+        id: record.id,
+        repo_tags: record.tags,
+        repo_digests: record.digests,
+        size: record.size,
+        user: ImageUser::Unset,
+        pinned: record.pinned,
+    });
+    Ok(listed.collect())
 }
 
 fn children(dir: &Path) -> Result<Vec<PathBuf>, Error> {

@@ -193,6 +193,20 @@ impl State {
         Some((listed.content, record))
     }
 
+    /// What the record of the image that `name` means will say without it; `None` for its last tag and for what is no tag.
+    pub(crate) fn without_name(&mut self, name: &str) -> Option<(String, Arc<Content>, ImageRecord)> {
+        let full = Reference::parse(name).ok()?.repo_tag()?;
+        let id = *self.names.get(&full)?;
+        let mut record = self.record(&id)?;
+        record.tags.retain(|tag| *tag != full);
+        if record.tags.is_empty() {
+            return None;
+        }
+        self.sequence += 1;
+        record.sequence = self.sequence;
+        Some((full, self.content(&id)?, record))
+    }
+
     /// Removed images that nobody uses any more.
     pub(crate) fn take_abandoned(&mut self) -> Vec<ImageId> {
         let abandoned: Vec<ImageId> =

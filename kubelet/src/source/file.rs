@@ -83,6 +83,7 @@ pub struct Scanner {
     files: BTreeMap<PathBuf, FileState>,
     owners: BTreeMap<FullName, PathBuf>,
     skipped: BTreeSet<PathBuf>,
+    fresh: BTreeSet<String>,
     scanned: bool,
     folder_missing: bool,
     unreadable: bool,
@@ -109,6 +110,7 @@ impl Scanner {
             files,
             owners,
             skipped: BTreeSet::new(),
+            fresh: BTreeSet::new(),
             scanned: false,
             folder_missing: false,
             unreadable: false,
@@ -227,6 +229,8 @@ impl Scanner {
         match read {
             Ok(pods) => {
                 state.problems.clear();
+                let uid = |pod: &StaticPod| pod.pod.metadata.uid.clone().unwrap_or_default();
+                self.fresh.extend(pods.iter().map(uid).filter(|new| !state.pods.iter().any(|old| uid(old) == *new)));
                 state.pods = pods;
                 if let Err(error) = self.store.save(path, &state.pods) {
                     tracing::warn!(%error, "accepted pods are not on record");
@@ -279,7 +283,8 @@ impl Scanner {
 
     /// The pods of all files, each name once.
     pub fn update(&self) -> SourceUpdate {
-        let mut update = SourceUpdate { source: SourceName::File, pods: Vec::new(), problems: Vec::new() };
+        let fresh = self.fresh.clone();
+        let mut update = SourceUpdate { source: SourceName::File, pods: Vec::new(), fresh, problems: Vec::new() };
         let mut uids = BTreeSet::new();
         for (path, state) in &self.files {
             update.problems.extend(state.problems.iter().cloned());
@@ -388,7 +393,9 @@ pub async fn run(config: FileSourceConfig, updates: mpsc::Sender<SourceUpdate>, 
         dirty |= scan.changed;
         if dirty && (published || scanner.is_ready()) {
             (published, dirty) = (true, false);
-            if updates.send(scanner.update()).await.is_err() {
+            let update = scanner.update();
+            scanner.fresh.clear();
+            if updates.send(update).await.is_err() {
                 return;
             }
         }

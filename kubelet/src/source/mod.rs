@@ -10,6 +10,8 @@ pub mod validate;
 mod watch;
 pub mod yaml;
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::core::v1::Pod;
 
 /// Which source a set of pods comes from.
@@ -26,6 +28,8 @@ pub struct SourceUpdate {
     pub source: SourceName,
     /// Its pods, complete: one that is not here any more is to end.
     pub pods: Vec<Pod>,
+    /// UIDs that began a life since the last update: what is left of an earlier pod of that UID is not theirs.
+    pub fresh: BTreeSet<String>,
     /// What its files say that cannot be carried out, as `file:line: message`.
     pub problems: Vec<String>,
 }

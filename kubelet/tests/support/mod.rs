@@ -92,6 +92,15 @@ impl Node {
         list["items"].as_array().unwrap().iter().find(|p| p["metadata"]["name"] == name).cloned()
     }
 
+    /// Waits until the API has no pod of that name.
+    pub async fn wait_gone(&self, name: &str) {
+        let limit = std::time::Instant::now() + Duration::from_secs(30);
+        while self.pod(name).await.is_some() {
+            assert!(std::time::Instant::now() < limit, "{name} does not go: {:#?}", self.cri.call_names());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Waits until the pod's JSON satisfies `condition`.
     pub async fn wait_pod(
         &self,
