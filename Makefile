@@ -24,8 +24,8 @@ e2e-kubernetes: build suites ## The upstream kubelet on berth cri, with a real c
 	e2e/tools.sh packages images kubernetes cri-tools && e2e/kubernetes.sh
 test-vm: build suites ## What this kernel lacks (cgroup v2 controllers), in a small VM
 	e2e/vm.sh
-bench: build suites ## critest's benchmark: berth and containerd in turn (ROUNDS=2)
-	e2e/tools.sh && e2e/bench.sh
+bench: build suites ## berth next to containerd and runc: docs/bench (ARGS="--only life1,burst --rounds 2", "--quick")
+	cargo build --release -p berth-e2e --bin berth-bench && e2e/tools.sh && e2e/bench.sh $(ARGS)
 demo: build suites ## From a manifest to a running pod and back, in throw-away namespaces
 	e2e/demo.sh
 run: build suites ## A throw-away node in the foreground; Ctrl-C ends it

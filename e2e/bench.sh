@@ -1,60 +1,103 @@
 #!/bin/bash
-# critest's benchmark over berth and containerd + runc in turn, in both pod shapes (PID namespace shared by the pod, crictl's
-# default; one per container, as kubelets ask), each run on fresh folders in a sandbox of its own: usage: e2e/bench.sh [DIR]
-# Prints the median of each operation over all rounds, and containerd's divided by berth's. DIR keeps the raw results.
-# ROUNDS (2), PARALLEL (1): how often, and how many at a time. COUNT (40): pods and containers.
+# berth next to containerd + runc: usage: e2e/bench.sh [--rounds N] [--only NAME,…] [--quick] [--out DIR] [--keep DIR]
+# Rounds go ours, peer, peer, ours; each leg has a sandbox, folders and a server of its own, and the other side's does not run. A warm-up
+# round with small counts comes first and does not count. Without --only all workloads run and the results go to docs/bench; else, and
+# with --quick (tiny counts), to target/bench. Workloads:
+#   life1 life4 life8 life1-shared life4-shared   life cycles, so many at a time; shared: one PID namespace a pod
+#   exec grace logs pull idle density20 density20-shared
+#   burst density110 list restart gone            share the same 100 and 110 pods
+#   critest                                       the whole suite with one seed, once a side
+# --keep DIR keeps the legs' raw JSON and the servers' logs there. BERTH_BIN, BERTH_BENCH: the programs.
 set -euo pipefail
 HERE=$(cd "$(dirname "$0")" && pwd)
 . "$HERE/lib.sh"
+BERTH_BENCH=${BERTH_BENCH:-$TARGET/release/berth-bench}
 
-if [ "${BENCH_WORK:-}" = "" ]; then
-  "$HERE/tools.sh" packages cri-bench > /dev/null
-  BENCH_WORK=$(make_work); export BENCH_WORK
-  trap 'rm -rf "$BENCH_WORK"' EXIT
-  out=${1:-$BENCH_WORK/results}
-  mkdir -p "$out"
-  for round in $(seq "${ROUNDS:-2}"); do
-    for shape in shared per-container; do
-      for kind in berth containerd; do
-        echo "round $round: $kind, $shape" >&2
-        "$(tool_bin berth-sandbox)" --shared-root "$HERE/bench.sh" "$kind" "$shape" "$out/$shape/$kind/$round"
-      done
-    done
-  done
-  for shape in shared per-container; do
-    echo "PID namespace $shape, ${PARALLEL:-1} at a time; median ms over ${ROUNDS:-2} rounds"
-    jq -rn --arg dir "$out/$shape" '
-      def median: sort | if length == 0 then null else .[(length / 2 | floor)] end;
-      def ms: if . == null then "-" else (. / 10000 | round / 100 | tostring) end;
-      [inputs | {kind: (input_filename | ltrimstr($dir + "/") | split("/")[0]), report: .} | select(.report.operationsNames)
-       | .kind as $kind | .report as $r | $r.operationsNames | to_entries[]
-       | {kind: $kind, name: .value, ns: [.key as $k | $r.datapoints[].operationsDurationsNs[$k]]}]
-      | group_by(.name)[] | {name: .[0].name,
-         berth: ([.[] | select(.kind == "berth").ns[]] | median), containerd: ([.[] | select(.kind == "containerd").ns[]] | median)}
-      | [.name, (.berth | ms), (.containerd | ms), (if .berth and .containerd then (.containerd / .berth * 10 | round / 10 | tostring) + "x" else "-" end)]
-      | @tsv' "$out/$shape"/*/*/*.json | { printf 'operation\tberth\tcontainerd\tratio\n'; cat; } | expand -t 24,36,50
-  done
+# Inside a sandbox: one leg.
+if [ "${1:-}" = leg ]; then
+  kind=$2 dir=$3
+  shift 3
+  start_registry "$IMAGES/registry"
+  cri_command "$kind" "$dir"
+  "$BERTH_BENCH" leg --side "$kind" --socket "$CRI_SOCKET" --dir "$dir" "$@" -- "${CRI_COMMAND[@]}"
+  if [ "$kind" = berth ]; then
+    left=$("$BERTH_BIN" --root "$dir/root" --state /run/berth leaks --settle 2>&1) || true
+    [ -z "$left" ] || { printf 'leaks:\n%s\n' "$left" >&2; exit 1; }
+  fi
   exit
 fi
 
-kind=$1 shape=$2 out=$3
-dir=$BENCH_WORK/$kind-$shape-$(basename "$out")
-mkdir -p "$out"
-start_registry "$IMAGES/registry"
-start_cri "$kind" "$dir"
-cat > "$out/params.yaml" <<YAML
-containersNumber: ${COUNT:-40}
-containersNumberParallel: ${PARALLEL:-1}
-podsNumber: ${COUNT:-40}
-podsNumberParallel: ${PARALLEL:-1}
-imagesNumber: 10
-imagesNumberParallel: ${PARALLEL:-1}
-imagePullingBenchmarkImage: "registry.k8s.io/e2e-test-images/nginx:1.14-2"
-imageListingBenchmarkImages: ["registry.k8s.io/e2e-test-images/busybox:1.29-2", "registry.k8s.io/e2e-test-images/nginx:1.14-2"]
-YAML
-critest=$CRI_TOOLS/critest
-[ "$shape" = shared ] || critest=$CRI_BENCH/critest
-(cd "$dir" && "$critest" -runtime-endpoint "unix://$CRI_SOCKET" -benchmark -benchmarking-params-file "$out/params.yaml" \
-  -benchmarking-output-dir "$out" -ginkgo.no-color > "$dir/bench.log" 2>&1) || { tail -n 40 "$dir/bench.log" >&2; exit 1; }
-if [ "$kind" = berth ]; then check_leaks "$dir"; fi
-kill "$CRI_PID" 2>/dev/null || true
+rounds=3 only="" quick="" out="" keep=""
+while [ $# -gt 0 ]; do
+  case $1 in
+  --rounds) rounds=$2; shift 2 ;;
+  --only) only=$2; shift 2 ;;
+  --out) out=$2; shift 2 ;;
+  --keep) keep=$2; shift 2 ;;
+  --quick) quick=1; shift ;;
+  *) sed -n '2,11s/^# //p' "$0"; exit 2 ;;
+  esac
+done
+if [ -z "$out" ]; then
+  out=$HERE/../docs/bench
+  [ -z "$only$quick" ] || out=$HERE/../target/bench
+fi
+
+"$HERE/tools.sh" packages > /dev/null
+work=$(make_work)
+trap 'rm -rf "$work"' EXIT
+legs=${keep:-$work/legs}
+mkdir -p "$legs"
+rm -f "$legs"/round-*.json
+
+# leg ROUND NUMBER KIND FLAG…
+leg() {
+  local round=$1 number=$2 kind=$3 name=round-$1-leg-$2-$3 dir=$work/$1-$2-$3
+  shift 3
+  echo "round $round, leg $number: $kind" >&2
+  "$(tool_bin berth-sandbox)" --shared-root "$HERE/bench.sh" leg "$kind" "$dir" --round "$round" --leg "$number" --out "$legs/$name.json" "$@" || {
+    tail -n 20 "$dir/server.log" >&2 || true
+    [ -z "$keep" ] || cp "$dir/server.log" "$keep/$name.log" || true
+    exit 1
+  }
+  rm -rf "$dir"
+}
+
+# critest's whole suite, both sides with the same order of specs; its rounds are numbered from 101.
+critest_leg() {
+  local number=$1 kind=$2 seed=$3 dir=$work/critest-$2
+  echo "critest: $kind" >&2
+  mkdir -p "$dir"
+  CRITEST_KEEP=$dir "$HERE/critest.sh" "$kind" "-ginkgo.seed=$seed" > "$dir/out" || { cat "$dir/out" >&2; exit 1; }
+  jq -c --arg kind "$kind" --argjson leg "$number" '{side: $kind, round: 101, leg: $leg, quick: false, busy_percent: 0, failures: [], costs: {},
+    metrics: {"critest.seconds": [.[0].RunTime / 1e9]}}' "$dir/report.json" > "$legs/round-101-leg-$number-$kind.json"
+}
+
+case ",$only," in
+,critest,) workloads="" ;;
+*)
+  workloads=1
+  flags=()
+  [ -z "$only" ] || flags=(--only "$only")
+  order=(berth containerd containerd berth)
+  if [ -z "$quick" ]; then
+    leg 0 1 berth --quick "${flags[@]}"
+    leg 0 2 containerd --quick "${flags[@]}"
+  else
+    flags+=(--quick)
+  fi
+  for round in $(seq "$rounds"); do
+    for n in 0 1 2 3; do leg "$round" $((n + 1)) "${order[n]}" "${flags[@]}"; done
+  done ;;
+esac
+case ",$only,$quick" in
+,,|*,critest,*)
+  seed=$RANDOM
+  critest_leg 1 berth "$seed"
+  critest_leg 2 containerd "$seed" ;;
+esac
+
+about=("$(date -u +%Y-%m-%d), $(uname -sr), $(nproc) CPUs, $(awk '/MemTotal/ {printf "%.0f GiB", $2 / 1048576}' /proc/meminfo)"
+  "berth $("$BERTH_BIN" version 2>/dev/null | head -n 1), $(du -L --apparent-size -m "$BERTH_BIN" | cut -f1) MiB; containerd $CONTAINERD_VERSION, runc $RUNC_VERSION, Debian's CNI plugins"
+  "both: seccomp RuntimeDefault, no new privileges, masked paths, limits, a bridge network with portmap, CRI logs${workloads:+; PID namespace per container where not said otherwise}")
+"$BERTH_BENCH" report --legs "$legs" --out "$out" "${about[@]/#/--about=}"

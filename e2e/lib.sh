@@ -63,20 +63,26 @@ make_work() {
   echo "$parent/berth-e2e-$$"
 }
 
-# start_cri KIND DIR: starts berth or containerd with its files in DIR and the socket in $CRI_SOCKET. Inside a sandbox only.
-start_cri() {
+# cri_command KIND DIR: writes the files of berth or containerd to DIR; their command line is then $CRI_COMMAND and the socket $CRI_SOCKET.
+cri_command() {
   local kind=$1 dir=$2
   mkdir -p "$dir"
   write_mirrors "$dir/certs.d"
   CRI_SOCKET=/run/$kind-cri.sock
   case $kind in
-  berth)
-    "$BERTH_BIN" --root "$dir/root" --state /run/berth cri --listen "unix://$CRI_SOCKET" --registry-config-dir "$dir/certs.d" \
-      > "$dir/log" 2>&1 & ;;
+  berth) CRI_COMMAND=("$BERTH_BIN" --root "$dir/root" --state /run/berth cri --listen "unix://$CRI_SOCKET" --registry-config-dir "$dir/certs.d") ;;
   containerd)
     write_containerd_config "$dir" "${RUNTIME_BINARY:-$RUNC/runc}"
-    PATH=$CONTAINERD:$PATH "$CONTAINERD/containerd" --config "$dir/config.toml" --log-level warn > "$dir/log" 2>&1 & ;;
+    PATH=$CONTAINERD:$PATH
+    CRI_COMMAND=("$CONTAINERD/containerd" --config "$dir/config.toml" --log-level warn) ;;
   esac
+}
+
+# start_cri KIND DIR: starts berth or containerd with its files in DIR and the socket in $CRI_SOCKET. Inside a sandbox only.
+start_cri() {
+  local kind=$1 dir=$2
+  cri_command "$kind" "$dir"
+  "${CRI_COMMAND[@]}" > "$dir/log" 2>&1 &
   CRI_PID=$!
   wait_for "$kind's socket" crictl_ready || { tail -n 20 "$dir/log" >&2; return 1; }
 }
