@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::fs;
+use std::process::Command;
 use std::sync::atomic::AtomicU32;
 
 use anyhow::{Context, Result, ensure};
@@ -73,9 +74,21 @@ pub async fn run(args: LegArgs) -> Result<()> {
     let scale = if args.quick { Scale::QUICK } else { Scale::FULL };
     measure(&mut bench, &mut daemon, scale, &wanted).await?;
     ensure!(wanted.any.get(), "nothing to measure");
+    if let Some(line) = &args.at_end {
+        at_end(&bench, line)?;
+    }
     daemon.kill();
     let leg = bench.meter.into_leg();
     fs::write(&args.out, serde_json::to_vec(&leg)?).with_context(|| format!("write {}", args.out.display()))
+}
+
+fn at_end(bench: &Bench, line: &str) -> Result<()> {
+    let out = Command::new("sh").args(["-c", line]).output()?;
+    let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    if !said.trim().is_empty() || !out.status.success() {
+        bench.meter.fail(format!("at the end: {}: {}", out.status, said.trim().replace('\n', "; ")));
+    }
+    Ok(())
 }
 
 /// Waits, so long and no longer, until the machine does nothing else; says how busy it is then.

@@ -64,6 +64,9 @@ pub struct LegArgs {
     /// Tiny counts: whether everything works, not how fast.
     #[arg(long)]
     quick: bool,
+    /// A shell's line that is run before the server ends; what it prints voids the round.
+    #[arg(long)]
+    at_end: Option<String>,
     /// The server's command line.
     #[arg(last = true, required = true)]
     command: Vec<String>,
