@@ -12,6 +12,7 @@ use berth_cgroup::{Cgroup, Layout};
 use berth_linux::child::close_from;
 use berth_linux::ns::NamespaceKind;
 use berth_linux::pidfd::PidFd;
+use berth_linux::process::CloneArgs;
 use berth_linux::{Pid, mount, prctl};
 use berth_oci::seccomp::Filter;
 use berth_oci::{ExecLaunch, Gate, Init, Launch, Parentage, RootSource, Stdio};
@@ -19,7 +20,7 @@ use berth_shim::protocol::{CreateExt, ExecExt, ExecSpec, Failure, FailureKind, F
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::cgroups;
+use crate::{cgroups, child};
 use crate::error::full_text;
 use crate::link::Link;
 use crate::pod::{Pod, kind};
@@ -60,7 +61,7 @@ pub struct Made {
 
 impl Report {
     /// Stands for the report of a creator that died without one.
-    pub fn lost() -> Self {
+    fn lost() -> Self {
         Self::Failed { message: String::new(), errno: None }
     }
 
@@ -187,6 +188,23 @@ pub struct ExecOrder<'a> {
     pub layout: &'a Layout,
     /// The score that the shim had before it protected itself.
     pub oom_score_adj: Option<i32>,
+}
+
+/// Forks a creator; `run` is its whole life. Returns where its report arrives, and its process.
+pub fn start(run: impl FnOnce(Link) -> i32) -> std::io::Result<(Link, Pid)> {
+    let (link, theirs) = Link::pair()?;
+    let (creator, _) = child::fork(CloneArgs::default(), || run(theirs))?;
+    Ok((link, creator))
+}
+
+/// The report of a creator, once it is there; [`Report::lost`] when none will come.
+pub fn take_report(link: &mut Link) -> Option<(Report, Vec<OwnedFd>)> {
+    let open = link.take_in();
+    match link.next::<Report>() {
+        Ok(Some(message)) => Some(message),
+        Ok(None) if open => None,
+        _ => Some((Report::lost(), Vec::new())),
+    }
 }
 
 /// The creator's life for a container.

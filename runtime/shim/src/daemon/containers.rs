@@ -5,17 +5,16 @@ use std::os::fd::OwnedFd;
 
 use berth_linux::Pid;
 use berth_linux::pidfd::PidFd;
-use berth_linux::process::{CloneArgs, pipe};
+use berth_linux::process::pipe;
 use berth_oci::StartError;
 use berth_shim::protocol::{ContainerState, CreateExt, ExitRecord, Failure, FailureKind, LogSpec, Phase, PidMode, Reply};
 
 use super::execs::Exec;
 use super::sweeps::{After, Sweep};
 use super::{Daemon, ReplyTo, Wait, failure, read_to_end, set_nonblocking, system_failure};
-use crate::creator::{self, ContainerOrder, Report, Streams};
-use crate::link::Link;
+use crate::creator::{self, ContainerOrder, Streams};
 use crate::logs::LogError;
-use crate::{child, clock};
+use crate::clock;
 
 /// How far a container is.
 pub(super) enum Stage {
@@ -178,7 +177,6 @@ impl Daemon {
         let system = |error: std::io::Error| system_failure("prepare a container", &error);
         let (gate_reader, gate) = pipe().map_err(system)?;
         let Pipes { stdin, outputs, theirs: streams } = make_pipes(ext.tty, ext.stdin).map_err(system)?;
-        let (link, theirs) = Link::pair().map_err(system)?;
         let container = Container {
             id: id.clone(),
             stage: Stage::Creating { reply: to },
@@ -211,8 +209,7 @@ impl Daemon {
             layout: &self.parts.layout,
             oom_score_adj: self.parts.oom_score_adj,
         };
-        let forked = child::fork(CloneArgs::default(), || creator::create(order, theirs));
-        let (creator, _) = forked.map_err(system)?;
+        let (link, creator) = creator::start(|link| creator::create(order, link)).map_err(system)?;
         self.add_wait(Wait::Creating { id: id.clone(), link, gate, creator }).map_err(system)?;
         self.containers.insert(id, container);
         Ok(())
@@ -223,11 +220,8 @@ impl Daemon {
         let Some(Wait::Creating { link, .. }) = self.waits.get_mut(&token) else {
             return;
         };
-        let open = link.take_in();
-        let (report, fds) = match link.next::<Report>() {
-            Ok(Some(message)) => message,
-            Ok(None) if open => return,
-            _ => (Report::lost(), Vec::new()),
+        let Some((report, fds)) = creator::take_report(link) else {
+            return;
         };
         let Some(Wait::Creating { id, gate, .. }) = self.end_wait(token) else {
             return;

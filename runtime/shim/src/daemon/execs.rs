@@ -4,15 +4,13 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use berth_linux::Pid;
 use berth_linux::pidfd::{ExitStatus, PidFd};
-use berth_linux::process::{CloneArgs, pipe};
+use berth_linux::process::pipe;
 use berth_shim::protocol::{Event, ExecExt, Failure, FailureKind, FdIndex, Reply};
 
 use super::containers::start_error;
 use super::sweeps::{After, Sweep};
 use super::{Daemon, ReplyTo, Wait, failure, read_to_end, system_failure};
-use crate::child;
-use crate::creator::{self, ExecOrder, Made, Report, Streams};
-use crate::link::Link;
+use crate::creator::{self, ExecOrder, Made, Streams};
 
 /// How far an exec is.
 enum Stage {
@@ -70,7 +68,6 @@ impl Daemon {
         };
         let system = |error: std::io::Error| system_failure("prepare an exec", &error);
         let (streams, theirs) = make_pipes(&ext).map_err(system)?;
-        let (link, their_link) = Link::pair().map_err(system)?;
         let order = ExecOrder {
             spec,
             ext,
@@ -81,8 +78,7 @@ impl Daemon {
             layout: &self.parts.layout,
             oom_score_adj: self.parts.oom_score_adj,
         };
-        let forked = child::fork(CloneArgs::default(), || creator::exec(order, their_link));
-        let (creator, _) = forked.map_err(system)?;
+        let (link, creator) = creator::start(|link| creator::exec(order, link)).map_err(system)?;
         self.add_wait(Wait::ExecCreating { id: id.clone(), link, creator }).map_err(system)?;
         let exec = Exec {
             container: container_id,
@@ -103,11 +99,8 @@ impl Daemon {
         let Some(Wait::ExecCreating { link, .. }) = self.waits.get_mut(&token) else {
             return;
         };
-        let open = link.take_in();
-        let (report, fds) = match link.next::<Report>() {
-            Ok(Some(message)) => message,
-            Ok(None) if open => return,
-            _ => (Report::lost(), Vec::new()),
+        let Some((report, fds)) = creator::take_report(link) else {
+            return;
         };
         let Some(Wait::ExecCreating { id, .. }) = self.end_wait(token) else {
             return;
