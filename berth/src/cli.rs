@@ -90,9 +90,20 @@ pub struct Cri {
     /// CNI plugin binaries; may be given again
     #[arg(long, value_name = "DIR")]
     pub cni_bin_dir: Vec<PathBuf>,
+    /// A RuntimeClass handler: an OCI runtime with runc's command line; may be given again
+    #[arg(long, value_name = "NAME=PATH", value_parser = runtime_handler)]
+    pub runtime_handler: Vec<(String, PathBuf)>,
     /// The pods' addresses on the built-in network; one IPv4 and one IPv6 range, with a comma
     #[arg(long, value_name = "CIDR[,CIDR]")]
     pub pod_cidr: Option<String>,
+}
+
+/// The parts of `NAME=PATH`.
+fn runtime_handler(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), path.into())),
+        _ => Err("not NAME=PATH".to_owned()),
+    }
 }
 
 /// The kubelet's flags.

@@ -68,6 +68,8 @@ pub struct NodeConfiguration {
     /// `--pod-cidr`
     #[serde(rename = "podCIDR")]
     pub pod_cidr: Option<String>,
+    /// `--runtime-handler`
+    pub runtime_handlers: Option<Vec<RuntimeHandler>>,
     /// `--manifests`
     pub manifests: Option<PathBuf>,
     /// `--kubelet-root`
@@ -77,6 +79,21 @@ pub struct NodeConfiguration {
     /// `--node-ip`
     #[serde(rename = "nodeIP")]
     pub node_ip: Option<IpAddr>,
+}
+
+/// A RuntimeClass handler of NodeConfiguration.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct RuntimeHandler {
+    /// What RuntimeClasses name.
+    pub name: String,
+    /// The OCI runtime's program.
+    pub path: PathBuf,
+    /// Arguments before all others.
+    #[serde(default)]
+    pub args: Vec<String>,
+    /// How long one call of it may take, a Go duration such as `90s`.
+    pub timeout: Option<String>,
 }
 
 /// The documents of one file.

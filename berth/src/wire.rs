@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use berth_cri_server::RuntimeHandler;
 use berth_image::ImageStore;
 use berth_linux::instance::InstanceId;
 use tonic::transport::Channel;
@@ -26,8 +27,29 @@ fn registry_dirs(flags: &[PathBuf], file: &config::File) -> Vec<PathBuf> {
     file.node.registry_config_dirs.clone().unwrap_or_else(|| vec!["/etc/berth/certs.d".into(), "/etc/containerd/certs.d".into()])
 }
 
+/// The RuntimeClass handlers: the file's, of which a flag replaces the one of its name.
+fn runtime_handlers(flags: &[(String, PathBuf)], file: &config::File) -> Result<Vec<RuntimeHandler>> {
+    let mut handlers = Vec::new();
+    for handler in file.node.runtime_handlers.iter().flatten() {
+        let deadline = match &handler.timeout {
+            Some(text) => Some(config::duration(text).with_context(|| format!("runtimeHandlers: timeout of {:?}", handler.name))?),
+            None => None,
+        };
+        let config::RuntimeHandler { name, path, args, .. } = handler.clone();
+        if !flags.iter().any(|(other, _)| *other == name) {
+            handlers.push(RuntimeHandler { name, path, args, deadline });
+        }
+    }
+    let from_flag = |(name, path): &(String, PathBuf)| RuntimeHandler { name: name.clone(), path: path.clone(), ..Default::default() };
+    handlers.extend(flags.iter().map(from_flag));
+    Ok(handlers)
+}
+
 /// The CRI server's configuration.
-pub fn cri(global: &cli::Global, flags: &cli::Cri, file: &config::File) -> berth_cri_server::Config {
+///
+/// # Errors
+/// When the file holds values that cannot be meant.
+pub fn cri(global: &cli::Global, flags: &cli::Cri, file: &config::File) -> Result<berth_cri_server::Config> {
     let mut config = berth_cri_server::Config::new(&global.root, &global.state, shim::PROGRAM);
     config.registry_config_dirs = registry_dirs(&flags.registry_config_dir, file);
     if let Some(dir) = flags.cni_conf_dir.as_ref().or(file.node.cni_conf_dir.as_ref()) {
@@ -44,7 +66,8 @@ pub fn cri(global: &cli::Global, flags: &cli::Cri, file: &config::File) -> berth
     if let Some(cidr) = flags.pod_cidr.as_ref().or(file.node.pod_cidr.as_ref()) {
         config.pod_cidrs = cidr.split(',').map(|c| c.trim().to_owned()).collect();
     }
-    config
+    config.runtime_handlers = runtime_handlers(&flags.runtime_handler, file)?;
+    Ok(config)
 }
 
 /// The socket that the CRI is served on.
@@ -147,4 +170,24 @@ pub async fn image_store(global: &cli::Global) -> Result<Arc<ImageStore>> {
     let mut store = berth_image::StoreConfig::new(global.root.join("images"));
     store.registry.config_dirs = registry_dirs(&[], &file);
     ImageStore::open(store).await.with_context(|| format!("opening the images below {}", global.root.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flag_replaces_the_files_handler_of_its_name() {
+        let text = "apiVersion: berth/v1alpha1\nkind: NodeConfiguration\nruntimeHandlers:\n- {name: a, path: /a, args: [x], timeout: 7s}\n- {name: b, path: /b}\n";
+        let file = config::parse(text).expect("valid");
+        let handlers = runtime_handlers(&[("b".into(), "/other".into()), ("c".into(), "/c".into())], &file).expect("valid");
+        let seen: Vec<_> = handlers.iter().map(|h| (h.name.as_str(), h.path.to_str().unwrap_or(""), h.deadline)).collect();
+        let seven = Some(std::time::Duration::from_secs(7));
+        assert_eq!(seen, [("a", "/a", seven), ("b", "/other", None), ("c", "/c", None)]);
+        assert_eq!(handlers[0].args, ["x"]);
+
+        let file = config::parse(&text.replace("7s", "soon")).expect("valid");
+        let error = format!("{:#}", runtime_handlers(&[], &file).expect_err("refused"));
+        assert!(error.contains("timeout of \"a\""), "{error}");
+    }
 }

@@ -2,6 +2,19 @@
 
 use std::path::PathBuf;
 
+/// A RuntimeClass handler: an OCI runtime with runc's command line.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RuntimeHandler {
+    /// What RuntimeClasses name.
+    pub name: String,
+    /// Its program.
+    pub path: PathBuf,
+    /// Arguments before all others.
+    pub args: Vec<String>,
+    /// How long one call of it may take; the shim's own limit when absent.
+    pub deadline: Option<std::time::Duration>,
+}
+
 /// Configuration of a [`crate::CriServer`].
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -27,6 +40,8 @@ pub struct Config {
     pub hosts: PathBuf,
     /// Folders of CDI spec files; the last one's devices win.
     pub cdi_spec_dirs: Vec<PathBuf>,
+    /// RuntimeClass handlers besides the built-in one.
+    pub runtime_handlers: Vec<RuntimeHandler>,
     /// Address of the streaming server (exec, attach, port-forward); port 0 is any free one.
     pub streaming: std::net::SocketAddr,
 }
@@ -46,6 +61,7 @@ impl Config {
             resolv_conf: "/etc/resolv.conf".into(),
             hosts: "/etc/hosts".into(),
             cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+            runtime_handlers: Vec::new(),
             streaming: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
         }
     }

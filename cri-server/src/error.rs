@@ -84,6 +84,14 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// A foreign OCI runtime does not work.
+    #[error("OCI runtime {name}: {reason}")]
+    Runtime {
+        /// The handler's name.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// The pod's shim refused or failed a request.
     #[error("{message}")]
     Shim {

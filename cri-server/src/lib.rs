@@ -12,6 +12,7 @@ mod edge;
 mod error;
 mod events;
 mod exec;
+mod handlers;
 mod id;
 mod leaks;
 mod metrics;
@@ -35,7 +36,7 @@ use berth_cri_api::v1::runtime_service_server::RuntimeServiceServer;
 use sandbox::owner;
 use sandbox::state::Op;
 
-pub use config::Config;
+pub use config::{Config, RuntimeHandler};
 pub use edge::{ImageEdge, RuntimeEdge};
 pub use error::Error;
 pub(crate) use server::{Server, blocking};

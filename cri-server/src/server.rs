@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::container::security::FilterCache;
 use crate::error::{Error, file, invalid};
 use crate::events::Events;
+use crate::handlers::Handlers;
 use crate::paths::Paths;
 use crate::reaper::Reaper;
 use crate::records::Durable;
@@ -56,6 +57,7 @@ pub(crate) struct Server {
     /// What this process may give at most.
     pub(crate) bounding: CapSet,
     pub(crate) features: Features,
+    pub(crate) handlers: Arc<Handlers>,
     /// Operations under way.
     pub(crate) tasks: TaskTracker,
     closing: CancellationToken,
@@ -93,6 +95,7 @@ impl Server {
             rates: Rates::default(),
             bounding: berth_linux::caps::bounding(),
             features: Features::detect(),
+            handlers: Arc::new(Handlers::new(&config.runtime_handlers)?),
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
             said: Mutex::default(),

@@ -15,7 +15,7 @@ pub fn run(global: &cli::Global, args: &cli::Leaks) -> Result<ExitCode> {
     } else {
         let file = config::load(global.config.as_deref())?;
         let flags = cli::Cri::default();
-        let config = wire::cri(global, &flags, &file);
+        let config = wire::cri(global, &flags, &file)?;
         crate::runtime(1)?.block_on(CriServer::leaks_on_record(config)).context("reading the records")?
     };
     for line in &lines {

@@ -38,6 +38,7 @@ pub(crate) async fn create(
     log_directory: &str,
 ) -> Result<CreatedContainer, Error> {
     fits(&spec, &live.spec)?;
+    can_mount(server, &spec, &live.spec).await?;
     let image = find_image(server, &spec)?;
     let hold = server.images.hold(&image.id).map_err(|e| image_error("use", &spec.image.image, e))?;
     let config = hold.config();
@@ -85,6 +86,18 @@ fn fits(spec: &ContainerSpec, sandbox: &SandboxSpec) -> Result<(), Error> {
         return Err(invalid("namespace_options.pid", "the pod sandbox has no PID namespace to share"));
     }
     Ok(())
+}
+
+/// Recursive read-only mounts are promised to be that, or refused.
+async fn can_mount(server: &Arc<Server>, spec: &ContainerSpec, sandbox: &SandboxSpec) -> Result<(), Error> {
+    let handler = &sandbox.runtime_handler;
+    if !spec.mounts.iter().any(|m| m.recursive_readonly)
+        || server.handlers.features(handler, server.features).await?.recursive_readonly
+    {
+        return Ok(());
+    }
+    let reason = format!("the runtime handler {handler:?} does not have recursive read-only mounts");
+    Err(Error::Unsupported { what: "mounts.recursive_read_only", reason })
 }
 
 fn find_image(server: &Server, spec: &ContainerSpec) -> Result<Image, Error> {
@@ -225,6 +238,7 @@ fn finish(
     let number = |name: &str| spec.annotations.get(name).and_then(|t| t.parse::<u64>().ok());
     let ext = CreateExt {
         bundle: server.paths.live_container(&live.id, id),
+        runner: server.handlers.runner(&live.spec.runtime_handler, &server.paths.live_sandbox(&live.id), &cgroup)?,
         root: Root::Overlay {
             dir: pass(links),
             lowers: rootfs.lowers.clone(),

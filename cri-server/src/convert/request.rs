@@ -14,9 +14,6 @@ pub(crate) fn sandbox(config: v1::PodSandboxConfig, runtime_handler: String) -> 
     if config.windows.is_some() {
         return Err(Error::Unsupported { what: "config.windows", reason: "this node runs Linux".into() });
     }
-    if !runtime_handler.is_empty() && runtime_handler != HANDLER {
-        return Err(invalid("runtime_handler", format!("no runtime for {runtime_handler:?} is configured")));
-    }
     let metadata = config.metadata.ok_or_else(|| invalid("config.metadata", "missing"))?;
     for (field, value) in [
         ("config.metadata.name", &metadata.name),
@@ -64,9 +61,6 @@ pub(crate) fn sandbox(config: v1::PodSandboxConfig, runtime_handler: String) -> 
         overhead: linux.overhead.map(resources),
     })
 }
-
-/// The name under which the default handler may also be asked for.
-pub(crate) const HANDLER: &str = "berth";
 
 fn hostname_is_valid(hostname: &str) -> Result<(), Error> {
     if hostname.len() > 64 || hostname.bytes().any(|b| b == 0 || b == b'\n' || b == b'/') {

@@ -1,5 +1,6 @@
 //! The gRPC edge: converts, submits to the owner of the operation and awaits. Must not do work itself.
 
+mod handlers;
 mod image;
 mod reading;
 mod runtime;

@@ -65,7 +65,9 @@ impl RuntimeService for RuntimeEdge {
     async fn run_pod_sandbox(&self, request: Request<v1::RunPodSandboxRequest>) -> Answer<v1::RunPodSandboxResponse> {
         let request = request.into_inner();
         let config = request.config.ok_or_else(|| invalid("config", "missing"))?;
+        self.server.handlers.check(&request.runtime_handler)?;
         let spec = request::sandbox(config, request.runtime_handler)?;
+        self.can_have(&spec).await?;
         if self.server.closing() {
             return Err(Error::Closing.into());
         }
@@ -292,14 +294,6 @@ impl RuntimeService for RuntimeEdge {
             reason: reason.into(),
             message: message.into(),
         };
-        let features = self.server.features;
-        let handler = |name: &str| v1::RuntimeHandler {
-            name: name.into(),
-            features: Some(v1::RuntimeHandlerFeatures {
-                recursive_read_only_mounts: features.recursive_readonly,
-                user_namespaces: features.user_namespaces,
-            }),
-        };
         Ok(Response::new(v1::StatusResponse {
             status: Some(v1::RuntimeStatus {
                 conditions: vec![
@@ -308,7 +302,7 @@ impl RuntimeService for RuntimeEdge {
                 ],
             }),
             info: if request.into_inner().verbose { verbose::server(&self.server, &network) } else { Default::default() },
-            runtime_handlers: vec![handler(""), handler(request::HANDLER)],
+            runtime_handlers: self.runtime_handlers().await,
             features: Some(v1::RuntimeFeatures { supplemental_groups_policy: true, user_namespaces_host_network: false }),
         }))
     }

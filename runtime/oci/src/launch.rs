@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::seccomp::Filter;
 use crate::spec::{Process, Spec};
 
+pub use root::open_root;
 pub use start::{exec, launch};
 
 /// Everything that makes a container. The caller keeps none of the descriptors.

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{cgroups, child};
 use crate::error::full_text;
+use crate::foreign::{self, Instance};
 use crate::link::Link;
 use crate::pod::{Pod, kind};
 
@@ -106,6 +107,8 @@ enum Error {
     Cgroup(#[from] berth_cgroup::Error),
     #[error(transparent)]
     Oci(#[from] berth_oci::Error),
+    #[error(transparent)]
+    Foreign(#[from] foreign::Error),
     #[error("open /dev/null")]
     Null(#[source] std::io::Error),
 }
@@ -152,6 +155,8 @@ impl Streams {
 pub struct ContainerOrder<'a> {
     /// Container.
     pub id: &'a str,
+    /// Who makes it, when that is not this program.
+    pub foreign: Option<&'a Instance>,
     /// What was asked for.
     pub ext: CreateExt,
     /// Descriptors of the request; the spec is the first.
@@ -182,6 +187,8 @@ pub struct ExecOrder<'a> {
     pub init_pidfd: OwnedFd,
     /// The container's cgroup as text.
     pub cgroup: &'a str,
+    /// Who makes it, when that is not this program.
+    pub foreign: Option<&'a Instance>,
     /// Standard streams.
     pub streams: Streams,
     /// Where cgroups are.
@@ -290,29 +297,44 @@ fn seen_from_here(dir: OwnedFd) -> OwnedFd {
     }
 }
 
-fn make_container(order: ContainerOrder<'_>) -> Result<Init, Error> {
+fn make_container(mut order: ContainerOrder<'_>) -> Result<Init, Error> {
     let mut given = Given(order.fds.into_iter().map(Some).collect());
     let spec: berth_oci::spec::Spec = read_json(given.take(0)?, "the OCI spec")?;
-    if spec.hooks.as_ref().is_some_and(|hooks| !hooks.poststart.is_empty() || !hooks.poststop.is_empty()) {
+    let is_foreign = order.foreign.is_some();
+    if !is_foreign && spec.hooks.as_ref().is_some_and(|hooks| !hooks.poststart.is_empty() || !hooks.poststop.is_empty()) {
         return Err(Error::Invalid("hooks.poststart and hooks.poststop are not supported"));
     }
     let filter: Option<Filter> = match order.ext.filter {
         Some(index) => Some(read_json(given.take(index)?, "the compiled filter")?),
         None => None,
     };
-    let root = match order.ext.root {
+    let root = match std::mem::take(&mut order.ext.root) {
         Root::Spec => RootSource::Spec,
         Root::Overlay { dir, lowers, upper, work, volatile } => {
             RootSource::Overlay { dir: seen_from_here(given.take(dir)?), lowers, upper, work, volatile }
         }
     };
     let mut mounts = BTreeMap::new();
-    for (destination, index) in order.ext.mounts {
-        mounts.insert(destination, given.take(index)?);
+    for (destination, index) in &order.ext.mounts {
+        mounts.insert(destination.clone(), given.take(*index)?);
     }
     if order.ext.shm {
         let shm = order.pod.shm.as_ref().ok_or(Error::Invalid("the pod has no /dev/shm of its own"))?;
         mounts.insert("/dev/shm".to_owned(), mount::open_tree(shm.as_fd(), Path::new(""), true, false)?);
+    }
+    if let Some(instance) = order.foreign {
+        let order = foreign::Order {
+            spec,
+            ext: &order.ext,
+            root,
+            trees: mounts,
+            pod: order.pod,
+            shim: rustix::process::getppid().ok_or(Error::Invalid("the shim has ended"))?,
+            target: order.target,
+            gate: order.gate,
+            streams: order.streams,
+        };
+        return Ok(foreign::create(instance, order)?);
     }
     let join = join(order.pod, &order.ext.pid, &order.ext.stay_out, order.target)?;
     let stdio = order.streams.into_stdio(order.ext.console_size)?;
@@ -371,6 +393,9 @@ fn join(
 
 fn make_exec(order: ExecOrder<'_>) -> Result<Init, Error> {
     let spec: ExecSpec = read_json(order.spec, "the exec's process")?;
+    if let Some(instance) = order.foreign {
+        return Ok(foreign::exec(instance, spec.process, order.streams, order.ext.console_size)?);
+    }
     let cgroup: Option<Cgroup> = cgroups::open(order.layout, order.cgroup)?;
     let init = berth_oci::exec(ExecLaunch {
         process: spec.process,

@@ -50,6 +50,9 @@ pub enum Error {
     /// A control group.
     #[error(transparent)]
     Cgroup(#[from] berth_cgroup::Error),
+    /// A foreign runtime.
+    #[error(transparent)]
+    Foreign(#[from] crate::foreign::Error),
     /// A forked helper failed; its text has all causes.
     #[error("{0}")]
     Helper(String),

@@ -9,11 +9,13 @@ mod creator;
 mod daemon;
 mod error;
 mod exit_record;
+mod foreign;
 mod link;
 mod logs;
 mod pause;
 mod pod;
 mod startup;
+mod tree;
 
 use std::process::ExitCode;
 

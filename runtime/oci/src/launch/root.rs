@@ -20,8 +20,9 @@ use crate::channel::{Channel, Report};
 /// The longest value that the new mount API takes.
 const MAX_VALUE: usize = 255;
 
-/// Opens or mounts the root. `userns`: the user namespace that its lower layers are mapped into, and its root's ids.
-pub(super) fn open_root(
+/// Opens or mounts the root, detached. `userns`: the user namespace that its lower layers are mapped into, and its root's ids
+/// outside. Only a process with one thread may call it.
+pub fn open_root(
     source: RootSource,
     path: Option<&Path>,
     userns: Option<(BorrowedFd<'_>, (u32, u32))>,

@@ -7,7 +7,7 @@ use berth_linux::Pid;
 use berth_linux::pidfd::PidFd;
 use berth_linux::process::pipe;
 use berth_oci::StartError;
-use berth_shim::protocol::{ContainerState, CreateExt, ExitRecord, Failure, FailureKind, LogSpec, Phase, PidMode, Reply};
+use berth_shim::protocol::{ContainerState, CreateExt, ExitRecord, Failure, FailureKind, LogSpec, Phase, PidMode, Reply, Runner};
 
 use super::execs::Exec;
 use super::sweeps::{After, Sweep};
@@ -15,6 +15,7 @@ use super::{Daemon, ReplyTo, Wait, failure, read_to_end, set_nonblocking, system
 use crate::creator::{self, ContainerOrder, Streams};
 use crate::logs::LogError;
 use crate::clock;
+use crate::foreign::Instance;
 
 /// How far a container is.
 pub(super) enum Stage {
@@ -50,6 +51,8 @@ pub struct Container {
     pub(super) pidfd: Option<PidFd>,
     /// Its cgroup as text; empty = none.
     pub cgroup: String,
+    /// Made by a foreign runtime.
+    pub(super) foreign: Option<Instance>,
     pub(super) log: Option<LogSpec>,
     pub(super) log_state: LogState,
     /// A start that waits for the log.
@@ -177,12 +180,17 @@ impl Daemon {
         let system = |error: std::io::Error| system_failure("prepare a container", &error);
         let (gate_reader, gate) = pipe().map_err(system)?;
         let Pipes { stdin, outputs, theirs: streams } = make_pipes(ext.tty, ext.stdin).map_err(system)?;
+        let foreign = match &ext.runner {
+            Runner::Builtin => None,
+            Runner::External(runtime) => Some(Instance::new(runtime.clone(), &id, &ext.bundle)),
+        };
         let container = Container {
             id: id.clone(),
             stage: Stage::Creating { reply: to },
             pid: None,
             pidfd: None,
             cgroup: ext.cgroup.clone(),
+            foreign: foreign.clone(),
             log: ext.log.clone(),
             log_state: LogState::Opening,
             early_start: None,
@@ -200,6 +208,7 @@ impl Daemon {
         };
         let order = ContainerOrder {
             id: &id,
+            foreign: foreign.as_ref(),
             ext,
             fds,
             pod: &self.parts.pod,
@@ -232,8 +241,9 @@ impl Daemon {
             Err(failure) if left_nothing => self.not_created(&id, failure),
             Err(failure) => {
                 // What it had made is unknown: without the gate an init at it ends, the cgroup is emptied and removed.
-                let cgroup = self.containers.get(&id).map(|container| container.cgroup.clone()).unwrap_or_default();
-                self.sweep(Sweep::Delete { cgroup }, After::NotCreated { id, failure });
+                let known = self.containers.get(&id).map(|container| (container.cgroup.clone(), container.foreign.clone()));
+                let (cgroup, foreign) = known.unwrap_or_default();
+                self.sweep(Sweep::Delete { cgroup, foreign }, After::NotCreated { id, failure });
             }
         }
     }

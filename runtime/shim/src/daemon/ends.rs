@@ -1,5 +1,7 @@
 //! How containers end: by themselves, by a signal, by deletion.
 
+use std::os::fd::AsFd;
+
 use berth_linux::pidfd::ExitStatus;
 use berth_shim::protocol::{Event, ExitRecord, Failure, FailureKind, Reply};
 
@@ -95,6 +97,14 @@ impl Daemon {
             let failed = |error| failure(FailureKind::System, crate::error::full_text(&error));
             return self.answer_result(to, signalled.map_err(failed));
         }
+        if let (Some(foreign), Some(pidfd), true) = (&container.foreign, &container.pidfd, signal != 9) {
+            // The runtime may have its own idea of where a signal goes.
+            let sweep = match pidfd.as_fd().try_clone_to_owned() {
+                Ok(init) => Sweep::Signal { foreign: foreign.clone(), init: init.into(), signal },
+                Err(error) => return self.answer(to, Reply::Error(system_failure("send the signal", &error))),
+            };
+            return self.sweep(sweep, After::Reply(to));
+        }
         let result = container.pidfd.as_ref().map_or(Ok(()), |pidfd| pidfd.signal(signal));
         let result = match result {
             Err(error) if error.raw_os_error() != Some(rustix::io::Errno::SRCH.raw_os_error()) => {
@@ -159,7 +169,7 @@ impl Daemon {
             return;
         }
         container.sweeping = true;
-        let sweep = Sweep::Delete { cgroup: container.cgroup.clone() };
+        let sweep = Sweep::Delete { cgroup: container.cgroup.clone(), foreign: container.foreign.clone() };
         self.tell_writer(&ToWriter::Remove { id: id.to_owned() }, Vec::new());
         self.sweep(sweep, After::Deleted { id: id.to_owned() });
     }

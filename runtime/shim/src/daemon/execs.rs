@@ -74,6 +74,7 @@ impl Daemon {
             init,
             init_pidfd: init_pidfd.as_fd().try_clone_to_owned().map_err(system)?,
             cgroup: &container.cgroup,
+            foreign: container.foreign.as_ref(),
             streams: theirs,
             layout: &self.parts.layout,
             oom_score_adj: self.parts.oom_score_adj,

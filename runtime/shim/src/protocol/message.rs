@@ -187,6 +187,35 @@ pub enum Root {
     },
 }
 
+/// Who makes a container and its execs.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Runner {
+    /// The shim itself.
+    #[default]
+    Builtin,
+    /// Another OCI runtime.
+    External(ExternalRuntime),
+}
+
+/// An OCI runtime with runc's command line, whose containers' first process is left to the caller as a child.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ExternalRuntime {
+    /// The handler's name, for messages.
+    pub name: String,
+    /// Its program.
+    pub path: PathBuf,
+    /// Arguments before all others.
+    pub args: Vec<String>,
+    /// Where it keeps its state (`--root`): a folder of the sandbox's own.
+    pub root: PathBuf,
+    /// The cgroup path is one of systemd's (`--systemd-cgroup`).
+    pub systemd_cgroup: bool,
+    /// How long one call may take; 0 = the shim's own limit.
+    pub deadline_ms: u64,
+}
+
 /// A log file in CRI format, written by the shim's log writer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogSpec {
@@ -206,6 +235,8 @@ pub struct LogSpec {
 pub struct CreateExt {
     /// Folder that relative paths of the spec start from, told to hooks; empty = none.
     pub bundle: PathBuf,
+    /// Who makes the container. A shim of before this field makes it itself: its pods have no other handler.
+    pub runner: Runner,
     /// Root filesystem.
     pub root: Root,
     /// Memfd with the compiled filter of `linux.seccomp` (a `berth_oci::seccomp::Filter` as JSON); absent = compiled from

@@ -1,0 +1,118 @@
+//! Killing a process with all that it started: its session and its descendants. For forked children only: it waits.
+
+use std::collections::BTreeSet;
+
+use berth_cgroup::Layout;
+use berth_linux::Pid;
+use berth_linux::pidfd::PidFd;
+
+use crate::cgroups;
+use crate::error::Error;
+
+/// Rounds of looking for descendants before giving up.
+const MAX_ROUNDS: usize = 100;
+
+/// Kills the leader (of those in a cgroup, where one is named), its session and their descendants until none is left. Whoever is killed cannot fork any more, so each round finds
+/// only what escaped the one before.
+pub fn kill(within: Option<(&Layout, &str)>, leader: Pid) -> Result<(), Error> {
+    for _ in 0..MAX_ROUNDS {
+        // Each is held before it is looked at: a pid that is another's by the time of the signal is never hit.
+        let hold = |pid| Some((PidFd::open(pid).ok()?, Process::read(pid)?));
+        let (held, table): (Vec<PidFd>, Vec<Process>) = candidates(within).into_iter().filter_map(hold).unzip();
+        let tree = tree_of(leader.as_raw_nonzero().get(), &table);
+        let members = held.into_iter().zip(&table).filter(|(_, process)| tree.contains(&process.pid));
+        let alive: Vec<PidFd> = members.map(|(pidfd, _)| pidfd).filter(|pidfd| pidfd.signal(9).is_ok()).collect();
+        if alive.is_empty() {
+            return Ok(());
+        }
+        for pidfd in &alive {
+            let _ = pidfd.wait_ended(Some(std::time::Duration::from_millis(200)));
+        }
+    }
+    Err(Error::Helper("processes of the tree are still alive".into()))
+}
+
+/// All processes among which the tree's are: the cgroup's, or without one everybody.
+fn candidates(within: Option<(&Layout, &str)>) -> Vec<Pid> {
+    if let Some((layout, cgroup)) = within {
+        return cgroups::processes(layout, cgroup);
+    }
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries.flatten().filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)).collect()
+}
+
+/// A line of the process table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Process {
+    pid: i32,
+    parent: i32,
+    session: i32,
+}
+
+impl Process {
+    /// `None` for one that has ended.
+    fn read(pid: Pid) -> Option<Self> {
+        let pid = pid.as_raw_nonzero().get();
+        Self::parse(pid, &std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    /// The name in parentheses may hold anything, parentheses and blanks too: what counts is behind the last one.
+    fn parse(pid: i32, stat: &str) -> Option<Self> {
+        let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+        let state = fields.next()?;
+        let parent = fields.next()?.parse().ok()?;
+        let session = fields.nth(1)?.parse().ok()?;
+        (state != "Z" && state != "X").then_some(Self { pid, parent, session })
+    }
+}
+
+/// The leader, the members of its session, and all their descendants. A session counts only when it is the leader's own.
+fn tree_of(leader: i32, table: &[Process]) -> BTreeSet<i32> {
+    let mut tree: BTreeSet<i32> =
+        table.iter().filter(|process| process.pid == leader || process.session == leader).map(|process| process.pid).collect();
+    loop {
+        let more: Vec<i32> = table
+            .iter()
+            .filter(|process| !tree.contains(&process.pid) && (tree.contains(&process.parent) || process.parent == leader))
+            .map(|process| process.pid)
+            .collect();
+        if more.is_empty() {
+            return tree;
+        }
+        tree.extend(more);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_lines_are_read_whatever_the_name() {
+        let line = "42 (a) b (c) S 7 41 40 0 -1 4194304 85 0";
+        assert_eq!(Process::parse(42, line), Some(Process { pid: 42, parent: 7, session: 40 }));
+        assert_eq!(Process::parse(42, "42 (x) Z 7 41 40 0"), None);
+        assert_eq!(Process::parse(42, "42 (x"), None);
+    }
+
+    #[test]
+    fn the_tree_of_an_exec_is_its_session_and_its_descendants() {
+        let table: Vec<Process> = [
+            (1, 0, 1),    // the container's init
+            (10, 99, 10), // the exec's leader (its parent is the shim)
+            (11, 10, 10), // its child
+            (12, 11, 12), // a grandchild with a session of its own
+            (13, 12, 12),
+            (14, 1, 10), // an orphan of the session
+            (20, 1, 1),  // the container's
+            (21, 99, 21),
+        ]
+        .map(|(pid, parent, session)| Process { pid, parent, session })
+        .to_vec();
+        assert_eq!(tree_of(10, &table).into_iter().collect::<Vec<_>>(), [10, 11, 12, 13, 14]);
+        let without_leader: Vec<Process> = table.into_iter().filter(|process| process.pid != 10).collect();
+        assert_eq!(tree_of(10, &without_leader).into_iter().collect::<Vec<_>>(), [11, 12, 13, 14]);
+    }
+}
