@@ -1,5 +1,6 @@
 #!/bin/bash
 # Runs critest: usage: e2e/critest.sh [berth|containerd] [ARGUMENT…]; the arguments go to critest, e.g. -ginkgo.focus=Streaming.
+# CRITEST_HANDLER=NAME=PATH runs every pod by a RuntimeClass handler of berth, e.g. runc=$HOME/.cache/berth-tools/runc-1.5.2/runc.
 # Prints the failed and skipped specs by name and a last line `critest: N passed, N failed, N known failures, N skipped`.
 # A full run fails when a spec listed in critest-expected does not pass; with arguments, when any spec fails.
 set -euo pipefail
@@ -15,12 +16,17 @@ if [ "${CRITEST_WORK:-}" = "" ]; then
   exit
 fi
 
+HANDLER=()
+if [ -n "${CRITEST_HANDLER:-}" ]; then
+  HANDLER=(-runtime-handler "${CRITEST_HANDLER%%=*}")
+  export CRI_FLAGS="--runtime-handler $CRITEST_HANDLER"
+fi
 start_registry "$IMAGES/registry"
 start_cri "$KIND" "$CRITEST_WORK"
 report=$CRITEST_WORK/report.json
 code=0
 (cd "$CRITEST_WORK" && timeout -k 10 "${CRITEST_TIMEOUT:-900}" "$CRI_TOOLS/critest" -runtime-endpoint "unix://$CRI_SOCKET" \
-  -ginkgo.no-color -ginkgo.v -ginkgo.json-report "$report" "$@" > "$CRITEST_WORK/critest.log" 2>&1) || code=$?
+  -ginkgo.no-color -ginkgo.v -ginkgo.json-report "$report" "${HANDLER[@]}" "$@" > "$CRITEST_WORK/critest.log" 2>&1) || code=$?
 if [ ! -s "$report" ]; then
   tail -n 40 "$CRITEST_WORK/critest.log" >&2
   echo "critest: did not end (exit code $code)" >&2

@@ -63,14 +63,15 @@ make_work() {
   echo "$parent/berth-e2e-$$"
 }
 
-# cri_command KIND DIR: writes the files of berth or containerd to DIR; their command line is then $CRI_COMMAND and the socket $CRI_SOCKET.
+# cri_command KIND DIR (CRI_FLAGS: more flags for berth): writes the files of berth or containerd to DIR; their command line is then $CRI_COMMAND and the socket $CRI_SOCKET.
 cri_command() {
   local kind=$1 dir=$2
   mkdir -p "$dir"
   write_mirrors "$dir/certs.d"
   CRI_SOCKET=/run/$kind-cri.sock
   case $kind in
-  berth) CRI_COMMAND=("$BERTH_BIN" --root "$dir/root" --state /run/berth cri --listen "unix://$CRI_SOCKET" --registry-config-dir "$dir/certs.d") ;;
+  berth) CRI_COMMAND=("$BERTH_BIN" --root "$dir/root" --state /run/berth cri --listen "unix://$CRI_SOCKET" --registry-config-dir "$dir/certs.d"
+    ${CRI_FLAGS:-}) ;;
   containerd)
     write_containerd_config "$dir" "${RUNTIME_BINARY:-$RUNC/runc}"
     PATH=$CONTAINERD:$PATH

@@ -32,7 +32,9 @@ fn runtime_handlers(flags: &[(String, PathBuf)], file: &config::File) -> Result<
     let mut handlers = Vec::new();
     for handler in file.node.runtime_handlers.iter().flatten() {
         let deadline = match &handler.timeout {
-            Some(text) => Some(config::duration(text).with_context(|| format!("runtimeHandlers: timeout of {:?}", handler.name))?),
+            Some(text) => {
+                Some(config::duration(text).with_context(|| format!("runtimeHandlers: timeout of {:?}", handler.name))?)
+            }
             None => None,
         };
         let config::RuntimeHandler { name, path, args, .. } = handler.clone();
@@ -40,7 +42,8 @@ fn runtime_handlers(flags: &[(String, PathBuf)], file: &config::File) -> Result<
             handlers.push(RuntimeHandler { name, path, args, deadline });
         }
     }
-    let from_flag = |(name, path): &(String, PathBuf)| RuntimeHandler { name: name.clone(), path: path.clone(), ..Default::default() };
+    let from_flag =
+        |(name, path): &(String, PathBuf)| RuntimeHandler { name: name.clone(), path: path.clone(), ..Default::default() };
     handlers.extend(flags.iter().map(from_flag));
     Ok(handlers)
 }

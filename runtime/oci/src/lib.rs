@@ -16,4 +16,6 @@ pub mod spec;
 pub use devices::default_device_rules;
 pub use error::{Error, chain};
 pub use hooks::{HookState, run_hooks};
-pub use launch::{ExecLaunch, Gate, Init, Launch, Parentage, RootSource, StartError, Stdio, exec, launch, open_root, read_started};
+pub use launch::{
+    ExecLaunch, Gate, Init, Launch, Parentage, RootSource, StartError, Stdio, exec, launch, open_root, read_started,
+};

@@ -20,11 +20,11 @@ use berth_shim::protocol::{CreateExt, ExecExt, ExecSpec, Failure, FailureKind, F
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::{cgroups, child};
 use crate::error::full_text;
 use crate::foreign::{self, Instance};
 use crate::link::Link;
 use crate::pod::{Pod, kind};
+use crate::{cgroups, child};
 
 /// What a creator tells the shim.
 #[derive(Debug, Serialize, Deserialize)]

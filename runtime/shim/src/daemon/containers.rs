@@ -12,10 +12,10 @@ use berth_shim::protocol::{ContainerState, CreateExt, ExitRecord, Failure, Failu
 use super::execs::Exec;
 use super::sweeps::{After, Sweep};
 use super::{Daemon, ReplyTo, Wait, failure, read_to_end, set_nonblocking, system_failure};
-use crate::creator::{self, ContainerOrder, Streams};
-use crate::logs::LogError;
 use crate::clock;
+use crate::creator::{self, ContainerOrder, Streams};
 use crate::foreign::Instance;
+use crate::logs::LogError;
 
 /// How far a container is.
 pub(super) enum Stage {

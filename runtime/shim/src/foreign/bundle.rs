@@ -38,7 +38,8 @@ pub(super) fn localize(runtime: &str, mut spec: Spec, places: &Places) -> Result
     let readonly = spec.root.as_ref().is_some_and(|root| root.readonly);
     spec.root = Some(Root { path: text(runtime, &places.root)?, readonly });
     for (destination, source) in &places.mounts {
-        let clean = |path: &str| path.split('/').filter(|part| !part.is_empty() && *part != ".").map(str::to_owned).collect::<Vec<_>>();
+        let clean =
+            |path: &str| path.split('/').filter(|part| !part.is_empty() && *part != ".").map(str::to_owned).collect::<Vec<_>>();
         let wanted = clean(destination);
         let found = spec.mounts.iter_mut().find(|mount| clean(&mount.destination) == wanted);
         let mount = found.ok_or_else(|| refused(runtime, &format!("no mount of the spec is at {destination}")))?;
@@ -50,6 +51,11 @@ pub(super) fn localize(runtime: &str, mut spec: Spec, places: &Places) -> Result
             Some(namespace) => namespace.path.clone_from(path),
             None => spec.linux.namespaces.push(Namespace { kind: *kind, path: path.clone() }),
         }
+    }
+    if places.namespaces.iter().any(|(kind, _)| *kind == NamespaceType::User) {
+        // The namespace has its maps; with a path and maps, runc wants to be told only one.
+        spec.linux.uid_mappings.clear();
+        spec.linux.gid_mappings.clear();
     }
     spec.linux.cgroups_path.clone_from(&places.cgroup);
     if let Some(process) = &mut spec.process {

@@ -112,8 +112,7 @@ impl Instance {
             fds,
             cwd: Some(c"/".to_owned()),
         };
-        let (pid, pidfd) =
-            spawn_exec(spawn).map_err(|source| Error::Run { runtime: self.runtime.name.clone(), source })?;
+        let (pid, pidfd) = spawn_exec(spawn).map_err(|source| Error::Run { runtime: self.runtime.name.clone(), source })?;
         Ok((pid, pidfd.into()))
     }
 }
@@ -128,7 +127,8 @@ struct Line {
 }
 
 fn reason(log: File, output: File) -> Option<String> {
-    reason_in_log(&text(log)).or_else(|| text(output).lines().rev().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned))
+    reason_in_log(&text(log))
+        .or_else(|| text(output).lines().rev().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned))
 }
 
 /// The last error of a log; of lines that are not JSON, the last one.

@@ -118,7 +118,8 @@ fn place(instance: &Instance, order: &Order<'_>, root: RootSource) -> Result<Pla
 
 /// What root of the container's user namespace is outside.
 fn own_root_ids(spec: &Spec) -> (u32, u32) {
-    let outside = |maps: &[berth_oci::spec::IdMapping]| maps.iter().find(|map| map.container_id == 0).map_or(0, |map| map.host_id);
+    let outside =
+        |maps: &[berth_oci::spec::IdMapping]| maps.iter().find(|map| map.container_id == 0).map_or(0, |map| map.host_id);
     (outside(&spec.linux.uid_mappings), outside(&spec.linux.gid_mappings))
 }
 
