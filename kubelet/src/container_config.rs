@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use berth_cri_api::v1 as cri;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
 
 use crate::config::LogLimits;
 use crate::cri::keys;
-use crate::env::{EnvContext, container_env, expand, expand_all};
+use crate::env::{Variable, expand, expand_all};
 use crate::logs::relative_log_path;
 use crate::node::Capacity;
 use crate::plan::container_hash;
@@ -25,12 +25,8 @@ pub struct ContainerContext<'a> {
     pub image_ref: &'a str,
     /// The image's user.
     pub image_user: &'a ImageUser,
-    /// The node's name.
-    pub node_name: &'a str,
-    /// The node's addresses.
-    pub host_ips: &'a [String],
-    /// The pod's addresses.
-    pub pod_ips: &'a [String],
+    /// The environment.
+    pub variables: &'a [Variable],
     /// The machine.
     pub capacity: &'a Capacity,
     /// Where named seccomp profiles are.
@@ -47,16 +43,7 @@ pub fn container_config(
     container: &Container,
     context: &ContainerContext<'_>,
 ) -> Result<cri::ContainerConfig, String> {
-    let variables = container_env(
-        container,
-        &EnvContext {
-            pod,
-            node_name: context.node_name,
-            host_ips: context.host_ips,
-            pod_ips: context.pod_ips,
-            capacity: context.capacity,
-        },
-    )?;
+    let variables = context.variables;
     let security = container_security(pod, container, context.image_user, context.seccomp_root, &context.capacity.thermal_paths)?;
     let image = container.image.clone().unwrap_or_default();
     let mut labels: std::collections::HashMap<_, _> = identity_labels(pod).into();
@@ -69,10 +56,10 @@ pub fn container_config(
             annotations: pod.metadata.annotations.iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect(),
             ..Default::default()
         }),
-        command: expand_all(container.command.as_ref(), &variables),
-        args: expand_all(container.args.as_ref(), &variables),
+        command: expand_all(container.command.as_ref(), variables)?,
+        args: expand_all(container.args.as_ref(), variables)?,
         working_dir: container.working_dir.clone().unwrap_or_default(),
-        envs: variables.into_iter().map(|(key, value)| cri::KeyValue { key, value: value.into_bytes() }).collect(),
+        envs: variables.iter().map(|(key, value)| cri::KeyValue { key: key.clone(), value: value.clone() }).collect(),
         mounts: context.mounts.to_vec(),
         labels,
         annotations: annotations(pod, container, context),
@@ -111,14 +98,28 @@ fn annotations(pod: &Pod, container: &Container, context: &ContainerContext<'_>)
     annotations
 }
 
-/// The mounts of a container's volumes: `source` gives each volume's host path.
-pub fn volume_mounts<'a>(
+/// What of a volume a container gets.
+#[derive(Clone, Debug, PartialEq)]
+pub enum MountSource {
+    /// A path of the host.
+    Path(String),
+    /// An image, or a folder of one.
+    Image {
+        /// Its id.
+        image: cri::ImageSpec,
+        /// The folder; empty for all of it.
+        sub_path: String,
+    },
+}
+
+/// The mounts of a container's volumes: `source` gives each mount's source, by its place among the container's.
+pub fn volume_mounts(
     container: &Container,
-    mut source: impl FnMut(&str) -> Option<&'a str>,
+    mut source: impl FnMut(usize, &VolumeMount) -> Result<Option<MountSource>, String>,
 ) -> Result<Vec<cri::Mount>, String> {
     let mut mounts = Vec::new();
-    for mount in container.volume_mounts.iter().flatten() {
-        let host_path = source(&mount.name)
+    for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
+        let source = source(index, mount)?
             .ok_or_else(|| format!("cannot find volume {:?} to mount into container {:?}", mount.name, container.name))?;
         let container_path = match mount.mount_path.starts_with('/') {
             true => mount.mount_path.clone(),
@@ -129,9 +130,15 @@ pub fn volume_mounts<'a>(
             Some("Bidirectional") => cri::MountPropagation::PropagationBidirectional,
             _ => cri::MountPropagation::PropagationPrivate,
         };
+        let (host_path, image, image_sub_path) = match source {
+            MountSource::Path(path) => (path, None, String::new()),
+            MountSource::Image { image, sub_path } => (String::new(), Some(image), sub_path),
+        };
         mounts.push(cri::Mount {
             container_path,
-            host_path: host_path.to_owned(),
+            host_path,
+            image,
+            image_sub_path,
             readonly: mount.read_only == Some(true),
             propagation: propagation.into(),
             recursive_read_only: matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible")),
@@ -201,7 +208,7 @@ spec:
             let mut pod = pod();
             let container = &mut pod.spec.as_mut().unwrap().containers[0];
             container.volume_mounts.as_mut().unwrap()[1].recursive_read_only = Some(kind.to_owned());
-            let mut mounts = volume_mounts(container, |_| Some("/x")).unwrap();
+            let mut mounts = volume_mounts(container, |_, _| Ok(Some(MountSource::Path("/x".into())))).unwrap();
             assert_eq!(mounts[1].recursive_read_only, kind != "Disabled");
             without_recursive_read_only(container, &mut mounts).map(|()| mounts[1].recursive_read_only)
         };
@@ -218,9 +225,7 @@ spec:
             attempt: 2,
             image_ref: "sha256:abc",
             image_user: &ImageUser::default(),
-            node_name: "n",
-            host_ips: &[],
-            pod_ips: &[],
+            variables: &[("PORT".to_owned(), b"80".to_vec())],
             capacity: &capacity,
             seccomp_root: Path::new("/k/seccomp"),
             log_limits: LogLimits::default(),
@@ -252,16 +257,15 @@ spec:
     fn volume_mounts_keep_their_order_and_options() {
         let pod = pod();
         let container = &pod::spec(&pod).containers[0];
-        let source = |name: &str| match name {
-            "data" => Some("/k/data"),
-            "host" => Some("/srv"),
-            _ => None,
+        let source = |_, mount: &VolumeMount| {
+            let paths = [("data", "/k/data"), ("host", "/srv")];
+            Ok(paths.iter().find(|(name, _)| *name == mount.name).map(|(_, path)| MountSource::Path((*path).to_owned())))
         };
         let mounts = volume_mounts(container, source).unwrap();
         assert_eq!((mounts[0].container_path.as_str(), mounts[0].host_path.as_str()), ("/data", "/k/data"));
         assert!(mounts[1].readonly);
         assert_eq!(mounts[1].propagation(), cri::MountPropagation::PropagationHostToContainer);
-        let error = volume_mounts(container, |_| None).unwrap_err();
+        let error = volume_mounts(container, |_, _| Ok(None)).unwrap_err();
         assert_eq!(error, "cannot find volume \"data\" to mount into container \"c\"");
     }
 }

@@ -19,11 +19,13 @@ use crate::cri::{self as calls, Runtime};
 use crate::dns::NodeDns;
 use crate::memory::Reason;
 use crate::node::NodeView;
+use crate::objects::LocalObjects;
 use crate::observed::{Limits, PodObserved};
 use crate::plan::PodOp;
 use crate::pod;
 use crate::resources::{container_resources, pod_limits, qos_class};
 use crate::sandbox_config::{SandboxContext, sandbox_config};
+use crate::volume::VolumeContext;
 use crate::{Error, logs, volume};
 
 /// What all workers share.
@@ -35,6 +37,8 @@ pub struct Executor {
     pub runtime: Runtime,
     /// The node.
     pub node: Arc<NodeView>,
+    /// What pods refer to by name.
+    pub objects: LocalObjects,
     /// The pods' cgroups.
     pub cgroups: Option<PodCgroups>,
 }
@@ -196,7 +200,8 @@ impl Executor {
                 Reason::new("FailedCreatePodContainer", text)
             })?;
         }
-        volume::set_up(pod, &dir, &self.node.capacity).map_err(|e| Reason::new("FailedMount", e))
+        let context = VolumeContext { pod, dir: &dir, capacity: &self.node.capacity, objects: &self.objects };
+        volume::set_up(&context, self.config.clock.now()).map_err(|e| Reason::new("FailedMount", e))
     }
 
     /// Volumes, cgroup and, when nothing of the pod is kept, its folder.

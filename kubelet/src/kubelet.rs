@@ -10,6 +10,7 @@ use crate::cri::Runtime;
 use crate::execute::Executor;
 use crate::main_loop::Main;
 use crate::node::{Capacity, NodeView};
+use crate::objects::LocalObjects;
 use crate::server::{self, Health};
 use crate::table::PodTable;
 use crate::{Config, Error, Result};
@@ -90,5 +91,5 @@ async fn connect(config: &Arc<Config>, runtime: Runtime, shutdown: &Cancellation
     };
     tracing::info!(node = node.name, runtime = version.runtime_name, version = version.runtime_version, "kubelet runs");
     let cgroups = config.cgroup_root.as_deref().map(|root| PodCgroups::new(root, driver));
-    Some(Executor { config: config.clone(), runtime, node: Arc::new(node), cgroups })
+    Some(Executor { config: config.clone(), runtime, node: Arc::new(node), objects: LocalObjects::default(), cgroups })
 }

@@ -25,6 +25,7 @@ pub mod logs;
 mod main_loop;
 pub mod memory;
 pub mod node;
+pub mod objects;
 pub mod observed;
 mod orphan;
 pub mod plan;

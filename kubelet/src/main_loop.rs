@@ -16,6 +16,7 @@ use crate::cri as calls;
 use crate::events::{self, RuntimeEvent};
 use crate::execute::Executor;
 use crate::memory::Termination;
+use crate::objects::Object;
 use crate::observed::{Listing, list_all};
 use crate::pod::{self, FullName, PodUid};
 use crate::resources::{QosClass, pod_cpu_request, qos_class};
@@ -63,6 +64,7 @@ pub(crate) struct Main {
     /// What the last listing found in the runtime: it had its ports first.
     present: BTreeSet<PodUid>,
     sources: BTreeMap<SourceName, Vec<Arc<Pod>>>,
+    objects: BTreeMap<SourceName, Vec<Object>>,
     configured: Vec<SourceName>,
     updates: mpsc::Receiver<SourceUpdate>,
     events: mpsc::Receiver<RuntimeEvent>,
@@ -109,6 +111,7 @@ impl Main {
             fresh: BTreeSet::new(),
             present: BTreeSet::new(),
             sources: BTreeMap::new(),
+            objects: BTreeMap::new(),
             configured,
             updates,
             events,
@@ -181,6 +184,14 @@ impl Main {
     fn set_source(&mut self, update: SourceUpdate) {
         self.health.set_problems(update.problems);
         self.fresh.extend(update.fresh);
+        if self.objects.get(&update.source) != Some(&update.objects) {
+            self.objects.insert(update.source, update.objects);
+            // The sources are few and asked in one order: of two objects of a name the first source's counts.
+            self.executor.objects.replace(self.objects.values().rev().flatten().cloned().collect());
+            for handle in self.workers.values() {
+                let _ = handle.inbox.send(Message::ObjectsChanged);
+            }
+        }
         let pods = update.pods.into_iter().map(Arc::new).collect();
         let first = self.sources.insert(update.source, pods).is_none();
         self.reconcile();

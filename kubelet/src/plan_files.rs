@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::pod::{CONFIG_SEEN, FullName};
-use crate::source::file::{is_manifest_name, read_manifest};
+use crate::source::manifest::{is_manifest_name, read_manifest};
 use crate::source::static_pod::Origin;
 
 /// What a set of manifest files amounts to.
@@ -82,7 +82,7 @@ mod tests {
         let write = |name: &str, text: &str| fs::write(root.path().join(name), text).unwrap();
         write("a.yaml", POD);
         write("b.yml", POD);
-        write("c.json", "{\"apiVersion\": \"v1\", \"kind\": \"Secret\"}");
+        write("c.json", "{\"apiVersion\": \"v1\", \"kind\": \"Service\"}");
         write(".hidden.yaml", "broken: [");
         write("readme.txt", "not a manifest");
         let report = plan_files(&[root.path().to_owned()], "Edge");
@@ -94,7 +94,10 @@ mod tests {
             report.errors,
             [
                 format!("{}: pod default/web-edge is already defined by {}", file("b.yml"), file("a.yaml")),
-                format!("{}:1: kind Secret is not supported yet: only v1 Pod and v1 List", file("c.json")),
+                format!(
+                    "{}:1: v1 Service does not run on a node: only Pod, ConfigMap, Secret, RuntimeClass, PriorityClass and List",
+                    file("c.json")
+                ),
             ]
         );
         let warning = "unknown field spec.containers[0].imagePullPolcy: it has no effect";

@@ -37,6 +37,8 @@ pub enum Message {
     Terminate(Termination),
     /// Something changed in the runtime.
     Look,
+    /// ConfigMaps, Secrets or classes changed.
+    ObjectsChanged,
     /// What a container's probe has found, beyond its threshold.
     Probed {
         /// Container's ID.
@@ -222,6 +224,13 @@ impl Worker {
     fn told(&mut self, message: Message) {
         match message {
             Message::Look => {}
+            Message::ObjectsChanged => {
+                // Volumes are brought up to date; what failed for want of an object is tried again at once.
+                self.memory.prepared = false;
+                self.memory.holds.clear();
+                self.hold = None;
+                self.last_ops.clear();
+            }
             Message::Update(pod) => {
                 self.pod = pod;
                 self.hold = None;

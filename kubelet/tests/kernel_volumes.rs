@@ -7,10 +7,13 @@ use std::path::Path;
 use berth_cgroup::{Cgroup, CgroupPath, Layout};
 use berth_kubelet::cgroup::{Driver, PodCgroups};
 use berth_kubelet::node::Capacity;
+use berth_kubelet::objects::{LocalObjects, Object};
 use berth_kubelet::resources::{PodLimits, QosClass};
-use berth_kubelet::volume::{self, mounts};
+use berth_kubelet::volume::sub_path::{self, Place};
+use berth_kubelet::volume::{self, VolumeContext, mounts};
 use berth_testkit::{TempState, in_namespaces};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
 
 fn pod() -> Pod {
     serde_json::from_value(serde_json::json!({
@@ -24,6 +27,95 @@ fn pod() -> Pod {
     .unwrap()
 }
 
+fn set_up(pod: &Pod, dir: &Path, capacity: &Capacity) {
+    set_up_with(pod, dir, capacity, &LocalObjects::default());
+}
+
+fn set_up_with(pod: &Pod, dir: &Path, capacity: &Capacity, objects: &LocalObjects) {
+    let context = VolumeContext { pod, dir, capacity, objects };
+    volume::set_up(&context, Timestamp::UNIX_EPOCH).unwrap();
+}
+
+fn secret(password: &str) -> Object {
+    let value = serde_json::json!({"metadata": {"name": "s"}, "stringData": {}, "data": {"password": password}});
+    Object::Secret(serde_json::from_value(value).unwrap())
+}
+
+fn pod_of_files() -> Pod {
+    serde_json::from_value(serde_json::json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "uid": "u1", "labels": {"app": "x"}},
+        "spec": {
+            "securityContext": {"fsGroup": 4000},
+            "volumes": [
+                {"name": "secret", "secret": {"secretName": "s", "defaultMode": 0o400}},
+                {"name": "all", "projected": {"sources": [{"secret": {"name": "s"}}]}},
+                {"name": "labels", "downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}},
+            ],
+            "containers": [{"name": "c", "image": "i", "volumeMounts": [
+                {"name": "secret", "mountPath": "/s"}, {"name": "all", "mountPath": "/a"}, {"name": "labels", "mountPath": "/l"}]}],
+        },
+    }))
+    .unwrap()
+}
+
+#[test]
+fn secrets_live_in_memory_change_at_once_and_go_with_the_pod() {
+    in_namespaces(|| {
+        let state = TempState::new();
+        let dir = volume::pod_dir(state.path(), "u1");
+        let objects = LocalObjects::default();
+        objects.replace(vec![secret("b2xk")]);
+        let pod = pod_of_files();
+        for _ in 0..2 {
+            set_up_with(&pod, &dir, &Capacity::default(), &objects);
+        }
+        assert_eq!(mounts::below(state.path()).unwrap().len(), 3, "each on a tmpfs of its own, mounted once");
+        let paths = volume::paths(&pod, &dir);
+        let read = |volume: &str, name: &str| fs::read_to_string(Path::new(&paths[volume]).join(name)).unwrap();
+        assert_eq!(
+            (read("secret", "password"), read("all", "password"), read("labels", "labels")),
+            ("old".into(), "old".into(), "app=\"x\"".into())
+        );
+        use std::os::unix::fs::{MetadataExt, PermissionsExt};
+        let file = fs::metadata(Path::new(&paths["secret"]).join("password")).unwrap();
+        assert_eq!((file.gid(), file.permissions().mode() & 0o7777), (4000, 0o440), "the group of the pod may read");
+        objects.replace(vec![secret("bmV3")]);
+        set_up_with(&pod, &dir, &Capacity::default(), &objects);
+        assert_eq!((read("secret", "password"), read("all", "password")), ("new".into(), "new".into()));
+        // One that went leaves a running pod its files.
+        objects.replace(Vec::new());
+        set_up_with(&pod, &dir, &Capacity::default(), &objects);
+        assert_eq!(read("secret", "password"), "new");
+        volume::tear_down(&dir).unwrap();
+        assert!(mounts::below(state.path()).unwrap().is_empty() && !dir.join("volumes").exists());
+    });
+}
+
+#[test]
+fn a_sub_path_is_what_was_found_and_nothing_put_in_its_place() {
+    in_namespaces(|| {
+        let state = TempState::new();
+        let (dir, root) = (state.dir("pod"), state.dir("volume"));
+        let place = |index| Place { pod_dir: &dir, volume: "v", container: "c", index };
+        fs::create_dir(root.join("data")).unwrap();
+        fs::write(root.join("data/file"), "inside").unwrap();
+        let mounted = sub_path::set_up(&root, "data", place(0)).unwrap();
+        let file = sub_path::set_up(&root, "data/file", place(1)).unwrap();
+        // The container swaps the folder for a link out of the volume.
+        fs::rename(root.join("data"), root.join("moved")).unwrap();
+        std::os::unix::fs::symlink("/etc", root.join("data")).unwrap();
+        assert_eq!(fs::read_to_string(mounted.join("file")).unwrap(), "inside");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "inside");
+        assert!(sub_path::set_up(&root, "data", place(0)).is_err(), "a link out is not followed");
+        let again = sub_path::set_up(&root, "made/deep", place(0)).unwrap();
+        fs::write(again.join("x"), "").unwrap();
+        assert!(root.join("made/deep/x").exists(), "another run's mount replaces the old one");
+        volume::tear_down(&dir).unwrap();
+        assert!(mounts::below(state.path()).unwrap().is_empty() && !sub_path::folder(&dir).exists());
+        assert!(root.join("moved/file").exists(), "what is in the volume stays");
+    });
+}
+
 #[test]
 fn a_memory_volume_is_a_tmpfs_of_its_size_and_goes_with_the_pod() {
     in_namespaces(|| {
@@ -31,7 +123,7 @@ fn a_memory_volume_is_a_tmpfs_of_its_size_and_goes_with_the_pod() {
         let dir = volume::pod_dir(state.path(), "u1");
         let capacity = Capacity { memory_bytes: 1 << 30, ..Capacity::default() };
         for _ in 0..2 {
-            volume::set_up(&pod(), &dir, &capacity).unwrap();
+            set_up(&pod(), &dir, &capacity);
         }
         let paths = volume::paths(&pod(), &dir);
         let memory = Path::new(&paths["mem"]);
@@ -54,7 +146,7 @@ fn a_busy_memory_volume_is_detached_and_a_foreign_mount_is_named() {
     in_namespaces(|| {
         let state = TempState::new();
         let dir = volume::pod_dir(state.path(), "u1");
-        volume::set_up(&pod(), &dir, &Capacity::default()).unwrap();
+        set_up(&pod(), &dir, &Capacity::default());
         let paths = volume::paths(&pod(), &dir);
         let open = fs::File::create(Path::new(&paths["mem"]).join("open")).unwrap();
         let foreign = Path::new(&paths["disk"]).join("foreign");

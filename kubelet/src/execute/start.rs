@@ -8,17 +8,21 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use berth_cri_api::v1 as cri;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
 use tokio_util::sync::CancellationToken;
 
 use super::{Executor, OpResult};
-use crate::container_config::{ContainerContext, container_config, mounts_at, volume_mounts, without_recursive_read_only};
+use crate::container_config::{
+    ContainerContext, MountSource, container_config, mounts_at, volume_mounts, without_recursive_read_only,
+};
 use crate::cri as calls;
+use crate::env::{EnvContext, Variable, container_env, expand_path};
 use crate::hosts::{self, Hostname};
 use crate::memory::Reason;
 use crate::observed::PodObserved;
 use crate::pod;
 use crate::security::ImageUser;
+use crate::volume::sub_path::{self, Place};
 use crate::{Error, image_name, logs, volume};
 
 impl Executor {
@@ -47,7 +51,21 @@ impl Executor {
             return OpResult::Cancelled;
         }
         let pod_ips = if pod::is_host_network(pod) { &self.node.host_ips } else { &sandbox.ips };
-        let mut mounts = match self.container_files(pod, container, pod_ips).await {
+        let variables = {
+            let context = EnvContext {
+                pod,
+                node_name: &self.node.name,
+                host_ips: &self.node.host_ips,
+                pod_ips,
+                capacity: &self.node.capacity,
+                objects: &self.objects,
+            };
+            match container_env(container, &context) {
+                Ok(variables) => Arc::new(variables),
+                Err(text) => return config_error(text),
+            }
+        };
+        let mut mounts = match self.container_files(pod, container, pod_ips, &variables).await {
             Ok(mounts) => mounts,
             Err(text) => return config_error(text),
         };
@@ -66,9 +84,7 @@ impl Executor {
             attempt,
             image_ref: &image.id,
             image_user: &image_user,
-            node_name: &self.node.name,
-            host_ips: &self.node.host_ips,
-            pod_ips,
+            variables: &variables,
             capacity: &self.node.capacity,
             seccomp_root: &self.config.kubelet_root.join("seccomp"),
             log_limits: self.config.log_limits,
@@ -138,16 +154,23 @@ impl Executor {
         pod: &Arc<Pod>,
         container: &Container,
         pod_ips: &[String],
+        variables: &Arc<Vec<Variable>>,
     ) -> Result<Vec<cri::Mount>, String> {
         let (this, pod, container, ips) = (self.clone(), pod.clone(), container.clone(), pod_ips.to_vec());
-        let files = move || this.container_files_blocking(&pod, &container, &ips);
+        let variables = variables.clone();
+        let files = move || this.container_files_blocking(&pod, &container, &ips, &variables);
         tokio::task::spawn_blocking(files).await.map_err(|e| e.to_string())?
     }
 
-    fn container_files_blocking(&self, pod: &Pod, container: &Container, pod_ips: &[String]) -> Result<Vec<cri::Mount>, String> {
+    fn container_files_blocking(
+        &self,
+        pod: &Pod,
+        container: &Container,
+        pod_ips: &[String],
+        variables: &[Variable],
+    ) -> Result<Vec<cri::Mount>, String> {
         let dir = self.pod_dir(pod);
-        let paths = volume::paths(pod, &dir);
-        let mut mounts = volume_mounts(container, |name| paths.get(name).map(String::as_str))?;
+        let mut mounts = self.volume_sources(pod, &dir, container, variables)?;
         let log_dir = logs::pod_log_dir(&self.config.pod_logs_dir, pod).join(&container.name);
         logs::ensure_dir(&log_dir).map_err(|e| format!("create log folder {}: {e}", log_dir.display()))?;
         if !mounts_at(container, "/etc/hosts") {
@@ -166,6 +189,55 @@ impl Executor {
         }
         Ok(mounts)
     }
+}
+
+impl Executor {
+    /// The mounts of the container's volumes, with their subPaths set up.
+    fn volume_sources(
+        &self,
+        pod: &Pod,
+        dir: &Path,
+        container: &Container,
+        variables: &[Variable],
+    ) -> Result<Vec<cri::Mount>, String> {
+        let paths = volume::paths(pod, dir);
+        let volumes = || pod::spec(pod).volumes.iter().flatten();
+        volume_mounts(container, |index, mount| {
+            let sub_path = sub_path_of(mount, variables)?;
+            if let Some(image) = volumes().find(|v| v.name == mount.name).and_then(|v| v.image.as_ref()) {
+                let name = image.reference.clone().unwrap_or_default();
+                let image =
+                    image_name::normalize(&name).map_err(|e| format!("Failed to apply default image tag {name:?}: {e}"))?;
+                let image = cri::ImageSpec { image, user_specified_image: name, ..Default::default() };
+                return Ok(Some(MountSource::Image { image, sub_path }));
+            }
+            let Some(path) = paths.get(&mount.name) else { return Ok(None) };
+            if sub_path.is_empty() {
+                return Ok(Some(MountSource::Path(path.clone())));
+            }
+            let place = Place { pod_dir: dir, volume: &mount.name, container: &container.name, index };
+            let mounted = sub_path::set_up(Path::new(path), &sub_path, place).map_err(|e| {
+                let what = format!("volumeMount {:?} of container {:?}", mount.name, container.name);
+                format!("failed to prepare subPath for {what}: {e}")
+            })?;
+            Ok(Some(MountSource::Path(mounted.to_string_lossy().into_owned())))
+        })
+    }
+}
+
+/// The subPath of a mount, empty where it has none.
+fn sub_path_of(mount: &VolumeMount, variables: &[Variable]) -> Result<String, String> {
+    let text = match (&mount.sub_path, mount.sub_path_expr.as_deref()) {
+        (_, Some(expr)) if !expr.is_empty() => expand_path(expr, variables)?,
+        (sub_path, _) => sub_path.clone().unwrap_or_default(),
+    };
+    if text.starts_with('/') {
+        return Err(format!("error SubPath `{text}` must not be an absolute path"));
+    }
+    if !sub_path::is_sub_path(&text) {
+        return Err(format!("unable to provision SubPath `{text}`: must not contain '..'"));
+    }
+    Ok(text)
 }
 
 fn file_mount(container_path: &str, host_path: &Path) -> cri::Mount {

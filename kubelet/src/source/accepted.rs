@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::static_pod::{AcceptedFile, StaticPod, digest};
 use crate::atomic_file;
 use crate::error::Error;
+use crate::objects::Object;
 
 const VERSION: u32 = 1;
 
@@ -44,9 +45,9 @@ impl AcceptedStore {
     }
 
     /// Records what `path` stands for now.
-    pub fn save(&self, path: &Path, pods: &[StaticPod]) -> Result<(), Error> {
+    pub fn save(&self, path: &Path, pods: &[StaticPod], objects: &[Object]) -> Result<(), Error> {
         fs::create_dir_all(&self.folder).map_err(|source| Error::CreateDir { path: self.folder.clone(), source })?;
-        let record = AcceptedFile { version: VERSION, path: path.to_owned(), pods: pods.to_vec() };
+        let record = AcceptedFile { version: VERSION, path: path.to_owned(), pods: pods.to_vec(), objects: objects.to_vec() };
         let file = self.file_of(path);
         let text = serde_json::to_vec(&record).unwrap_or_default();
         atomic_file::replace(&file, &text, 0o600).map_err(|source| Error::WriteFile { path: file, source })

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Container, EmptyDirVolumeSource, Pod, PodSecurityContext, PodSpec, Probe, ResourceRequirements, Volume,
+    Container, DownwardAPIVolumeFile, EmptyDirVolumeSource, Pod, PodSecurityContext, PodSpec, Probe, ResourceRequirements, Volume,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::image_name;
+use crate::volume::payload::DEFAULT_MODE;
 
 /// Fills in what was left out.
 pub fn apply_defaults(pod: &mut Pod) {
@@ -104,6 +105,28 @@ fn default_volume(volume: &mut Volume) {
     let without_source = Volume { name: volume.name.clone(), ..Volume::default() } == *volume;
     if without_source {
         volume.empty_dir = Some(EmptyDirVolumeSource::default());
+    }
+    let mode = |mode: &mut Option<i32>| _ = mode.get_or_insert(DEFAULT_MODE);
+    let fields = |items: &mut Option<Vec<DownwardAPIVolumeFile>>| {
+        for field in items.iter_mut().flatten().filter_map(|item| item.field_ref.as_mut()) {
+            default(&mut field.api_version, "v1");
+        }
+    };
+    if let Some(source) = &mut volume.config_map {
+        mode(&mut source.default_mode);
+    }
+    if let Some(source) = &mut volume.secret {
+        mode(&mut source.default_mode);
+    }
+    if let Some(source) = &mut volume.downward_api {
+        mode(&mut source.default_mode);
+        fields(&mut source.items);
+    }
+    if let Some(source) = &mut volume.projected {
+        mode(&mut source.default_mode);
+        for part in source.sources.iter_mut().flatten().filter_map(|part| part.downward_api.as_mut()) {
+            fields(&mut part.items);
+        }
     }
     if let Some(host_path) = &mut volume.host_path {
         host_path.type_.get_or_insert_with(String::new);

@@ -52,6 +52,13 @@ const POD: &[&str] = &[
     "spec.volumes[].emptyDir.medium",
     "spec.volumes[].emptyDir.sizeLimit",
     "spec.volumes[].hostPath.**",
+    "spec.volumes[].configMap.**",
+    "spec.volumes[].secret.**",
+    "spec.volumes[].downwardAPI.**",
+    "spec.volumes[].projected.defaultMode",
+    "spec.volumes[].projected.sources[].configMap.**",
+    "spec.volumes[].projected.sources[].secret.**",
+    "spec.volumes[].projected.sources[].downwardAPI.**",
 ];
 
 /// Below `spec.containers[]` and `spec.initContainers[]`.
@@ -60,8 +67,11 @@ const CONTAINER: &[&str] = &[
     "command[]",
     "env[].name",
     "env[].value",
+    "env[].valueFrom.configMapKeyRef.**",
     "env[].valueFrom.fieldRef.**",
     "env[].valueFrom.resourceFieldRef.**",
+    "env[].valueFrom.secretKeyRef.**",
+    "envFrom.**",
     "image",
     "imagePullPolicy",
     "name",
@@ -90,6 +100,8 @@ const CONTAINER: &[&str] = &[
     "volumeMounts[].readOnly",
     "volumeMounts[].recursiveReadOnly",
     "volumeMounts[].mountPropagation",
+    "volumeMounts[].subPath",
+    "volumeMounts[].subPathExpr",
     "workingDir",
 ];
 
@@ -198,10 +210,10 @@ mod tests {
         }
         for path in [
             "spec.affinity",
-            "spec.volumes[0].configMap",
-            "spec.volumes[0].configMap.name",
-            "spec.containers[0].env[0].valueFrom.configMapKeyRef",
-            "spec.containers[0].envFrom",
+            "spec.volumes[0].nfs",
+            "spec.volumes[0].projected.sources[0].serviceAccountToken",
+            "spec.containers[0].env[0].valueFrom.fileKeyRef",
+            "spec.containers[0].volumeDevices",
             "spec.containers[0].livenessProbe.grpc",
             "spec.initContainers[0].livenessProbe",
             "spec.ephemeralContainers",

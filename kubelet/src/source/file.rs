@@ -1,6 +1,7 @@
 //! The file source: a folder (or one file) of manifests, watched by inotify and read again now and then. A broken file
 //! leaves its pods alone; a missing one counts after a short absence. Emits whole sets of pods, decides nothing.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
@@ -15,11 +16,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::accepted::AcceptedStore;
-use super::parse::{Problem, parse_manifest};
-use super::static_pod::{Origin, StaticPod, complete};
+use super::manifest::{is_manifest_name, read_manifest};
+use super::static_pod::{Origin, StaticPod};
 use super::watch::Watch;
 use super::{SourceName, SourceUpdate};
 use crate::clock::Clock;
+use crate::objects::{Object, ObjectName};
 use crate::pod::FullName;
 
 /// Larger files are refused unread.
@@ -62,6 +64,8 @@ struct FileState {
     stamp: Option<Stamp>,
     digest: Option<[u8; 32]>,
     pods: Vec<StaticPod>,
+    objects: Vec<Object>,
+    warnings: Vec<String>,
     problems: Vec<String>,
     missing_since: Option<Instant>,
 }
@@ -102,7 +106,8 @@ impl Scanner {
             for pod in &record.pods {
                 owners.insert(pod.full_name(), record.path.clone());
             }
-            files.insert(record.path, FileState { pods: record.pods, ..FileState::default() });
+            let state = FileState { pods: record.pods, objects: record.objects, ..FileState::default() };
+            files.insert(record.path, state);
         }
         Scanner {
             config,
@@ -223,16 +228,17 @@ impl Scanner {
             for warning in &manifest.warnings {
                 tracing::warn!("{warning}");
             }
-            if manifest.errors.is_empty() { Ok(manifest.pods) } else { Err(manifest.errors) }
+            state.warnings = manifest.warnings;
+            if manifest.errors.is_empty() { Ok((manifest.pods, manifest.objects)) } else { Err(manifest.errors) }
         });
         scan.changed = true;
         match read {
-            Ok(pods) => {
+            Ok((pods, objects)) => {
                 state.problems.clear();
                 let uid = |pod: &StaticPod| pod.pod.metadata.uid.clone().unwrap_or_default();
                 self.fresh.extend(pods.iter().map(uid).filter(|new| !state.pods.iter().any(|old| uid(old) == *new)));
-                state.pods = pods;
-                if let Err(error) = self.store.save(path, &state.pods) {
+                (state.pods, state.objects) = (pods, objects);
+                if let Err(error) = self.store.save(path, &state.pods, &state.objects) {
                     tracing::warn!(%error, "accepted pods are not on record");
                 }
             }
@@ -284,10 +290,24 @@ impl Scanner {
     /// The pods of all files, each name once.
     pub fn update(&self) -> SourceUpdate {
         let fresh = self.fresh.clone();
-        let mut update = SourceUpdate { source: SourceName::File, pods: Vec::new(), fresh, problems: Vec::new() };
+        let mut update =
+            SourceUpdate { source: SourceName::File, pods: Vec::new(), fresh, objects: Vec::new(), problems: Vec::new() };
         let mut uids = BTreeSet::new();
+        let mut names: BTreeMap<ObjectName, &PathBuf> = BTreeMap::new();
         for (path, state) in &self.files {
-            update.problems.extend(state.problems.iter().cloned());
+            update.problems.extend(state.problems.iter().chain(&state.warnings).cloned());
+            for object in &state.objects {
+                match names.entry(object.name()) {
+                    Entry::Vacant(free) => {
+                        free.insert(path);
+                        update.objects.push(object.clone());
+                    }
+                    Entry::Occupied(taken) => {
+                        let first = taken.get().display();
+                        update.problems.push(format!("{}: {} is already defined by {first}", path.display(), taken.key()));
+                    }
+                }
+            }
             for pod in &state.pods {
                 let name = pod.full_name();
                 match self.owners.get(&name) {
@@ -306,57 +326,6 @@ impl Scanner {
         }
         update
     }
-}
-
-/// `*.yaml`, `*.yml`, `*.json`, no dot files.
-pub fn is_manifest_name(path: &Path) -> bool {
-    let hidden = path.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
-    !hidden && path.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json")
-}
-
-/// A file's content, read.
-#[derive(Clone, Debug, Default)]
-pub struct Manifest {
-    /// Its pods; none where there are errors.
-    pub pods: Vec<StaticPod>,
-    /// What cannot be carried out, as `file:line: message`.
-    pub errors: Vec<String>,
-    /// What has no effect, as `file:line: message`.
-    pub warnings: Vec<String>,
-}
-
-/// Reads a file's content. `accepted` are the pods that the file stood for before.
-pub fn read_manifest(bytes: &[u8], origin: &Origin<'_>, accepted: &[StaticPod]) -> Manifest {
-    let path = origin.path.display();
-    let locate = |p: Problem| match p.line {
-        0 => format!("{path}: {}", p.message),
-        line => format!("{path}:{line}: {}", p.message),
-    };
-    let failed = |errors| Manifest { errors, ..Manifest::default() };
-    let parsed = match str::from_utf8(bytes) {
-        Ok(text) => parse_manifest(text),
-        Err(e) => return failed(vec![format!("{path}: not UTF-8: {e}")]),
-    };
-    let parsed = match parsed {
-        Ok(parsed) => parsed,
-        Err(problems) => return failed(problems.into_iter().map(locate).collect()),
-    };
-    let mut manifest = Manifest { warnings: parsed.warnings.into_iter().map(locate).collect(), ..Manifest::default() };
-    for pod in parsed.pods {
-        let line = pod.lines.start();
-        match complete(pod, origin, accepted) {
-            Ok(pod) if manifest.pods.iter().any(|other| other.full_name() == pod.full_name()) => {
-                let message = format!("pod {} is defined twice in this file", pod.full_name());
-                manifest.errors.push(locate(Problem { line, message }));
-            }
-            Ok(pod) => manifest.pods.push(pod),
-            Err(found) => manifest.errors.extend(found.into_iter().map(locate)),
-        }
-    }
-    if !manifest.errors.is_empty() {
-        manifest.pods.clear();
-    }
-    manifest
 }
 
 fn stamp_of(metadata: &fs::Metadata) -> Stamp {

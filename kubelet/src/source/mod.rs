@@ -4,6 +4,8 @@ pub mod accepted;
 pub mod defaults;
 pub mod fields;
 pub mod file;
+pub mod manifest;
+pub mod object;
 pub mod parse;
 pub mod static_pod;
 pub mod validate;
@@ -13,6 +15,8 @@ pub mod yaml;
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::Pod;
+
+use crate::objects::Object;
 
 /// Which source a set of pods comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,6 +34,8 @@ pub struct SourceUpdate {
     pub pods: Vec<Pod>,
     /// UIDs that began a life since the last update: what is left of an earlier pod of that UID is not theirs.
     pub fresh: BTreeSet<String>,
+    /// The objects that its files hold.
+    pub objects: Vec<Object>,
     /// What its files say that cannot be carried out, as `file:line: message`.
     pub problems: Vec<String>,
 }

@@ -4,8 +4,9 @@
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 
-use super::fields;
 use super::yaml::{self, Lines};
+use super::{fields, object};
+use crate::objects::Object;
 
 /// Something to tell the author of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub struct ParsedPod {
 pub struct ParsedFile {
     /// The pods in order.
     pub pods: Vec<ParsedPod>,
+    /// ConfigMaps, Secrets and classes in order.
+    pub objects: Vec<Object>,
     /// Unknown fields and the like.
     pub warnings: Vec<Problem>,
 }
@@ -57,13 +60,19 @@ fn parse_object(value: Value, lines: Lines, file: &mut ParsedFile, errors: &mut 
     match (api_version.as_str(), kind.as_str()) {
         ("v1", "Pod") => decode_pod(value, lines, file, errors),
         ("v1", "List" | "PodList") => parse_list(value, &kind, &lines, file, errors),
-        ("v1", "ConfigMap" | "Secret") => {
-            errors.push(refuse("kind", format!("kind {kind} is not supported yet: only v1 Pod and v1 List")));
-        }
+        (version, kind) if object::is_object(version, kind) => match object::decode(kind, value, &lines, &mut file.warnings) {
+            Ok(object) => file.objects.push(object),
+            Err(problems) => errors.extend(problems),
+        },
         ("", "") => errors.push(refuse("", "apiVersion and kind are missing: expected v1 Pod".to_owned())),
         (_, "") => errors.push(refuse("apiVersion", "kind is missing".to_owned())),
         ("", _) => errors.push(refuse("kind", "apiVersion is missing".to_owned())),
-        _ => errors.push(refuse("kind", format!("{api_version} {kind} does not run on a node: only v1 Pod and v1 List"))),
+        _ => errors.push(refuse(
+            "kind",
+            format!(
+                "{api_version} {kind} does not run on a node: only Pod, ConfigMap, Secret, RuntimeClass, PriorityClass and List"
+            ),
+        )),
     }
 }
 
@@ -164,6 +173,9 @@ fn why_not(path: &str) -> String {
         ("spec.serviceAccount", "serviceaccounts"),
         ("spec.resourceClaims", "resourceclaims"),
     ];
+    if path.ends_with(".serviceAccountToken") {
+        return "static pods may not reference serviceaccounts (via projected volumes)".to_owned();
+    }
     for (field, what) in references {
         if path == field {
             return format!("static pods may not reference {what}");
@@ -197,6 +209,15 @@ fn quantities_as_text(pod: &mut Value) {
         if let Some(limit) = volume.pointer_mut("/emptyDir/sizeLimit") {
             number_as_text(limit);
         }
+        let divisors = |source: &mut Value| {
+            for item in source.pointer_mut("/downwardAPI/items").and_then(Value::as_array_mut).into_iter().flatten() {
+                if let Some(divisor) = item.pointer_mut("/resourceFieldRef/divisor") {
+                    number_as_text(divisor);
+                }
+            }
+        };
+        divisors(volume);
+        volume.pointer_mut("/projected/sources").and_then(Value::as_array_mut).into_iter().flatten().for_each(divisors);
     }
 }
 
@@ -257,12 +278,13 @@ mod tests {
                 Problem { line: 10, message: "unknown field spec.hostNetwrk: it has no effect".into() },
             ]
         );
-        let text =
-            format!("{POD}    envFrom:\n    - configMapRef: {{name: x}}\n  serviceAccountName: robot\n  imagePullSecrets: []\n");
+        let text = format!(
+            "{POD}    volumeDevices:\n    - {{name: x, devicePath: /x}}\n  serviceAccountName: robot\n  imagePullSecrets: []\n"
+        );
         assert_eq!(
             errors(&text),
             [
-                (9, "spec.containers[0].envFrom: not supported by berth yet".to_owned()),
+                (9, "spec.containers[0].volumeDevices: not supported by berth yet".to_owned()),
                 (11, "spec.serviceAccountName: static pods may not reference serviceaccounts".to_owned()),
             ]
         );
@@ -271,12 +293,12 @@ mod tests {
     #[test]
     fn other_kinds_are_named_not_skipped() {
         assert_eq!(
-            errors("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\n"),
-            [(2, "kind ConfigMap is not supported yet: only v1 Pod and v1 List".to_owned())]
-        );
-        assert_eq!(
             errors("apiVersion: apps/v1\nkind: Deployment\n"),
-            [(2, "apps/v1 Deployment does not run on a node: only v1 Pod and v1 List".to_owned())]
+            [(
+                2,
+                "apps/v1 Deployment does not run on a node: only Pod, ConfigMap, Secret, RuntimeClass, PriorityClass and List"
+                    .to_owned()
+            )]
         );
         assert_eq!(errors(&format!("{POD}---\nkind: Pod\n"))[0].1, "apiVersion is missing");
         assert_eq!(errors("")[0].1, "holds no document; remove the file to stop its pods");

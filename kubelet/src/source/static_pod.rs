@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::defaults::apply_defaults;
 use super::parse::{ParsedPod, Problem};
 use super::validate::validate_pod;
+use crate::objects::Object;
 use crate::pod;
 use crate::resources::qos_class;
 
@@ -155,6 +156,9 @@ pub struct AcceptedFile {
     pub path: PathBuf,
     /// Its pods.
     pub pods: Vec<StaticPod>,
+    /// Its objects; records of before have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub objects: Vec<Object>,
 }
 
 #[cfg(test)]

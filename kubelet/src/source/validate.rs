@@ -2,13 +2,15 @@
 //! carries out. Pure; returns every problem with the path of its field.
 
 mod container;
+mod volume;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{Pod, PodSpec, SeccompProfile, Volume};
+use k8s_openapi::api::core::v1::{Pod, PodSpec, SeccompProfile};
 
 use self::container::validate_container;
+use self::volume::validate_volumes;
 use crate::quantity::Amount;
 use crate::sysctl;
 
@@ -201,44 +203,6 @@ fn validate_seccomp(path: &str, profile: Option<&SeccompProfile>, problems: &mut
         }
         ("Localhost", Some(_)) | (_, None) => {}
         _ => problems.add(format!("{path}.localhostProfile"), "may be set only for type Localhost"),
-    }
-}
-
-fn validate_volumes<'a>(spec: &'a PodSpec, problems: &mut Problems) -> BTreeSet<&'a str> {
-    let mut names = BTreeSet::new();
-    for (i, volume) in spec.volumes.iter().flatten().enumerate() {
-        let path = format!("spec.volumes[{i}]");
-        if !is_dns_label(&volume.name) {
-            problems.add(format!("{path}.name"), format!("{:?} is not a DNS label", volume.name));
-        }
-        if !names.insert(volume.name.as_str()) {
-            problems.add(format!("{path}.name"), format!("{:?} is used twice", volume.name));
-        }
-        validate_volume(&path, volume, problems);
-    }
-    names
-}
-
-fn validate_volume(path: &str, volume: &Volume, problems: &mut Problems) {
-    if volume.empty_dir.is_some() && volume.host_path.is_some() {
-        problems.add(path, "may not specify more than one volume type");
-    }
-    if let Some(empty_dir) = &volume.empty_dir {
-        problems.one_of(&format!("{path}.emptyDir.medium"), empty_dir.medium.as_deref(), &["", "Memory"]);
-        if let Some(limit) = &empty_dir.size_limit {
-            validate_amount(&format!("{path}.emptyDir.sizeLimit"), &limit.0, problems);
-        }
-    }
-    if let Some(host_path) = &volume.host_path {
-        let path = format!("{path}.hostPath");
-        if !host_path.path.starts_with('/') {
-            problems.add(format!("{path}.path"), "must be an absolute path");
-        }
-        if host_path.path.split('/').any(|part| part == "..") {
-            problems.add(format!("{path}.path"), "must not contain '..'");
-        }
-        let types = ["", "DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice"];
-        problems.one_of(&format!("{path}.type"), host_path.type_.as_deref(), &types);
     }
 }
 

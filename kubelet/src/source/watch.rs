@@ -8,7 +8,7 @@ use std::path::Path;
 use rustix::fs::inotify;
 use tokio::io::unix::AsyncFd;
 
-use super::file::is_manifest_name;
+use super::manifest::is_manifest_name;
 
 /// An inotify descriptor on the folder, where that works.
 pub(super) struct Watch {

@@ -35,24 +35,41 @@ pub fn set_up(
     pod_dir: &Path,
     capacity: &Capacity,
 ) -> Result<(), String> {
-    let path = path(pod_dir, &volume.name);
+    let size = (source.medium.as_deref() == Some("Memory")).then(|| tmpfs_size(pod, source, capacity));
+    make_folder(pod, &path(pod_dir, &volume.name), size, capacity)
+}
+
+/// Makes the folder of a volume that berth fills itself, as an emptyDir is made.
+pub(super) fn make(pod: &Pod, path: &Path, in_memory: bool, capacity: &Capacity) -> Result<(), String> {
+    let source = EmptyDirVolumeSource::default();
+    make_folder(pod, path, in_memory.then(|| tmpfs_size(pod, &source, capacity)), capacity)
+}
+
+/// The group that may use the pod's volumes.
+pub(super) fn fs_group(pod: &Pod) -> Option<u32> {
+    let group = pod::spec(pod).security_context.as_ref().and_then(|s| s.fs_group);
+    group.and_then(|group| u32::try_from(group).ok())
+}
+
+/// Makes a folder that every user may use; with a size it is a tmpfs. Idempotent.
+fn make_folder(pod: &Pod, path: &Path, tmpfs: Option<i64>, capacity: &Capacity) -> Result<(), String> {
     let fail = |what: &str, e: io::Error| format!("{what} {}: {e}", path.display());
-    create_private_dir(&folder(pod_dir)).map_err(|e| fail("create", e))?;
-    match fs::create_dir(&path) {
+    create_private_dir(path.parent().unwrap_or(path)).map_err(|e| fail("create", e))?;
+    match fs::create_dir(path) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(fail("create", e)),
         _ => {}
     }
-    if source.medium.as_deref() == Some("Memory") && !mounts::is_mount_point(&path).map_err(|e| fail("look at", e))? {
-        mount_tmpfs(&path, tmpfs_size(pod, source, capacity), capacity.swap_bytes > 0).map_err(|e| fail("mount tmpfs on", e))?;
+    if let Some(size) = tmpfs
+        && !mounts::is_mount_point(path).map_err(|e| fail("look at", e))?
+    {
+        mount_tmpfs(path, size, capacity.swap_bytes > 0).map_err(|e| fail("mount tmpfs on", e))?;
     }
-    let group = pod::spec(pod).security_context.as_ref().and_then(|s| s.fs_group);
-    give_access(&path, group).map_err(|e| fail("set the mode of", e))
+    give_access(path, fs_group(pod)).map_err(|e| fail("set the mode of", e))
 }
 
 /// Mode 0777; with an fsGroup also that group and setgid.
-fn give_access(path: &Path, group: Option<i64>) -> io::Result<()> {
+fn give_access(path: &Path, group: Option<u32>) -> io::Result<()> {
     let metadata = fs::metadata(path)?;
-    let group = group.and_then(|g| u32::try_from(g).ok());
     if let Some(group) = group.filter(|g| *g != metadata.gid()) {
         std::os::unix::fs::chown(path, None, Some(group))?;
     }

@@ -1,9 +1,12 @@
 //! Volumes of a pod on the host: where each one is, set-up before the containers, tear-down after them. One file per
 //! kind; only volumes that some container mounts are set up.
 
+pub mod atomic;
 pub mod empty_dir;
 pub mod host_path;
 pub mod mounts;
+pub mod payload;
+pub mod sub_path;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,8 +15,10 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Pod, Volume};
+use k8s_openapi::jiff::Timestamp;
 
 use crate::node::Capacity;
+use crate::objects::Objects;
 use crate::pod;
 
 /// Folder of a pod below the kubelet's folder.
@@ -33,24 +38,85 @@ fn used(pod: &Pod) -> Vec<&Volume> {
     pod::spec(pod).volumes.iter().flatten().filter(|v| names.contains(v.name.as_str())).collect()
 }
 
-/// The host path of each used volume, by name.
+/// What setting up a pod's volumes needs.
+#[derive(Clone, Copy, Debug)]
+pub struct VolumeContext<'a> {
+    /// The pod.
+    pub pod: &'a Pod,
+    /// Its folder.
+    pub dir: &'a Path,
+    /// The machine.
+    pub capacity: &'a Capacity,
+    /// ConfigMaps and Secrets.
+    pub objects: &'a dyn Objects,
+}
+
+/// The folder of a volume whose files berth writes; `None` for other kinds. Its second part: it is kept in memory.
+fn files_folder(pod_dir: &Path, volume: &Volume) -> Option<(PathBuf, bool)> {
+    let (plugin, in_memory) = match volume {
+        Volume { config_map: Some(_), .. } => ("configmap", false),
+        Volume { secret: Some(_), .. } => ("secret", true),
+        Volume { downward_api: Some(_), .. } => ("downward-api", true),
+        Volume { projected: Some(_), .. } => ("projected", true),
+        _ => return None,
+    };
+    Some((pod_dir.join("volumes").join(format!("kubernetes.io~{plugin}")).join(&volume.name), in_memory))
+}
+
+/// The host path of each used volume that has one, by name.
 pub fn paths(pod: &Pod, pod_dir: &Path) -> BTreeMap<String, String> {
     let path = |volume: &Volume| match &volume.host_path {
         Some(host_path) => host_path.path.clone(),
-        None => empty_dir::path(pod_dir, &volume.name).to_string_lossy().into_owned(),
+        None => {
+            let files = files_folder(pod_dir, volume).map(|(path, _)| path);
+            files.unwrap_or_else(|| empty_dir::path(pod_dir, &volume.name)).to_string_lossy().into_owned()
+        }
     };
-    used(pod).into_iter().map(|v| (v.name.clone(), path(v))).collect()
+    used(pod).into_iter().filter(|v| v.image.is_none()).map(|v| (v.name.clone(), path(v))).collect()
 }
 
-/// Sets up every used volume; the error is the kubelet's message. Idempotent.
-pub fn set_up(pod: &Pod, pod_dir: &Path, capacity: &Capacity) -> Result<(), String> {
+/// Sets up every used volume, and brings those that show objects up to date; the error is the kubelet's message. Idempotent.
+pub fn set_up(context: &VolumeContext<'_>, now: Timestamp) -> Result<(), String> {
+    let VolumeContext { pod, dir, capacity, .. } = *context;
     for volume in used(pod) {
-        let result = match (&volume.host_path, &volume.empty_dir) {
-            (Some(host_path), _) => host_path::check(host_path),
-            (None, Some(empty_dir)) => empty_dir::set_up(pod, volume, empty_dir, pod_dir, capacity),
-            (None, None) => Err("volume type is not supported".to_owned()),
+        let result = if let Some(host_path) = &volume.host_path {
+            host_path::check(host_path)
+        } else if let Some(empty_dir) = &volume.empty_dir {
+            empty_dir::set_up(pod, volume, empty_dir, dir, capacity)
+        } else if volume.image.is_some() {
+            Ok(())
+        } else if let Some((folder, in_memory)) = files_folder(dir, volume) {
+            set_up_files(context, volume, &folder, in_memory, now)
+        } else {
+            Err("volume type is not supported".to_owned())
         };
         result.map_err(|e| format!("MountVolume.SetUp failed for volume {:?} : {e}", volume.name))?;
+    }
+    Ok(())
+}
+
+fn set_up_files(
+    context: &VolumeContext<'_>,
+    volume: &Volume,
+    folder: &Path,
+    in_memory: bool,
+    now: Timestamp,
+) -> Result<(), String> {
+    let collected = payload::collect(context, volume).unwrap_or_else(|| Err("volume type is not supported".to_owned()));
+    let files = match collected {
+        Ok(files) => files,
+        // What a running pod has been given stays, whatever became of where it came from.
+        Err(error) if atomic::is_written(folder) => {
+            tracing::warn!(pod = %pod::format_pod(context.pod), volume = volume.name, error, "the volume keeps its old files");
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    empty_dir::make(context.pod, folder, in_memory, context.capacity)?;
+    let group = empty_dir::fs_group(context.pod);
+    let changed = atomic::write(folder, &files, group, now).map_err(|e| format!("write {}: {e}", folder.display()))?;
+    if changed {
+        tracing::info!(pod = %pod::format_pod(context.pod), volume = volume.name, files = files.len(), "volume is up to date");
     }
     Ok(())
 }
@@ -58,21 +124,23 @@ pub fn set_up(pod: &Pod, pod_dir: &Path, capacity: &Capacity) -> Result<(), Stri
 /// Unmounts and removes everything below the pod's `volumes` folder. Never crosses a mount: what somebody else mounted
 /// there is an error that names it.
 pub fn tear_down(pod_dir: &Path) -> Result<(), String> {
+    sub_path::tear_down(pod_dir)?;
     let volumes = pod_dir.join("volumes");
     if fs::symlink_metadata(&volumes).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
         return Ok(());
     }
     let table = mounts::below(&volumes).map_err(|e| format!("read the mount table: {e}"))?;
+    // Ours are the folders of volumes themselves, `<plugin>/<volume>`.
+    let root = fs::canonicalize(&volumes).map_err(|e| format!("look at {}: {e}", volumes.display()))?;
     for path in table.into_iter().rev() {
-        if path.parent().is_some_and(|p| p == empty_dir::folder(pod_dir)) {
+        if path.parent().and_then(Path::parent) == Some(&*root) {
             empty_dir::unmount(&path).map_err(|e| format!("unmount {}: {e}", path.display()))?;
         }
     }
     if let Some(left) = mounts::below(&volumes).map_err(|e| format!("read the mount table: {e}"))?.first() {
         return Err(format!("{} is still mounted", left.display()));
     }
-    // Containers nested folders in there as deep as they liked.
-    berth_linux::tree::remove_all(&volumes).map_err(|e| format!("remove {}: {e}", volumes.display()))
+    fs::remove_dir_all(&volumes).map_err(|e| format!("remove {}: {e}", volumes.display()))
 }
 
 #[cfg(test)]
@@ -100,7 +168,9 @@ spec:
         apply_defaults(&mut pod);
         let dir = pod_dir(root.path(), "u1");
         for _ in 0..2 {
-            set_up(&pod, &dir, &Capacity::default()).unwrap();
+            let objects = crate::objects::LocalObjects::default();
+            let context = VolumeContext { pod: &pod, dir: &dir, capacity: &Capacity::default(), objects: &objects };
+            set_up(&context, Timestamp::UNIX_EPOCH).unwrap();
         }
         let paths = paths(&pod, &dir);
         assert_eq!(paths["host"], host.to_string_lossy());

@@ -37,7 +37,7 @@ pub(super) fn validate_container(
         problems.one_of(&format!("{path}.restartPolicy"), container.restart_policy.as_deref(), &["Always"]);
     }
     for (i, env) in container.env.iter().flatten().enumerate() {
-        if env.name.is_empty() || env.name.contains('=') || env.name.chars().any(|c| !(' '..='~').contains(&c)) {
+        if !crate::env::is_variable_name(&env.name) {
             problems.add(format!("{path}.env[{i}].name"), format!("{:?} is not an environment variable name", env.name));
         }
         if let Some(field) = env.value_from.as_ref().and_then(|v| v.field_ref.as_ref())
@@ -46,9 +46,33 @@ pub(super) fn validate_container(
             let message = format!("{:?} is not a field that an environment variable can take", field.field_path);
             problems.add(format!("{path}.env[{i}].valueFrom.fieldRef.fieldPath"), message);
         }
+        if let Some(from) = &env.value_from {
+            let kinds = [
+                from.field_ref.is_some(),
+                from.resource_field_ref.is_some(),
+                from.config_map_key_ref.is_some(),
+                from.secret_key_ref.is_some(),
+            ];
+            if kinds.iter().filter(|set| **set).count() != 1 {
+                problems.add(format!("{path}.env[{i}].valueFrom"), "must have one source");
+            }
+        }
         let value = env.value.as_deref().unwrap_or_default();
         if env.value_from.is_some() && !value.is_empty() {
             problems.add(format!("{path}.env[{i}]"), "may not have both value and valueFrom");
+        }
+    }
+    for (i, source) in container.env_from.iter().flatten().enumerate() {
+        let path = format!("{path}.envFrom[{i}]");
+        let names = [source.config_map_ref.as_ref().map(|r| &r.name), source.secret_ref.as_ref().map(|r| &r.name)];
+        match names.into_iter().flatten().collect::<Vec<_>>()[..] {
+            [name] if !name.is_empty() => {}
+            [_] => problems.add(path.clone(), "needs a name"),
+            _ => problems.add(path.clone(), "must have one of configMapRef and secretRef"),
+        }
+        let prefix = source.prefix.as_deref().unwrap_or_default();
+        if !prefix.is_empty() && !crate::env::is_variable_name(prefix) {
+            problems.add(format!("{path}.prefix"), format!("{prefix:?} cannot begin an environment variable name"));
         }
     }
     validate_ports(path, container.ports.as_deref().unwrap_or_default(), spec, problems);
@@ -181,6 +205,16 @@ fn validate_mounts(path: &str, container: &Container, volumes: &BTreeSet<&str>, 
         }
         if mount.mount_path.is_empty() {
             problems.add(format!("{path}.mountPath"), "is required");
+        }
+        let (sub_path, expr) =
+            (mount.sub_path.as_deref().unwrap_or_default(), mount.sub_path_expr.as_deref().unwrap_or_default());
+        if !sub_path.is_empty() && !expr.is_empty() {
+            problems.add(format!("{path}.subPathExpr"), "cannot be used with subPath");
+        }
+        for (field, text) in [("subPath", sub_path), ("subPathExpr", expr)] {
+            if !crate::volume::sub_path::is_sub_path(text) {
+                problems.add(format!("{path}.{field}"), "must be a relative path without '..'");
+            }
         }
         if !targets.insert(&mount.mount_path) {
             problems.add(format!("{path}.mountPath"), format!("{:?} is used twice", mount.mount_path));

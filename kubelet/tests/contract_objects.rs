@@ -1,0 +1,108 @@
+//! ConfigMaps and Secrets beside the manifests: env, volumes, live changes, and pods that wait for what is missing.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::path::PathBuf;
+
+use support::{Node, eventually};
+
+fn phase(pod: &serde_json::Value) -> &str {
+    pod["status"]["phase"].as_str().unwrap_or_default()
+}
+
+fn settings(value: &str) -> String {
+    format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: settings}}\ndata:\n  level: {value}\n  other: x\n")
+}
+
+const POD: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: web}
+spec:
+  terminationGracePeriodSeconds: 1
+  volumes: [{name: conf, configMap: {name: settings, items: [{key: level, path: conf/level}]}}]
+  containers:
+  - name: c
+    image: 'img:1'
+    envFrom: [{configMapRef: {name: settings}, prefix: S_}]
+    env: [{name: LEVEL, valueFrom: {configMapKeyRef: {name: settings, key: level}}}]
+    volumeMounts: [{name: conf, mountPath: /conf}]
+";
+
+/// The file of the pod's volume on the host.
+fn level(node: &Node, pod: &serde_json::Value) -> PathBuf {
+    let uid = pod["metadata"]["uid"].as_str().unwrap();
+    node.path("kubelet/pods").join(uid).join("volumes/kubernetes.io~configmap/conf/conf/level")
+}
+
+#[tokio::test]
+async fn a_config_map_beside_the_manifest_serves_env_and_a_volume_that_follows_it() {
+    let mut node = Node::new();
+    node.apply("all.yaml", &format!("{}---{POD}", settings("one")));
+    node.start().await;
+    let pod = node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+    {
+        let state = node.cri.lock();
+        let config = state.configs.values().next().unwrap();
+        let env: Vec<_> = config.envs.iter().map(|e| format!("{}={}", e.key, String::from_utf8_lossy(&e.value))).collect();
+        assert_eq!(env, ["S_level=one", "S_other=x", "LEVEL=one"]);
+        assert_eq!(config.mounts[0].container_path, "/conf");
+    }
+    let file = level(&node, &pod);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "one");
+    node.apply("all.yaml", &format!("{}---{POD}", settings("two")));
+    eventually("the new value", || std::fs::read_to_string(&file).is_ok_and(|text| text == "two")).await;
+    let after = node.pod("web-n1").await.unwrap();
+    assert_eq!(after["metadata"]["uid"], pod["metadata"]["uid"], "an edit of the ConfigMap is no edit of the pod");
+    assert_eq!(node.cri.calls("StopContainer").len(), 0);
+}
+
+#[tokio::test]
+async fn a_pod_waits_for_its_config_map_and_starts_when_it_comes() {
+    let mut node = Node::new();
+    node.apply("web.yaml", POD);
+    node.start().await;
+    node.wait_pod("web-n1", "Pending", |p| phase(p) == "Pending").await;
+    eventually("the volume was tried", || {
+        std::fs::read_dir(node.path("kubelet/pods")).is_ok_and(|mut pods| pods.next().is_some())
+    })
+    .await;
+    assert!(node.cri.calls("RunPodSandbox").is_empty());
+    node.apply("settings.yaml", &settings("late"));
+    let pod = node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+    assert_eq!(std::fs::read_to_string(level(&node, &pod)).unwrap(), "late");
+}
+
+#[tokio::test]
+async fn a_missing_key_is_the_reason_of_the_waiting_container_and_an_edit_starts_it() {
+    let mut node = Node::new();
+    let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  containers:\n  - name: c\n    image: 'img:1'\n    \
+        env: [{name: A, valueFrom: {configMapKeyRef: {name: settings, key: absent}}}]\n";
+    node.apply("web.yaml", text);
+    node.apply("settings.yaml", &settings("x"));
+    node.start().await;
+    let waiting = |p: &serde_json::Value| p["status"]["containerStatuses"][0]["state"]["waiting"].clone();
+    let pod = node.wait_pod("web-n1", "waiting", |p| waiting(p)["reason"] == "CreateContainerConfigError").await;
+    assert_eq!(waiting(&pod)["message"], "couldn't find key absent in ConfigMap default/settings");
+    node.apply("settings.yaml", &format!("{}  absent: here\n", settings("x")));
+    node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+}
+
+#[tokio::test]
+async fn objects_outlive_a_restart_with_a_broken_file_and_two_of_a_name_are_told_of() {
+    let mut node = Node::new();
+    node.apply("a.yaml", &settings("kept"));
+    node.apply("web.yaml", POD);
+    node.start().await;
+    node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+    node.stop().await;
+    node.apply("a.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: [");
+    node.apply("b.yaml", &settings("other"));
+    node.start().await;
+    let pod = node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+    assert_eq!(std::fs::read_to_string(level(&node, &pod)).unwrap(), "kept");
+    let (_, problems) = node.get("/problems").await;
+    assert!(problems.contains("ConfigMap default/settings is already defined by"), "{problems}");
+}
