@@ -75,6 +75,16 @@ pub enum Verb {
     Version,
 }
 
+/// Who makes cgroups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupDriver {
+    /// berth
+    Cgroupfs,
+    /// systemd
+    Systemd,
+}
+
 /// The CRI server's flags.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Cri {
@@ -93,6 +103,9 @@ pub struct Cri {
     /// A RuntimeClass handler: an OCI runtime with runc's command line; may be given again
     #[arg(long, value_name = "NAME=PATH", value_parser = runtime_handler)]
     pub runtime_handler: Vec<(String, PathBuf)>,
+    /// Who makes the cgroups of pods and containers: cgroupfs (berth itself) or systemd (scopes, over D-Bus) (default cgroupfs)
+    #[arg(long, value_name = "DRIVER")]
+    pub cgroup_driver: Option<CgroupDriver>,
     /// The pods' addresses on the built-in network; one IPv4 and one IPv6 range, with a comma
     #[arg(long, value_name = "CIDR[,CIDR]")]
     pub pod_cidr: Option<String>,

@@ -65,6 +65,8 @@ pub struct NodeConfiguration {
     pub cni_bin_dirs: Option<Vec<PathBuf>>,
     /// Folders of CDI spec files; the last one's devices win.
     pub cdi_spec_dirs: Option<Vec<PathBuf>>,
+    /// `--cgroup-driver`
+    pub cgroup_driver: Option<crate::cli::CgroupDriver>,
     /// `--pod-cidr`
     #[serde(rename = "podCIDR")]
     pub pod_cidr: Option<String>,

@@ -66,6 +66,12 @@ pub fn cri(global: &cli::Global, flags: &cli::Cri, file: &config::File) -> Resul
     if let Some(dirs) = &file.node.cdi_spec_dirs {
         config.cdi_spec_dirs.clone_from(dirs);
     }
+    if let Some(driver) = flags.cgroup_driver.or(file.node.cgroup_driver) {
+        config.cgroup_driver = match driver {
+            cli::CgroupDriver::Cgroupfs => berth_cri_server::CgroupDriver::Cgroupfs,
+            cli::CgroupDriver::Systemd => berth_cri_server::CgroupDriver::Systemd,
+        };
+    }
     if let Some(cidr) = flags.pod_cidr.as_ref().or(file.node.pod_cidr.as_ref()) {
         config.pod_cidrs = cidr.split(',').map(|c| c.trim().to_owned()).collect();
     }

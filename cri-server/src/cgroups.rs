@@ -9,10 +9,24 @@ use crate::error::Error;
 use crate::id::{ContainerId, SandboxId};
 use crate::spec::Resources;
 
+/// Who makes the cgroups of sandboxes and containers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum CgroupDriver {
+    /// We do: folders.
+    #[default]
+    Cgroupfs,
+    /// systemd does: scopes.
+    Systemd,
+}
+
+/// What stands before the id in the name of a scope: tools take what follows the last dash for the container's id.
+const SCOPE_PREFIX: &str = "berth";
+
 /// The machine's cgroups as this instance uses them.
 #[derive(Debug, Clone)]
 pub(crate) struct Cgroups {
     layout: Arc<Layout>,
+    driver: CgroupDriver,
     top: String,
 }
 
@@ -22,9 +36,22 @@ fn failed(action: &'static str, subject: &str) -> impl FnOnce(berth_cgroup::Erro
 
 impl Cgroups {
     /// Looks at the machine. `instance` names the top cgroup of pods without a parent of their own.
-    pub(crate) fn new(instance: &str) -> Result<Self, Error> {
+    pub(crate) fn new(instance: &str, driver: CgroupDriver) -> Result<Self, Error> {
         let layout = Layout::detect().map_err(failed("find", "this machine"))?;
-        Ok(Self { layout: Arc::new(layout), top: format!("/berth-{instance}") })
+        if driver == CgroupDriver::Systemd && !berth_cgroup::systemd::is_running() {
+            let reason = "the systemd cgroup driver needs a running systemd (/run/systemd/system), which this machine has not";
+            return Err(Error::Unsupported { what: "cgroupDriver: systemd", reason: reason.into() });
+        }
+        let top = match driver {
+            CgroupDriver::Cgroupfs => format!("/berth-{instance}"),
+            CgroupDriver::Systemd => format!("/berth.slice/berth-{instance}.slice"),
+        };
+        Ok(Self { layout: Arc::new(layout), driver, top })
+    }
+
+    /// Who makes cgroups.
+    pub(crate) fn driver(&self) -> CgroupDriver {
+        self.driver
     }
 
     /// Whether the machine has cgroup v2 alone.
@@ -44,12 +71,29 @@ impl Cgroups {
 
     /// The leaf cgroup of a sandbox's shim.
     pub(crate) fn sandbox(&self, parent: &str, id: &SandboxId) -> String {
-        join(self.parent(parent), id.as_str())
+        self.leaf(parent, id.as_str())
     }
 
     /// The cgroup of a container; its last component ends with the id.
     pub(crate) fn container(&self, parent: &str, id: &ContainerId) -> String {
-        join(self.parent(parent), id.as_str())
+        self.leaf(parent, id.as_str())
+    }
+
+    fn leaf(&self, parent: &str, id: &str) -> String {
+        let parent = self.parent(parent);
+        match self.driver {
+            CgroupDriver::Cgroupfs => join(parent, id),
+            CgroupDriver::Systemd => format!("{}:{SCOPE_PREFIX}:{id}", parent.rsplit('/').next().unwrap_or_default()),
+        }
+    }
+
+    /// The id of a sandbox or container in the name of its cgroup, as either driver makes them.
+    pub(crate) fn id_of(name: &str) -> Option<&str> {
+        let id = match name.strip_suffix(".scope") {
+            Some(scope) => scope.strip_prefix(SCOPE_PREFIX)?.strip_prefix('-')?,
+            None => name,
+        };
+        crate::id::is_id(id).then_some(id)
     }
 
     /// The cgroup that holds a sandbox's cgroup and its containers'.
@@ -61,8 +105,12 @@ impl Cgroups {
         CgroupPath::parse(text).map_err(failed("name", subject))
     }
 
-    /// The parent of a sandbox's cgroup exists after this. Blocking.
+    /// The parent of a sandbox's cgroup exists after this; slices are systemd's, which makes them with the scope. Blocking.
     pub(crate) fn ensure_parent(&self, sandbox_cgroup: &str, subject: &str) -> Result<(), Error> {
+        if self.driver == CgroupDriver::Systemd && CgroupPath::parse(sandbox_cgroup).is_err() {
+            let reason = "with the systemd cgroup driver it must end in the name of a slice, as in /a.slice/a-b.slice";
+            return Err(crate::error::invalid("linux.cgroup_parent", reason));
+        }
         let path = self.path(sandbox_cgroup, subject)?;
         if let Some(parent) = path.parent() {
             Cgroup::create(&self.layout, &parent).map_err(failed("create parent", subject))?;
@@ -74,6 +122,18 @@ impl Cgroups {
     pub(crate) async fn remove(&self, text: &str, subject: &str) -> Result<(), Error> {
         let (this, text, subject) = (self.clone(), text.to_owned(), subject.to_owned());
         crate::blocking(move || this.remove_now(&text, &subject)).await
+    }
+
+    /// Removes the cgroup of pods without a parent. Blocking.
+    pub(crate) fn remove_top(&self) -> Result<(), Error> {
+        let subject = "this instance";
+        match CgroupPath::of_slice(&self.top).filter(|_| self.driver == CgroupDriver::Systemd) {
+            None => self.remove_now(&self.top, subject),
+            Some(slice) => {
+                let cgroup = Cgroup::at(&self.layout, &slice).map_err(failed("open", subject))?;
+                if cgroup.exists() { cgroup.delete().map_err(failed("remove", subject)) } else { Ok(()) }
+            }
+        }
     }
 
     /// [`Self::remove`], blocking.
@@ -204,6 +264,33 @@ mod tests {
         let got = limits(&Resources { cpu_quota: -1, memory_limit: 5, ..Default::default() });
         assert_eq!(got.cpu.unwrap().quota, Some(-1));
         assert_eq!(got.memory.unwrap().limit, Some(5));
+    }
+
+    fn cgroups(driver: CgroupDriver, top: &str) -> Cgroups {
+        let layout = Arc::new(Layout::V2 { mount: "/sys/fs/cgroup".into() });
+        Cgroups { layout, driver, top: top.into() }
+    }
+
+    #[test]
+    fn a_leaf_is_a_folder_or_a_scope_in_the_parents_slice_and_its_id_is_found_in_its_name() {
+        let id = "a".repeat(64);
+        let (fs, systemd) =
+            (cgroups(CgroupDriver::Cgroupfs, "/berth-x"), cgroups(CgroupDriver::Systemd, "/berth.slice/berth-x.slice"));
+        let of = |cgroups: &Cgroups, parent: &str| cgroups.container(parent, &id.as_str().into());
+        let pod = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podu_1.slice";
+        assert_eq!(of(&fs, "/kubepods/podu-1"), format!("/kubepods/podu-1/{id}"));
+        assert_eq!(of(&fs, ""), format!("/berth-x/{id}"));
+        assert_eq!(of(&systemd, pod), format!("kubepods-burstable-podu_1.slice:berth:{id}"));
+        assert_eq!(of(&systemd, ""), format!("berth-x.slice:berth:{id}"));
+        let path = CgroupPath::parse(&of(&systemd, pod)).unwrap().fs_path();
+        assert_eq!(path, format!("{pod}/berth-{id}.scope"));
+        assert_eq!(Cgroups::id_of(path.rsplit('/').next().unwrap()), Some(id.as_str()));
+        assert_eq!(Cgroups::id_of(&id), Some(id.as_str()));
+        for other in ["init.scope", "berth-x.scope", "system.slice"] {
+            assert_eq!(Cgroups::id_of(other), None, "{other}");
+        }
+        systemd.ensure_parent(&of(&systemd, pod), "s").unwrap();
+        assert!(systemd.ensure_parent(&of(&systemd, "/no/slice"), "s").is_err());
     }
 
     #[test]

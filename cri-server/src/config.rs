@@ -30,6 +30,8 @@ pub struct Config {
     pub cni_bin_dirs: Vec<PathBuf>,
     /// `certs.d` trees with registry hosts, first match wins.
     pub registry_config_dirs: Vec<PathBuf>,
+    /// Who makes the cgroups of pods and containers; the kubelet asks for it.
+    pub cgroup_driver: crate::CgroupDriver,
     /// Pod CIDRs of the built-in network; empty for its default.
     pub pod_cidrs: Vec<String>,
     /// The runtime's version as Version reports it.
@@ -56,6 +58,7 @@ impl Config {
             cni_conf_dir: "/etc/cni/net.d".into(),
             cni_bin_dirs: vec!["/opt/cni/bin".into()],
             registry_config_dirs: vec!["/etc/berth/certs.d".into(), "/etc/containerd/certs.d".into()],
+            cgroup_driver: crate::CgroupDriver::default(),
             pod_cidrs: Vec::new(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             resolv_conf: "/etc/resolv.conf".into(),

@@ -120,7 +120,7 @@ pub(crate) async fn on_record(mut config: Config) -> Result<Vec<String>, Error> 
     let instance = berth_linux::instance::InstanceId::of_state_dir(&config.state).to_string();
     let boot =
         berth_linux::boot::boot_id().map_err(|e| Error::Linux { action: "read the boot id".into(), source: Box::new(e) })?;
-    let cgroups = Cgroups::new(&instance)?;
+    let cgroups = Cgroups::new(&instance, config.cgroup_driver)?;
     let network = crate::server::open_network(&config, &paths, &instance)?;
     let ground = Ground { instance, paths, cgroups, idle: true };
     let owned = || Owned::on_record(&ground.paths, &ground.cgroups, &boot);
@@ -155,9 +155,10 @@ impl Seen {
         seen.processes(ground);
         parents.insert(ground.cgroups.top().to_owned());
         for parent in parents {
-            for name in ground.cgroups.children(&parent).into_iter().filter(|n| is_id(n)) {
-                let line = format!("cgroup {parent}/{name}");
-                seen.known.push((name, line));
+            for name in ground.cgroups.children(&parent) {
+                if let Some(id) = Cgroups::id_of(&name) {
+                    seen.known.push((id.to_owned(), format!("cgroup {parent}/{name}")));
+                }
             }
         }
         seen.mounts(ground);

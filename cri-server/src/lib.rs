@@ -36,6 +36,7 @@ use berth_cri_api::v1::runtime_service_server::RuntimeServiceServer;
 use sandbox::owner;
 use sandbox::state::Op;
 
+pub use cgroups::CgroupDriver;
 pub use config::{Config, RuntimeHandler};
 pub use edge::{ImageEdge, RuntimeEdge};
 pub use error::Error;
@@ -104,10 +105,9 @@ impl CriServer {
             id: "all".into(),
             source: Box::new(e),
         })?;
-        let top = self.server.cgroups.top().to_owned();
-        self.server.cgroups.remove(&top, "this instance").await?;
         let server = self.server.clone();
         blocking(move || {
+            server.cgroups.remove_top()?;
             server.reaper.settle();
             Ok(())
         })

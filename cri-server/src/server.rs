@@ -83,7 +83,7 @@ impl Server {
             network: open_network(&config, &paths, &instance)?,
             durable: Durable::start()?,
             reaper: Reaper::start(paths.trash())?,
-            cgroups: Cgroups::new(&instance)?,
+            cgroups: Cgroups::new(&instance, config.cgroup_driver)?,
             program: Program::new(config.shim, paths.shim_folder()),
             board: Board::default(),
             owners: Owners::default(),

@@ -72,6 +72,14 @@ pub(crate) async fn reopen_log(live: &Live, id: &ContainerId) -> Result<(), Erro
     live.shim()?.call("reopen the log of container", request, Vec::new()).await.map(|_| ())
 }
 
+/// The cgroup of a container: where it was made, whatever the driver is now.
+fn cgroup_of(server: &Server, spec: &SandboxSpec, id: &ContainerId) -> String {
+    match server.board.container(id.as_str()) {
+        Some(view) => view.facts.cgroup.clone(),
+        None => server.cgroups.container(&spec.cgroup_parent, id),
+    }
+}
+
 /// Applies new limits: what was not named stays.
 pub(crate) async fn update(
     server: &Arc<Server>,
@@ -80,7 +88,7 @@ pub(crate) async fn update(
     asked: &Resources,
     merged: &Resources,
 ) -> Result<(), Error> {
-    let cgroup = server.cgroups.container(&live.spec.cgroup_parent, id);
+    let cgroup = cgroup_of(server, &live.spec, id);
     let limits = crate::cgroups::limits(asked);
     let (this, subject) = (server.clone(), id.as_str().to_owned());
     let (log, score) = (server.clone(), asked.oom_score_adj);
@@ -114,7 +122,7 @@ pub(crate) async fn delete(
             let request = Request::Delete { id: id.as_str().into(), force: true };
             shim.call("delete container", request, Vec::new()).await?;
         }
-        None => server.cgroups.remove(&server.cgroups.container(&spec.cgroup_parent, id), id.as_str()).await?,
+        None => server.cgroups.remove(&cgroup_of(server, spec, id), id.as_str()).await?,
     }
     erase(server, sandbox, id).await
 }
@@ -153,14 +161,14 @@ pub(crate) fn discard(folder: &std::path::Path, trash: &std::path::Path, name: &
 /// After the death of a shim: ends what it left, and collects the exits that it had still recorded.
 pub(crate) async fn bury(server: &Arc<Server>, live: &Live, containers: Vec<ContainerId>) -> BTreeMap<ContainerId, ProcessExit> {
     tracing::warn!(sandbox = %live.id, "the shim of a pod has died: the pod ends with it");
-    let (this, id, parent, cgroup) = (server.clone(), live.id.clone(), live.spec.cgroup_parent.clone(), live.cgroup.clone());
+    let (this, id, spec, cgroup) = (server.clone(), live.id.clone(), live.spec.clone(), live.cgroup.clone());
     let result = crate::blocking(move || {
         let mut exits = BTreeMap::new();
         for container in containers {
             if let Some(exit) = exit_on_file(&this, &id, &container) {
                 exits.insert(container.clone(), exit);
             }
-            let group = this.cgroups.container(&parent, &container);
+            let group = cgroup_of(&this, &spec, &container);
             if let Err(error) = this.cgroups.remove_now(&group, container.as_str()) {
                 tracing::warn!(container = %container, error = %crate::error::text(&error), "ending the container of a dead shim");
             }

@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::reading::chunks;
 use super::verbose;
+use crate::CgroupDriver;
 use crate::Server;
 use crate::convert::{request, resources, status};
 use crate::error::{Error, Shared, invalid};
@@ -348,7 +349,10 @@ impl RuntimeService for RuntimeEdge {
     }
 
     async fn runtime_config(&self, _request: Request<v1::RuntimeConfigRequest>) -> Answer<v1::RuntimeConfigResponse> {
-        let driver = v1::CgroupDriver::Cgroupfs.into();
+        let driver = match self.server.cgroups.driver() {
+            CgroupDriver::Cgroupfs => v1::CgroupDriver::Cgroupfs.into(),
+            CgroupDriver::Systemd => v1::CgroupDriver::Systemd.into(),
+        };
         Ok(Response::new(v1::RuntimeConfigResponse { linux: Some(v1::LinuxRuntimeConfiguration { cgroup_driver: driver }) }))
     }
 

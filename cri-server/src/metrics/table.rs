@@ -150,8 +150,10 @@ fn blkio(s: &Sample, out: &mut Values) {
     });
 }
 
+type PodDescriptor = Descriptor<fn(&Interface) -> u64>;
+
 /// Of a pod: one value for each interface.
-pub(super) const POD: &[Descriptor<fn(&Interface) -> u64>] = &[
+pub(super) const POD: &[PodDescriptor] = &[
     Descriptor {
         name: "container_network_receive_bytes_total",
         help: "Bytes received.",

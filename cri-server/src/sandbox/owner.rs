@@ -211,7 +211,10 @@ fn sandbox_view(machine: &Machine, server: &Server) -> SandboxView {
         created_at: machine.created_at,
         ips: live.map(|l| l.ips.clone()).unwrap_or_default(),
         pid: live.and_then(|l| l.process.as_ref()).map(|p| p.pid),
-        cgroup: server.cgroups.sandbox(&machine.spec.cgroup_parent, &machine.id),
+        // Where it was made, whatever the driver is now.
+        cgroup: machine
+            .live()
+            .map_or_else(|| server.cgroups.sandbox(&machine.spec.cgroup_parent, &machine.id), |live| live.cgroup.clone()),
     }
 }
 

@@ -12,6 +12,8 @@ use rustix::io::Errno;
 
 use crate::layout::Layout;
 use crate::path::CgroupPath;
+use crate::resources::Resources;
+use crate::systemd::Manager;
 use crate::{Error, Result, file};
 
 /// How long a deletion waits for processes that are on their way out.
@@ -35,9 +37,6 @@ pub struct Cgroup {
 impl Cgroup {
     /// Names a cgroup without looking whether it exists.
     pub fn at(layout: &Layout, path: &CgroupPath) -> Result<Self> {
-        if let CgroupPath::Systemd { .. } = path {
-            return Err(Error::SystemdDriver { path: path.clone() });
-        }
         let below = path.fs_path();
         let below = below.trim_start_matches('/');
         let v1 = layout
@@ -49,18 +48,35 @@ impl Cgroup {
     }
 
     /// Makes a cgroup in every hierarchy, with its parents. One that exists already is taken. On v2 the parents give it all controllers that
-    /// they have; what they cannot give is found out when a limit needs it.
+    /// they have; what they cannot give is found out when a limit needs it. A slice of systemd's is started; a scope needs a process:
+    /// [`crate::Placement`].
     pub fn create(layout: &Layout, path: &CgroupPath) -> Result<Self> {
         let cgroup = Self::at(layout, path)?;
+        if path.is_slice() {
+            cgroup.manager().start(path, None, &Resources::default(), cgroup.is_v2())?;
+        } else if path.unit().is_some() {
+            return Err(Error::NoProcess { path: path.clone() });
+        }
+        cgroup.create_missing(layout)?;
+        Ok(cgroup)
+    }
+
+    /// Who makes and removes the unit of a path of systemd's form.
+    pub(crate) fn manager(&self) -> Manager {
+        Manager::usual()
+    }
+
+    /// Makes the folders that are not there yet. On failure those it made are removed.
+    pub(crate) fn create_missing(&self, layout: &Layout) -> Result<()> {
         let mut made: Vec<&Path> = Vec::new();
-        let result = cgroup.create_folders(layout, &mut made);
+        let result = self.create_folders(layout, &mut made);
         if result.is_err() {
             for dir in made {
                 // The first error is the one to report; an empty folder that stays behind is found by its name.
                 let _ = rustix::fs::rmdir(dir);
             }
         }
-        result.map(|()| cgroup)
+        result
     }
 
     fn create_folders<'a>(&'a self, layout: &Layout, made: &mut Vec<&'a Path>) -> Result<()> {
@@ -193,6 +209,12 @@ impl Cgroup {
     /// Removes the cgroup and those below it. What is gone already is no error; what is busy is tried again until the processes that are on
     /// their way out have left, for a bounded time.
     pub fn delete(&self) -> Result<()> {
+        // systemd removes what it has made; what is left is of hierarchies that it does not manage. Those go also when it does not answer.
+        let stopped = if self.path.unit().is_some() { self.manager().stop(&self.path) } else { Ok(()) };
+        self.delete_folders().and(stopped)
+    }
+
+    fn delete_folders(&self) -> Result<()> {
         let deadline = Instant::now() + DELETE_PATIENCE;
         for dir in self.dirs() {
             remove_tree(dir, deadline).map_err(|(path, source)| Error::Delete { path, source })?;

@@ -30,9 +30,20 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// A path of the systemd driver, which is not spoken here.
-    #[error("cgroup {path}: the systemd cgroup driver is not supported, use a cgroupfs path")]
-    SystemdDriver {
+    /// systemd did not do it.
+    #[error("{action} the systemd unit {unit}")]
+    Systemd {
+        /// What was to be done.
+        action: &'static str,
+        /// The unit.
+        unit: String,
+        /// Why not.
+        #[source]
+        source: crate::systemd::Failure,
+    },
+    /// A scope of systemd's is made of a process, and there is none yet.
+    #[error("cgroup {path}: a scope of systemd's can not be made without a process")]
+    NoProcess {
         /// The path.
         path: CgroupPath,
     },

@@ -12,8 +12,10 @@ mod layout;
 mod limits;
 mod oom;
 mod path;
+mod placement;
 mod resources;
 mod stats;
+pub mod systemd;
 
 pub use cgroup::Cgroup;
 pub use error::{Error, Result};
@@ -21,6 +23,7 @@ pub use layout::{Hierarchy, Layout};
 pub use limits::convert;
 pub use oom::OomWatch;
 pub use path::CgroupPath;
+pub use placement::Placement;
 pub use resources::{
     BlockIo, Cpu, DeviceRule, HugepageLimit, InterfacePriority, Memory, Network, Pids, Rdma, Resources, ThrottleDevice,
     WeightDevice,

@@ -14,6 +14,15 @@ impl Cgroup {
     /// Sets the limits of a cgroup that is being made. After an error some may be set: delete it.
     pub fn apply(&self, resources: &Resources) -> Result<()> {
         resources.validate()?;
+        if self.path().unit().is_some() {
+            self.manager().set(self.path(), resources, self.is_v2())?;
+        }
+        self.apply_files(resources)
+    }
+
+    /// [`Cgroup::apply`] to the files alone.
+    pub(crate) fn apply_files(&self, resources: &Resources) -> Result<()> {
+        resources.validate()?;
         self.write_limits(resources, &mut Writer::default())
     }
 
@@ -23,7 +32,12 @@ impl Cgroup {
         resources.validate()?;
         self.check_memory_use(resources)?;
         let mut writer = Writer { undo: Some(Vec::new()) };
-        let result = self.write_limits(resources, &mut writer);
+        let mut result = self.write_limits(resources, &mut writer);
+        if result.is_ok() && self.path().unit().is_some() {
+            // systemd rounds some values and writes them itself: the exact ones go behind it.
+            let set = self.manager().set(self.path(), resources, self.is_v2());
+            result = set.and_then(|()| self.write_limits(resources, &mut Writer::default()));
+        }
         if result.is_err() {
             writer.roll_back();
         }

@@ -81,6 +81,39 @@ impl CgroupPath {
         (!parent.is_empty()).then(|| Self::Fs(parent.to_owned()))
     }
 
+    /// The name of systemd's unit, for a path of its form.
+    #[must_use]
+    pub fn unit(&self) -> Option<String> {
+        let Self::Systemd { .. } = self else { return None };
+        self.fs_path().rsplit('/').next().map(str::to_owned)
+    }
+
+    /// The slice of systemd's that the unit is in, for a path of its form.
+    #[must_use]
+    pub fn slice(&self) -> Option<&str> {
+        match self {
+            Self::Fs(_) => None,
+            Self::Systemd { slice, .. } if slice.is_empty() => Some("system.slice"),
+            Self::Systemd { slice, .. } => Some(slice),
+        }
+    }
+
+    /// Whether it is a slice of systemd's: one that is there without a process.
+    #[must_use]
+    pub fn is_slice(&self) -> bool {
+        matches!(self, Self::Systemd { name, .. } if name.ends_with(".slice"))
+    }
+
+    /// The slice of systemd's that a path of folders ends in, as the kubelet writes it: `/a.slice/a-b.slice`.
+    #[must_use]
+    pub fn of_slice(path: &str) -> Option<Self> {
+        let name = path.trim_end_matches('/').rsplit('/').next().filter(|name| name.ends_with(".slice"))?;
+        slice_parents(name)?;
+        let slice =
+            name.trim_end_matches(".slice").rsplit_once('-').map_or("-.slice".to_owned(), |(above, _)| format!("{above}.slice"));
+        Self::systemd(&slice, "", name)
+    }
+
     /// The path below a hierarchy's root, with a slash at the beginning: where systemd puts the unit, for its form.
     #[must_use]
     pub fn fs_path(&self) -> String {
@@ -180,6 +213,22 @@ mod tests {
             assert_eq!(parsed.fs_path(), path);
             assert_eq!(parsed.to_string(), text);
         }
+    }
+
+    #[test]
+    fn the_last_part_of_a_slices_path_is_the_unit() {
+        let slice = CgroupPath::of_slice("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice").unwrap();
+        assert_eq!(slice.to_string(), "kubepods-burstable.slice::kubepods-burstable-pod1_2.slice");
+        assert_eq!(slice.unit().as_deref(), Some("kubepods-burstable-pod1_2.slice"));
+        assert!(slice.is_slice());
+        assert_eq!(slice.fs_path(), "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice");
+        assert_eq!(CgroupPath::of_slice("/test.slice").unwrap().fs_path(), "/test.slice");
+        for other in ["/kubepods/pod1", "/a--b.slice", "", "/.slice"] {
+            assert_eq!(CgroupPath::of_slice(other), None, "{other}");
+        }
+        let scope = CgroupPath::parse("a-b.slice:berth:x").unwrap();
+        assert_eq!((scope.unit().as_deref(), scope.slice(), scope.is_slice()), (Some("berth-x.scope"), Some("a-b.slice"), false));
+        assert_eq!(CgroupPath::parse("/a.slice").unwrap().unit(), None);
     }
 
     #[test]

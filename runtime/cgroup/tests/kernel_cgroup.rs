@@ -49,7 +49,7 @@ fn creating_what_exists_takes_it() {
         let again = Cgroup::create(&layout, cgroup.path()).unwrap();
         assert_eq!(again.procs().unwrap(), [shell.pid()]);
         let systemd = CgroupPath::parse("a.slice:b:c").unwrap();
-        assert!(matches!(Cgroup::create(&layout, &systemd), Err(Error::SystemdDriver { .. })));
+        assert!(matches!(Cgroup::create(&layout, &systemd), Err(Error::NoProcess { .. })));
     });
 }
 

@@ -32,6 +32,8 @@ struct Global {
     /// All words of the command line, for a program that is to go on with it.
     words: Vec<String>,
     init_program: Option<&'static [u8]>,
+    /// Control groups are systemd's scopes.
+    systemd_cgroup: bool,
 }
 
 /// The name by which the small program that [`main`] was given is started, with the command line behind it. It then is to call
@@ -42,7 +44,7 @@ pub const INIT_PROGRAM: &str = "berth-oci-init";
 const FAILED: i32 = 1;
 const EXEC_FAILED: i32 = 255;
 
-const USAGE: &str = "usage: berth oci [--root DIR] [--log FILE] [--log-format text|json] [--debug] COMMAND
+const USAGE: &str = "usage: berth oci [--root DIR] [--log FILE] [--log-format text|json] [--debug] [--systemd-cgroup] COMMAND
 
   create [--bundle DIR] [--console-socket SOCKET] [--pid-file FILE] [--preserve-fds N] [--no-new-keyring] ID
   start ID                          run [-d] [create's options] [--keep] ID
@@ -81,7 +83,8 @@ pub fn main(args: Vec<OsString>, init_program: Option<&'static [u8]>) -> i32 {
     let log = Log::new(flags.get("log"), flags.get("log-format"), flags.is("debug"));
     let outcome = log.and_then(|log| {
         let root = PathBuf::from(flags.get("root").unwrap_or("/run/berth/oci"));
-        let global = Global { root, log, words, init_program };
+        let systemd_cgroup = flags.is("systemd-cgroup");
+        let global = Global { root, log, words, init_program, systemd_cgroup };
         dispatch(&global, &flags).inspect_err(|error| global.log.error(error))
     });
     outcome.unwrap_or_else(|error| {
@@ -98,9 +101,6 @@ fn dispatch(global: &Global, flags: &Flags) -> Outcome {
     if flags.is("version") {
         println!("berth oci version {}\nspec: {}", env!("CARGO_PKG_VERSION"), crate::spec::VERSION);
         return Ok(0);
-    }
-    if flags.is("systemd-cgroup") {
-        return Err("--systemd-cgroup: the systemd cgroup driver is not supported, use cgroupfs paths".into());
     }
     if flags.get("rootless").is_some_and(|value| value == "true") {
         return Err("--rootless: running without root is not supported".into());

@@ -12,7 +12,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use berth_cgroup::Cgroup;
+use berth_cgroup::{Cgroup, Placement};
 use berth_linux::ns::NamespaceKind;
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
@@ -34,8 +34,8 @@ pub struct Launch {
     pub spec: Spec,
     /// Where the root filesystem comes from.
     pub root: RootSource,
-    /// The control group, made and limited by the caller. None: the caller's own.
-    pub cgroup: Option<Cgroup>,
+    /// The control group, prepared by the caller. None: the caller's own.
+    pub cgroup: Option<Placement>,
     /// Namespaces to enter, by descriptor. They win over `linux.namespaces` entries of their kind.
     pub join: Vec<(NamespaceKind, OwnedFd)>,
     /// Detached mount trees by the destination of the spec's mount that they are the source of (`open_tree` with clone,

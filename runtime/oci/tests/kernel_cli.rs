@@ -181,7 +181,7 @@ fn what_is_not_supported_is_refused_by_name_and_logged_as_runc_does() {
     in_namespaces(|| {
         let mut bundle = Bundle::new("true");
         for (args, words) in [
-            (&["--systemd-cgroup", "list"][..], "--systemd-cgroup"),
+            (&["--systemd-cgroup", "create", "c"][..], "systemd"),
             (&["checkpoint", "c"], "checkpoint"),
             (&["create", "--no-pivot", "c"], "--no-pivot"),
             (&["create", "--frob", "c"], "--frob"),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use berth_cgroup::{Cgroup, CgroupPath, Layout, Resources};
+use berth_cgroup::{Cgroup, CgroupPath, Layout, Placement, Resources};
 use berth_linux::Pid;
 
 use crate::error::Error;
@@ -20,24 +20,18 @@ fn at(layout: &Layout, text: &str) -> berth_cgroup::Result<Option<Cgroup>> {
 /// Makes the shim's own cgroup and moves the calling process into it.
 pub fn join(layout: &Layout, text: &str) -> Result<(), Error> {
     if !text.is_empty() {
-        Cgroup::create(layout, &CgroupPath::parse(text)?)?.attach_self()?;
+        Placement::enter(layout, &CgroupPath::parse(text)?)?;
     }
     Ok(())
 }
 
-/// Makes a container's cgroup with its limits. On failure it is not there.
-pub fn create(layout: &Layout, text: &str, resources: Option<&Resources>) -> berth_cgroup::Result<Option<Cgroup>> {
+/// Prepares a container's cgroup with its limits. On failure it is not there.
+pub fn prepare(layout: &Layout, text: &str, resources: Option<&Resources>) -> berth_cgroup::Result<Option<Placement>> {
     if text.is_empty() {
         return Ok(None);
     }
-    let cgroup = Cgroup::create(layout, &CgroupPath::parse(text)?)?;
-    if let Some(resources) = resources
-        && let Err(error) = cgroup.apply(resources)
-    {
-        let _ = cgroup.delete();
-        return Err(error);
-    }
-    Ok(Some(cgroup))
+    let none = Resources::default();
+    Placement::prepare(layout, &CgroupPath::parse(text)?, resources.unwrap_or(&none)).map(Some)
 }
 
 /// A container's cgroup.

@@ -338,7 +338,7 @@ fn make_container(mut order: ContainerOrder<'_>) -> Result<Init, Error> {
     }
     let join = join(order.pod, &order.ext.pid, &order.ext.stay_out, order.target)?;
     let stdio = order.streams.into_stdio(order.ext.console_size)?;
-    let cgroup = cgroups::create(order.layout, &order.ext.cgroup, spec.linux.resources.as_ref())?;
+    let cgroup = cgroups::prepare(order.layout, &order.ext.cgroup, spec.linux.resources.as_ref())?;
     let launched = berth_oci::launch(Launch {
         id: order.id.to_owned(),
         bundle: order.ext.bundle,

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use berth_cgroup::{Cgroup, CgroupPath, DeviceRule, Layout, Resources};
+use berth_cgroup::{Cgroup, CgroupPath, DeviceRule, Layout, Placement, Resources};
 use berth_linux::fdpass;
 use berth_linux::pidfd::PidFd;
 use rustix::fs::{FileType, Mode};
@@ -104,7 +104,8 @@ fn fill(
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, Mode::from(0o600), 0)
             .map_err(|errno| format!("make {}: {errno}", fifo.display()))?;
     }
-    let cgroup = make_cgroup(&spec, id)?;
+    let placement = place(&spec, id, global.systemd_cgroup)?;
+    let cgroup = placement.cgroup().clone();
     *made_cgroup = Some(cgroup.clone());
     let mut record = Record {
         version: 1,
@@ -124,7 +125,7 @@ fn fill(
         bundle: bundle.to_owned(),
         spec: spec.clone(),
         root: RootSource::Spec,
-        cgroup: Some(cgroup),
+        cgroup: Some(placement),
         join: Vec::new(),
         mounts: Default::default(),
         stdio,
@@ -211,22 +212,28 @@ pub(super) fn send_console(console: &OwnedFd, socket: &str) -> Result<(), String
     Ok(())
 }
 
-fn make_cgroup(spec: &Spec, id: &str) -> Result<Cgroup, String> {
+/// Prepares the control group. As runc has it, `cgroupsPath` is `slice:prefix:name` with the systemd driver, and a path without it.
+fn place(spec: &Spec, id: &str, systemd: bool) -> Result<Placement, String> {
     let text = |error: berth_cgroup::Error| chain(&error);
-    let path = match spec.linux.cgroups_path.as_str() {
-        "" => CgroupPath::parse(&format!("/{id}")),
-        path => CgroupPath::parse(path),
-    };
+    let path = match (spec.linux.cgroups_path.as_str(), systemd) {
+        ("", false) => CgroupPath::parse(&format!("/{id}")),
+        ("", true) => CgroupPath::parse(&format!("system.slice:berth:{id}")),
+        (path, _) => CgroupPath::parse(path),
+    }
+    .map_err(text)?;
+    match (path.unit(), systemd) {
+        (None, true) => {
+            return Err(format!(
+                "expected cgroupsPath to be of format \"slice:prefix:name\" for systemd cgroups, got {path} instead"
+            ));
+        }
+        (Some(_), false) => return Err(format!("cgroupsPath {path} is of the systemd form, which needs --systemd-cgroup")),
+        _ => {}
+    }
     let layout = Layout::detect().map_err(text)?;
     let mut resources: Resources = spec.linux.resources.clone().unwrap_or_default();
     // As runc has it: what no rule allows is forbidden, also where there are no rules, but for the devices that everybody has.
     resources.devices.insert(0, DeviceRule { allow: false, ..DeviceRule::default() });
     resources.devices.extend(crate::default_device_rules());
-    resources.validate().map_err(text)?;
-    let cgroup = Cgroup::create(&layout, &path.map_err(text)?).map_err(text)?;
-    if let Err(error) = cgroup.apply(&resources) {
-        let _ = cgroup.delete();
-        return Err(text(error));
-    }
-    Ok(cgroup)
+    Placement::prepare(&layout, &path, &resources).map_err(text)
 }

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use berth_cgroup::Cgroup;
+use berth_cgroup::{Cgroup, Placement};
 use berth_linux::ns::{self, IdMap, NamespaceKind};
 use berth_linux::pidfd::PidFd;
 use berth_linux::process::{CloneArgs, CloneFlags, Fork, clone3, exit_now};
@@ -58,7 +58,7 @@ impl ParentPlan {
 pub(super) struct Maker<'a> {
     pub(super) parent: Parentage,
     pub(super) pid_namespace: Option<OwnedFd>,
-    pub(super) cgroup: Option<&'a Cgroup>,
+    pub(super) cgroup: Option<&'a Placement>,
     pub(super) flags: CloneFlags,
     /// A process of the control group that the new one belongs to, for when the group itself takes no more.
     pub(super) beside: Option<Pid>,
@@ -113,7 +113,7 @@ impl Maker<'_> {
                 Some(own)
             }
         };
-        let unified = self.cgroup.filter(|cgroup| cgroup.is_v2());
+        let unified = self.cgroup.and_then(Placement::birthplace);
         let cgroup = unified.map(Cgroup::dirfd).transpose().map_err(Error::Cgroup)?.flatten();
         let stage = CloneFlags::PARENT & flags;
         let args = CloneArgs {
@@ -170,10 +170,8 @@ impl Maker<'_> {
             }
             ns::write_id_maps(pid, uids, gids).map_err(Error::IdMap)?;
         }
-        if let Some(cgroup) = self.cgroup
-            && !cgroup.is_v2()
-        {
-            cgroup.attach(pid).map_err(Error::Cgroup)?;
+        if let Some(cgroup) = self.cgroup {
+            cgroup.settle(pid).map_err(Error::Cgroup)?;
         }
         plan.raise(pid);
         channel.go().map_err(Error::Channel)?;

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use berth_cgroup::Layout;
+use berth_cgroup::{Layout, Placement};
 use berth_linux::caps::{self, CapSet};
 use berth_linux::child::is_inherited;
 use berth_linux::ns::{self, IdMap, NamespaceKind};
@@ -106,10 +106,11 @@ pub fn exec(exec: ExecLaunch) -> Result<Init, Error> {
     }
     let (gate, started, report) = open_gate(&Gate::Open)?;
     let parent_plan = ParentPlan { process: process.clone(), warnings, ..ParentPlan::default() };
+    let placement = exec.cgroup.map(Placement::In);
     let maker = Maker {
         parent: exec.parent,
         pid_namespace,
-        cgroup: exec.cgroup.as_ref(),
+        cgroup: placement.as_ref(),
         flags: CloneFlags::empty(),
         beside: Some(exec.init),
         stage_user: false,
