@@ -13,11 +13,12 @@ CRI_BENCH=$BERTH_TOOLS/cri-bench-$CRI_TOOLS_VERSION
 CONTAINERD=$BERTH_TOOLS/containerd-$CONTAINERD_VERSION
 RUNC=$BERTH_TOOLS/runc-$RUNC_VERSION
 KUBERNETES=$BERTH_TOOLS/kubernetes-$KUBERNETES_VERSION-etcd-$ETCD_VERSION
-VM=$BERTH_TOOLS/vm-1
+VM=$BERTH_TOOLS/vm-2
 export BERTH_TOOLS
 
 # The programs of this workspace that the scripts use, built by `cargo build -p berth-testkit -p berth-e2e`.
-TARGET=${CARGO_TARGET_DIR:-$(realpath "$(dirname "${BASH_SOURCE[0]}")/..")/target}/$(rustc -vV | sed -n "s/^host: //p")
+# In the guest of vm.sh there is no compiler to ask.
+TARGET=${BERTH_TARGET:-${CARGO_TARGET_DIR:-$(realpath "$(dirname "${BASH_SOURCE[0]}")/..")/target}/$(rustc -vV | sed -n "s/^host: //p")}
 tool_bin() { echo "$TARGET/debug/$1"; }
 
 # Inside a sandbox: a registry on loopback with a storage folder (first argument); it ends with the sandbox.

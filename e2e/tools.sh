@@ -5,7 +5,7 @@
 #   containerd containerd, its shim and ctr, the peer we measure against and the caller of `berth oci`
 #   runc       the peer's OCI runtime
 #   images     the images of critest, as a registry's storage folder
-#   vm         Debian's cloud kernel and qemu (for `make test-vm` only)
+#   vm         qemu, and for its guest Debian's cloud kernel and AppArmor parser
 #   kubernetes the control plane, kubelet and kubectl, and etcd (ten minutes of two cores, once)
 #   cri-bench  critest again, whose benchmark's pods have a PID namespace per container, as a kubelet's have (for `make bench` only)
 # Each tool lives in $BERTH_TOOLS/<name>-<version> and is built once; prints one line a tool. Safe to run twice at once.
@@ -121,7 +121,8 @@ vm() {
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends qemu-system-x86 e2fsprogs > /dev/null
   out=$(mktemp -d "$BERTH_TOOLS/.out.XXXXXX")
   package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: //p')
-  (cd "$out" && apt-get -o APT::Sandbox::User=root download -qq "$package" && dpkg -x ./*.deb . && rm ./*.deb && mv boot/vmlinuz-* vmlinuz)
+  (cd "$out" && apt-get -o APT::Sandbox::User=root download -qq "$package" apparmor &&
+    for package in ./*.deb; do dpkg -x "$package" .; done && rm ./*.deb && mv boot/vmlinuz-* vmlinuz)
   publish "$out" "$VM"
 }
 

@@ -165,6 +165,14 @@ pub enum Error {
         /// What does not fit.
         reason: String,
     },
+    /// An AppArmor profile could not be loaded.
+    #[error("load AppArmor profile {profile:?}: {reason}")]
+    AppArmor {
+        /// The profile.
+        profile: &'static str,
+        /// What the parser said.
+        reason: String,
+    },
     /// A cgroup operation failed.
     #[error("{action} cgroup of {subject}")]
     Cgroup {

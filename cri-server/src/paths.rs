@@ -81,6 +81,11 @@ impl Paths {
         self.root.join("network")
     }
 
+    /// Our AppArmor profile, as it was loaded.
+    pub(crate) fn apparmor(&self) -> PathBuf {
+        self.state.join("apparmor")
+    }
+
     /// The image store.
     pub(crate) fn images(&self) -> PathBuf {
         self.root.join("images")

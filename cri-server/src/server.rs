@@ -14,6 +14,7 @@ use crate::board::Board;
 use crate::cdi::Registry;
 use crate::cgroups::Cgroups;
 use crate::config::Config;
+use crate::container::apparmor::AppArmor;
 use crate::container::security::FilterCache;
 use crate::error::{Error, file, invalid};
 use crate::events::Events;
@@ -49,6 +50,7 @@ pub(crate) struct Server {
     pub(crate) program: Program,
     pub(crate) filters: FilterCache,
     pub(crate) cdi: Registry,
+    pub(crate) apparmor: AppArmor,
     pub(crate) tokens: Tokens,
     /// What writable layers take.
     pub(crate) layers: Layers,
@@ -90,6 +92,7 @@ impl Server {
             events: Events::default(),
             filters: FilterCache::default(),
             cdi: Registry::new(config.cdi_spec_dirs.clone()),
+            apparmor: AppArmor::new(paths.apparmor()),
             tokens: Tokens::default(),
             layers: Layers::default(),
             rates: Rates::default(),

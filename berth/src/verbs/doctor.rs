@@ -186,14 +186,24 @@ fn security() -> Vec<Finding> {
             format!("vm.memfd_noexec={noexec}"),
             "the shim runs from a read-only private mount instead",
         ),
-        finding(
-            "AppArmor",
-            apparmor == "Y",
-            Verdict::Warn,
-            if apparmor == "Y" { "on" } else { "off" },
-            "localhost AppArmor profiles are refused",
-        ),
+        lsm_apparmor(&apparmor),
     ]
+}
+
+/// Off is no finding of its own where the machine has another security module, but profiles that are asked for are refused.
+fn lsm_apparmor(enabled: &str) -> Finding {
+    // Where cri-server looks for it.
+    let parsers = ["/usr/sbin/apparmor_parser", "/sbin/apparmor_parser", "/usr/local/sbin/apparmor_parser"];
+    let parser = parsers.iter().find(|path| Path::new(path).exists());
+    let (shown, consequence) = match (enabled, parser) {
+        ("Y", Some(parser)) => (format!("on, with {parser}"), ""),
+        ("Y", None) => (
+            "on, without apparmor_parser".to_owned(),
+            "there is no default profile: containers that name none run unconfined, RuntimeDefault is refused. Install apparmor_parser",
+        ),
+        _ => ("off".to_owned(), "AppArmor profiles that are asked for are refused"),
+    };
+    finding("AppArmor", enabled == "Y" && parser.is_some(), Verdict::Warn, shown, consequence)
 }
 
 fn room(name: &'static str, path: &Path, least: u64) -> Finding {

@@ -176,7 +176,11 @@ fn shape(server: &Server, live: &Live, id: &ContainerId, spec: ContainerSpec, so
     drop(layers);
     let (caps, ambient) = security::capabilities(&spec.security, server.bounding)?;
     let seccomp = security::seccomp(&spec.security, caps)?;
-    let apparmor = security::apparmor(&spec.security)?;
+    let apparmor = server.apparmor.profile(&spec.security, |warning| {
+        if server.is_news(warning) {
+            tracing::warn!("{warning}");
+        }
+    })?;
     let mut granted = if spec.security.privileged { devices::all() } else { Vec::new() };
     granted.extend(devices::requested(&spec.devices)?);
     let volumes = mounts::open(&spec.mounts, |volume, mount| image_tree(server, live, volume, mount))?;

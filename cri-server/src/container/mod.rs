@@ -1,5 +1,6 @@
 //! Containers: from a spec to a process at its gate, and what can be done to it. Runs as tasks of the sandbox's owner.
 
+pub(crate) mod apparmor;
 pub(crate) mod ask;
 pub(crate) mod control;
 pub(crate) mod create;

@@ -1,4 +1,4 @@
-//! Capabilities, seccomp and AppArmor of a container, from its security context.
+//! Capabilities and seccomp of a container, from its security context.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -104,24 +104,6 @@ pub(crate) fn seccomp(security: &Security, caps: CapSet) -> Result<Option<Seccom
             Ok(Some(profile))
         }
     }
-}
-
-/// The AppArmor profile to change to; empty = none. Blocking: asks the kernel.
-pub(crate) fn apparmor(security: &Security) -> Result<String, Error> {
-    let active = || std::fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with(b"Y"));
-    let Some(Profile::Localhost(reference)) = &security.apparmor else {
-        return Ok(String::new());
-    };
-    let name = reference.strip_prefix("localhost/").unwrap_or(reference);
-    if !active() {
-        return Err(invalid("apparmor", format!("profile {name:?}: AppArmor is not enabled on this host")));
-    }
-    let path = Path::new("/sys/kernel/security/apparmor/profiles");
-    let loaded = std::fs::read_to_string(path).map_err(file("read", path))?;
-    if !loaded.lines().any(|line| line.rsplit_once(" (").is_some_and(|(n, _)| n == name)) {
-        return Err(invalid("apparmor", format!("profile {name:?} is not loaded")));
-    }
-    Ok(name.to_owned())
 }
 
 /// A compiled filter: the program, and a sealed memfd of it for the shim.
