@@ -55,6 +55,20 @@ checks() {
   fi
 }
 
+# What this kernel may lack, in a small VM (cgroup v2 with controllers, AppArmor, PSI, swap, huge pages).
+vm() {
+  local log=$LOGS/vm-suite.log begun=$SECONDS p f s
+  "$HERE/vm.sh" > "$log" 2>&1
+  if read -r p f s < <(sed -n 's/^vm: \([0-9]*\) passed, \([0-9]*\) failed, \([0-9]*\) skipped$/\1 \2 \3/p' "$log"); then
+    [ "$f" -eq 0 ] || grep -vE '^vm: ' "$log"
+    grep -E '^SKIPPED ' "$log"
+    report vm "$p" "$f" "$s" $((SECONDS - begun))
+  else
+    tail -n 30 "$log"
+    report vm 0 1 0 $((SECONDS - begun))
+  fi
+}
+
 if ! "$HERE/tools.sh" all > "$LOGS/tools.log" 2>&1; then
   tail -n 30 "$LOGS/tools.log"
   report tools 0 1 0 "$SECONDS"
@@ -65,6 +79,7 @@ suite crates cargo test --workspace --exclude berth-e2e --lib --bins --tests --n
 # One at a time: some of them measure.
 suite e2e cargo test -p berth-e2e --lib --bins --tests --no-fail-fast -- --test-threads=1
 critest
+vm
 checks kubernetes "$HERE/kubernetes.sh"
 if [ "$skipped" -gt 0 ]; then
   echo "$passed passed, $failed failed, $skipped skipped"

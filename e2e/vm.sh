@@ -62,11 +62,11 @@ critest) bring_critest "$@" ;;
 all) bring_tests && bring_critest ;;
 esac
 bring "$(realpath "$BERTH_BIN")"
-for path in "$CRI_TOOLS/crictl" "$IMAGES" /usr/lib/cni /usr/lib/python3.11 /usr/lib/x86_64-linux-gnu/xtables; do
+for path in /etc/protocols /etc/services "$CRI_TOOLS/crictl" "$IMAGES" /usr/lib/cni /usr/lib/python3.11 /usr/lib/x86_64-linux-gnu/xtables; do
   [ ! -e "$path" ] || bring "$path"
 done
 for path in "$HERE"/*.sh "$HERE"/vm-critest "$HERE"/critest-expected; do bring "$path"; done
-for program in bash ip nft iptables iptables-nft ip6tables python3 docker-registry skopeo curl jq umount mount nsenter unshare setpriv ipcmk comm; do
+for program in bash ip nft iptables iptables-nft ip6tables ip6tables-nft findmnt python3 docker-registry skopeo curl jq umount mount nsenter unshare setpriv ipcmk comm; do
   found=$(PATH=/usr/sbin:/usr/bin:$PATH command -v $program) || continue
   bring "$(realpath "$found")"
   [ -e "$root$found" ] || { mkdir -p "$root$(dirname "$found")" && ln -s "$(realpath "$found")" "$root$found"; }

@@ -1,7 +1,7 @@
 //! The shared, read-mostly picture of all sandboxes and containers: lists, statuses and id lookups are answered from it. Only
 //! the owner of a sandbox changes its entries. No lock is held while anything is converted or awaited.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -134,6 +134,12 @@ impl Board {
     /// All sandboxes, in the order of their ids.
     pub(crate) fn sandboxes(&self) -> Vec<Arc<SandboxView>> {
         self.read().sandboxes.values().cloned().collect()
+    }
+
+    /// The SELinux levels that pods have.
+    pub(crate) fn pod_levels(&self) -> BTreeSet<String> {
+        let level = |view: &Arc<SandboxView>| crate::container::selinux::level_of(&view.spec.labels_of_pod.process);
+        self.read().sandboxes.values().filter_map(level).collect()
     }
 
     /// All containers, in the order of their ids.

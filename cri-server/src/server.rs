@@ -16,6 +16,7 @@ use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::container::apparmor::AppArmor;
 use crate::container::security::FilterCache;
+use crate::container::selinux::SeLinuxHost;
 use crate::error::{Error, file, invalid};
 use crate::events::Events;
 use crate::handlers::Handlers;
@@ -51,6 +52,7 @@ pub(crate) struct Server {
     pub(crate) filters: FilterCache,
     pub(crate) cdi: Registry,
     pub(crate) apparmor: AppArmor,
+    pub(crate) selinux: SeLinuxHost,
     pub(crate) tokens: Tokens,
     /// What writable layers take.
     pub(crate) layers: Layers,
@@ -93,6 +95,7 @@ impl Server {
             filters: FilterCache::default(),
             cdi: Registry::new(config.cdi_spec_dirs.clone()),
             apparmor: AppArmor::new(paths.apparmor()),
+            selinux: SeLinuxHost::detect(),
             tokens: Tokens::default(),
             layers: Layers::default(),
             rates: Rates::default(),

@@ -133,6 +133,30 @@ pub enum Profile {
     Localhost(String),
 }
 
+/// Parts of an SELinux label; an empty one is the default's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SeLinux {
+    /// User.
+    pub user: String,
+    /// Role.
+    pub role: String,
+    /// Type.
+    pub kind: String,
+    /// Level, e.g. `s0:c1,c2`.
+    pub level: String,
+}
+
+/// SELinux labels; empty where SELinux is not active.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Labels {
+    /// Of processes.
+    pub process: String,
+    /// Of files.
+    pub mount: String,
+}
+
 /// Limits. Zero and empty mean "not asked for".
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -227,6 +251,12 @@ pub struct SandboxSpec {
     /// The sandbox's own overhead, informational.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overhead: Option<Resources>,
+    /// SELinux label as asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selinux: Option<SeLinux>,
+    /// SELinux labels of the pod, which its containers have too unless they ask for others.
+    #[serde(default)]
+    pub labels_of_pod: Labels,
 }
 
 impl SandboxSpec {
@@ -380,6 +410,9 @@ pub struct Security {
     pub seccomp: Option<Profile>,
     /// AppArmor; nothing = default.
     pub apparmor: Option<Profile>,
+    /// SELinux; nothing = the pod's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selinux: Option<SeLinux>,
 }
 
 /// A container as asked for.

@@ -14,7 +14,7 @@ use rustix::fs::OFlags;
 
 use super::layers::Layers;
 use super::mounts::Opened;
-use super::{devices, image_volume, mounts, oci, security, user};
+use super::{devices, image_volume, mounts, oci, security, selinux, user};
 use crate::Server;
 use crate::board::{ContainerFacts, RunUser};
 use crate::error::{Error, file, invalid};
@@ -183,6 +183,7 @@ fn shape(server: &Server, live: &Live, id: &ContainerId, spec: ContainerSpec, so
     })?;
     let mut granted = if spec.security.privileged { devices::all() } else { Vec::new() };
     granted.extend(devices::requested(&spec.devices)?);
+    let labels = server.selinux.of_container(&spec, &live.spec.labels_of_pod);
     let volumes = mounts::open(&spec.mounts, |volume, mount| image_tree(server, live, volume, mount))?;
     let cgroup = server.cgroups.container(&live.spec.cgroup_parent, id);
     let image_name = image.repo_tags.first().or(image.repo_digests.first()).cloned().unwrap_or_else(|| image.id.to_string());
@@ -199,6 +200,7 @@ fn shape(server: &Server, live: &Live, id: &ContainerId, spec: ContainerSpec, so
         ambient,
         seccomp,
         apparmor,
+        labels,
         cgroup: cgroup.clone(),
         unified: server.cgroups.is_v2(),
     })?;
@@ -223,6 +225,7 @@ fn finish(
         fds.push(fd);
         fds.len() as u32 // Index 0 is the spec.
     };
+    selinux::relabel_volumes(&spec.mounts, &volumes, &oci.linux.mount_label)?;
     let mut trees: BTreeMap<String, u32> = BTreeMap::new();
     added_files(server, live, &oci, &mut trees, &mut pass)?;
     host_trees(&oci, volumes, &mut trees, &mut pass)?;
@@ -305,6 +308,7 @@ fn added_files(
     for name in files::NAMES {
         let destination = format!("/etc/{name}");
         if oci.mounts.iter().any(|m| m.destination == destination && m.source == name) {
+            selinux::relabel_file(&folder.join(name), &oci.linux.mount_label)?;
             trees.insert(destination, pass(mounts::tree(&folder.join(name))?));
         }
     }

@@ -10,4 +10,5 @@ pub(crate) mod layers;
 pub(crate) mod mounts;
 pub(crate) mod oci;
 pub(crate) mod security;
+pub(crate) mod selinux;
 pub(crate) mod user;

@@ -14,7 +14,7 @@ use crate::cgroups::{device_rule, limits};
 use crate::error::{Error, invalid};
 use crate::id::SandboxId;
 use crate::sandbox::files;
-use crate::spec::{ContainerSpec, NamespaceMode, Propagation, SandboxSpec};
+use crate::spec::{ContainerSpec, Labels, NamespaceMode, Propagation, SandboxSpec};
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -32,6 +32,7 @@ pub(crate) struct Inputs<'a> {
     pub(crate) ambient: CapSet,
     pub(crate) seccomp: Option<Seccomp>,
     pub(crate) apparmor: String,
+    pub(crate) labels: Labels,
     pub(crate) cgroup: String,
     /// The machine has cgroup v2 alone.
     pub(crate) unified: bool,
@@ -72,6 +73,7 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<Spec, Error> {
             devices: inputs.devices.into_iter().map(|d| d.device).collect(),
             cgroups_path: inputs.cgroup,
             resources: Some(resources),
+            mount_label: inputs.labels.mount,
             rootfs_propagation: rootfs_propagation.into(),
             seccomp: inputs.seccomp,
             masked_paths: paths(&security.masked_paths),
@@ -130,6 +132,7 @@ fn process(inputs: &Inputs<'_>) -> Result<Process, Error> {
         capabilities: Some(oci_capabilities(inputs.caps, inputs.ambient)),
         no_new_privileges: spec.security.no_new_privs,
         apparmor_profile: inputs.apparmor.clone(),
+        selinux_label: inputs.labels.process.clone(),
         oom_score_adj: spec.resources.as_ref().map(|r| r.oom_score_adj.clamp(-1000, 1000) as i32),
         ..Default::default()
     })
@@ -320,6 +323,7 @@ mod tests {
             ambient: CapSet::EMPTY,
             seccomp: None,
             apparmor: String::new(),
+            labels: Labels::default(),
             cgroup: "/c".into(),
             unified: false,
         })

@@ -5,8 +5,8 @@ use berth_cri_api::v1;
 use super::{id_maps, map, mode, profile, propagation, resources};
 use crate::error::{Error, invalid};
 use crate::spec::{
-    ContainerSpec, DeviceSpec, Dns, EnvValue, EnvVar, ImageRequest, ImageVolume, MountSpec, NamespaceMode, Namespaces,
-    PortMapping, Profile, Propagation, SandboxMetadata, SandboxSpec, Security, UserNamespace,
+    ContainerSpec, DeviceSpec, Dns, EnvValue, EnvVar, ImageRequest, ImageVolume, Labels, MountSpec, NamespaceMode, Namespaces,
+    PortMapping, Profile, Propagation, SandboxMetadata, SandboxSpec, SeLinux, Security, UserNamespace,
 };
 
 /// A sandbox configuration.
@@ -59,6 +59,8 @@ pub(crate) fn sandbox(config: v1::PodSandboxConfig, runtime_handler: String) -> 
         readonly_rootfs: security.readonly_rootfs,
         resources: linux.resources.map(resources),
         overhead: linux.overhead.map(resources),
+        selinux: security.selinux_options.map(selinux).transpose()?,
+        labels_of_pod: Labels::default(),
     })
 }
 
@@ -306,7 +308,43 @@ fn security(wire: v1::LinuxContainerSecurityContext) -> Result<Security, Error> 
         readonly_paths: wire.readonly_paths,
         seccomp: wire.seccomp.map(|p| profile("seccomp", p)).transpose()?,
         apparmor,
+        selinux: wire.selinux_options.map(selinux).transpose()?,
     })
+}
+
+/// Checked on every machine, as containerd does; in force where SELinux is.
+fn selinux(wire: v1::SeLinuxOption) -> Result<SeLinux, Error> {
+    let part = |name: &str, value: &str| match value.bytes().all(|b| b.is_ascii_graphic() && !b":\"".contains(&b)) {
+        true => Ok(()),
+        false => Err(invalid("selinux_options", format!("the format of '{name}' {value:?} is not correct"))),
+    };
+    part("user", &wire.user)?;
+    part("role", &wire.role)?;
+    part("type", &wire.r#type)?;
+    if !level_is_valid(&wire.level) {
+        return Err(invalid("selinux_options", format!("the format of 'level' {:?} is not correct", wire.level)));
+    }
+    Ok(SeLinux { user: wire.user, role: wire.role, kind: wire.r#type, level: wire.level })
+}
+
+/// `s0`, `s0-s1`, `s0:c1,c2`, `s0:c1.c5,c9`: sensitivities of one digit, categories of one to four, each alone or as a range.
+fn level_is_valid(level: &str) -> bool {
+    let sensitivity = |text: &str| text.strip_prefix('s').is_some_and(|d| d.len() == 1 && d.bytes().all(|b| b.is_ascii_digit()));
+    let category =
+        |text: &str| text.strip_prefix('c').is_some_and(|d| (1..=4).contains(&d.len()) && d.bytes().all(|b| b.is_ascii_digit()));
+    let range = |text: &str| match text.split_once('.') {
+        Some((from, to)) => category(from) && category(to),
+        None => category(text),
+    };
+    let (sensitivities, categories) = match level.split_once(':') {
+        Some((sensitivities, categories)) => (sensitivities, Some(categories)),
+        None => (level, None),
+    };
+    level.is_empty()
+        || (match sensitivities.split_once('-') {
+            Some((low, high)) => sensitivity(low) && sensitivity(high),
+            None => sensitivity(sensitivities),
+        } && categories.is_none_or(|list| list.split(',').all(range)))
 }
 
 fn deprecated_apparmor(text: &str) -> Result<Option<Profile>, Error> {
@@ -444,6 +482,19 @@ mod tests {
             security(v1::LinuxContainerSecurityContext { seccomp: Some(v1::SecurityProfile::default()), ..Default::default() })
                 .unwrap();
         assert_eq!(empty.seccomp, Some(Profile::RuntimeDefault));
+    }
+
+    #[test]
+    fn a_level_has_the_form_that_labels_have() {
+        for good in ["", "s0", "s0-s1", "s0:c1", "s0:c1,c2", "s0:c1.c5,c1023", "s0-s0:c0.c1023"] {
+            assert!(level_is_valid(good), "{good}");
+        }
+        for bad in ["s", "c4", "s10", "s0:", "s0,c4,c5", "s0:c1,", "s0:c12345", "s0:c1.c2.c3", "s0:c1 ", "s0-s1-s2", "s0\n"] {
+            assert!(!level_is_valid(bad), "{bad}");
+            let error = selinux(v1::SeLinuxOption { level: bad.into(), ..Default::default() }).unwrap_err();
+            assert!(error.to_string().contains("the format of 'level'"), "{error}");
+        }
+        assert!(selinux(v1::SeLinuxOption { r#type: "a:b".into(), ..Default::default() }).is_err());
     }
 
     #[test]

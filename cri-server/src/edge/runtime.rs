@@ -67,8 +67,10 @@ impl RuntimeService for RuntimeEdge {
         let request = request.into_inner();
         let config = request.config.ok_or_else(|| invalid("config", "missing"))?;
         self.server.handlers.check(&request.runtime_handler)?;
-        let spec = request::sandbox(config, request.runtime_handler)?;
+        let mut spec = request::sandbox(config, request.runtime_handler)?;
         self.can_have(&spec).await?;
+        let taken = self.server.board.pod_levels();
+        spec.labels_of_pod = self.server.selinux.of_pod(spec.selinux.as_ref(), &taken)?;
         if self.server.closing() {
             return Err(Error::Closing.into());
         }

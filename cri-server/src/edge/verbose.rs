@@ -59,6 +59,7 @@ pub(super) fn server(server: &Server, network: &berth_cni::NetworkStatus) -> Inf
         "instance": server.instance,
         "cgroupV2": server.cgroups.is_v2(),
         "apparmorProfile": server.apparmor.default_profile(),
+        "selinux": server.selinux.text(),
         "cgroupTop": server.cgroups.top(),
         "systemdCgroup": server.cgroups.driver() == crate::CgroupDriver::Systemd,
         "cniConfDir": server.config.cni_conf_dir,

@@ -51,6 +51,7 @@ pub(crate) fn shim_config(id: &SandboxId, spec: &SandboxSpec, cgroup: &str, serv
         share_pid: ns.pid == NamespaceMode::Pod,
         user: ns.own_users().map(|u| UserNamespace { uid_mappings: maps(&u.uids), gid_mappings: maps(&u.gids) }),
         shm_size: if node(ns.ipc) { 0 } else { SHM_BYTES },
+        mount_label: spec.labels_of_pod.mount.clone(),
     }
 }
 

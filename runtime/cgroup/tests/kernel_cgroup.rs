@@ -71,10 +71,12 @@ fn all_processes_are_killed_even_those_that_fork() {
         for (name, layout) in layouts() {
             let cgroup = create(&layout);
             let inner = Cgroup::create(&layout, &cgroup.path().child("deeper").unwrap()).unwrap();
+            // A v2 group that hands controllers down holds no processes itself.
+            let wide = Cgroup::create(&layout, &cgroup.path().child("wide").unwrap()).unwrap();
             if !cgroup.is_v2() {
                 cgroup.apply(&resources(r#"{"pids":{"limit":150}}"#)).unwrap();
             }
-            let mut forker = Shell::start_in(&cgroup);
+            let mut forker = Shell::start_in(&wide);
             // Bounded: it makes processes for a while, each of which makes others.
             forker.send(
                 "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); (sleep 0.02; sleep 0.02; true) & [ $((i % 50)) = 0 ] && wait; done",

@@ -33,6 +33,15 @@ pub enum Error {
         #[source]
         source: berth_linux::Error,
     },
+    /// The file system of a mount takes no part in mappings of ids.
+    #[error("map the ids of mount {path}: its file system does not support that with this kernel (tmpfs does since 6.3)")]
+    IdmapUnsupported {
+        /// Where it is in the container.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: berth_linux::Error,
+    },
     /// A namespace could not be opened or entered.
     #[error("namespace")]
     Namespace(#[source] berth_linux::Error),

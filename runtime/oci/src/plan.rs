@@ -27,6 +27,8 @@ pub struct Host {
     pub bounding: CapSet,
     /// Whether AppArmor labels processes here.
     pub apparmor: bool,
+    /// Whether SELinux does.
+    pub selinux: bool,
 }
 
 /// What the launcher brings along besides the spec.
@@ -69,6 +71,8 @@ pub struct Plan {
     pub domainname: Option<String>,
     /// Kernel parameters: path below /proc/sys, value.
     pub sysctls: Vec<(PathBuf, String)>,
+    /// SELinux label of the file systems that are mounted.
+    pub mount_label: Option<String>,
     /// The process.
     pub process: ProcessPlan,
     /// What is left out or changed, one sentence each.
@@ -175,6 +179,7 @@ pub fn plan(spec: &Spec, bundle: &Path, extension: &Extension, host: &Host) -> R
         None => None,
         Some(personality) => Some(process::personality(personality)?),
     };
+    plan.mount_label = process::plan_selinux("linux.mountLabel", &spec.linux.mount_label, host)?;
     plan_names(&mut plan, spec, extension)?;
     plan.sysctls = sysctl::plan_sysctls(&spec.linux.sysctl, |kind| plan.is_own(kind, extension))?;
     plan_root(&mut plan, spec, bundle, extension)?;
@@ -281,7 +286,10 @@ const DEFAULT_DEVICES: [(&str, u32, u32); 6] =
 fn plan_steps(plan: &mut Plan, spec: &Spec, bundle: &Path, extension: &Extension) -> Result<(), Error> {
     let mut own_dev = true;
     for mount in &spec.mounts {
-        let mount = mounts::plan_mount(mount, bundle, extension)?;
+        let mut mount = mounts::plan_mount(mount, bundle, extension)?;
+        if let (Some(label), Source::Filesystem { kind, options, .. }) = (&plan.mount_label, &mut mount.source) {
+            mounts::add_label(kind, options, label);
+        }
         own_dev &= mount.destination != Path::new("/dev") || !matches!(mount.source, Source::Bind { .. } | Source::Given);
         plan.steps.push(Step::Mount(mount));
     }

@@ -83,6 +83,9 @@ pub struct Process {
     /// AppArmor profile to change to.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub apparmor_profile: String,
+    /// SELinux label of the process.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub selinux_label: String,
     /// Score adjustment for the out-of-memory killer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oom_score_adj: Option<i32>,

@@ -128,6 +128,9 @@ impl Pod {
                 }
             }
         }
+        if !config.mount_label.is_empty() {
+            context.set_string("context", config.mount_label.as_str())?;
+        }
         context.create()?;
         let shm = context.mount(MountAttrs::NOSUID | MountAttrs::NODEV | MountAttrs::NOEXEC)?;
         match std::fs::create_dir(mount_point) {

@@ -147,7 +147,8 @@ fn a_container_over_its_memory_limit_is_marked() {
         shim.make_rootfs();
         let mut client = shim.client();
         let mut spec = shim.spec(&sh("x=x; while true; do x=$x$x; done"));
-        spec.linux.resources = serde_json::from_value(serde_json::json!({"memory": {"limit": 16 << 20}})).unwrap();
+        spec.linux.resources =
+            serde_json::from_value(serde_json::json!({"memory": {"limit": 16 << 20, "swap": 16 << 20}})).unwrap();
         client.create("a", &spec, shim.ext("a")).unwrap();
         client.start("a").unwrap();
         let exit = client.exited("a");

@@ -12,7 +12,7 @@ use crate::{chain, seccomp};
 
 pub(super) fn exec(global: &Global, flags: &Flags) -> Outcome {
     protect::run_from_sealed_copy(global)?;
-    for unsupported in ["cgroup", "process-label", "pidfd-socket"] {
+    for unsupported in ["cgroup", "pidfd-socket"] {
         if flags.get(unsupported).is_some() {
             return Err(format!("--{unsupported}: not supported"));
         }
@@ -82,6 +82,9 @@ fn process(flags: &Flags, spec: &Spec, command: &[String]) -> Result<Process, St
         process.cwd = cwd.to_owned();
     }
     process.env.extend(flags.all("env").map(Into::into));
+    if let Some(label) = flags.get("process-label") {
+        process.selinux_label = label.to_owned();
+    }
     if let Some(profile) = flags.get("apparmor") {
         process.apparmor_profile = profile.to_owned();
     }

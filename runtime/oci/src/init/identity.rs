@@ -11,8 +11,14 @@ use rustix::io::Errno;
 use super::{Done, During, Failure, HostProc};
 use crate::plan::ProcessPlan;
 
-/// Asks for the AppArmor profile at the next exec.
+/// Asks for the AppArmor profile or the SELinux label at the next exec.
 pub(super) fn set_label(process: &ProcessPlan, host_proc: &HostProc) -> Done {
+    if let Some(label) = &process.selinux {
+        let what = |failure: Failure| Failure(format!("apply SELinux label {label}: {}", failure.0));
+        // The session keyring, made next, is the container's too.
+        host_proc.write("self/attr/keycreate", label.as_bytes()).map_err(what)?;
+        host_proc.write("self/attr/exec", label.as_bytes()).map_err(what)?;
+    }
     let Some(profile) = &process.apparmor else { return Ok(()) };
     let value = format!("exec {profile}");
     // Kernels since 5.8 have a file of AppArmor's own, which works next to other security modules.

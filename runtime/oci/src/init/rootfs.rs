@@ -262,8 +262,13 @@ fn new_mount(root: &Root, mount: &Mount, kind: &str, source: &str, options: &Opt
         return Err(error).during(what());
     }
     let target = target(root, &mount.destination, true)?;
-    let data: Vec<String> =
-        options.iter().map(|(key, value)| value.as_ref().map_or_else(|| key.clone(), |value| format!("{key}={value}"))).collect();
+    // Labels hold commas.
+    let text = |(key, value): &(String, Option<String>)| match value {
+        Some(value) if value.contains(',') => format!("{key}=\"{value}\""),
+        Some(value) => format!("{key}={value}"),
+        None => key.clone(),
+    };
+    let data: Vec<String> = options.iter().map(text).collect();
     let path = proc_path(target.as_fd());
     let flags = legacy_flags(mount.change.set);
     mount::mount_legacy(Some(source.as_ref()), Path::new(&path), Some(kind), flags, Some(data.join(",").as_ref()))

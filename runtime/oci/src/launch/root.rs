@@ -26,6 +26,7 @@ pub fn open_root(
     source: RootSource,
     path: Option<&Path>,
     userns: Option<(BorrowedFd<'_>, (u32, u32))>,
+    label: Option<&str>,
 ) -> Result<OwnedFd, Error> {
     match (source, path) {
         (RootSource::Spec, path) => {
@@ -33,7 +34,7 @@ pub fn open_root(
             mount::open_tree(CWD, path, true, true).map_err(|source| Error::Root { path: path.to_owned(), source })
         }
         (RootSource::Overlay { dir, lowers, upper, work, volatile }, _) => {
-            let overlay = Overlay { dir, lowers, upper, work, volatile };
+            let overlay = Overlay { dir, lowers, upper, work, volatile, label: label.map(str::to_owned) };
             match userns {
                 None => overlay.mount_plain(),
                 Some((userns, ids)) => overlay.mount_mapped(userns, ids),
@@ -48,6 +49,8 @@ struct Overlay {
     upper: PathBuf,
     work: PathBuf,
     volatile: bool,
+    /// SELinux label of all files.
+    label: Option<String>,
 }
 
 impl Overlay {
@@ -70,22 +73,31 @@ impl Overlay {
     }
 
     fn configure(&self, lowers: &[String]) -> berth_linux::Result<OwnedFd> {
-        let context = mount::fs_context("overlay")?;
-        context.set_string("source", "overlay")?;
         let joined = lowers.join(":");
         if joined.len() <= MAX_VALUE {
-            context.set_string("lowerdir", joined.as_str())?;
-        } else if let Err(error) = lowers.iter().try_for_each(|lower| context.set_string("lowerdir+", lower.as_str()).map(drop)) {
-            // Kernels before 6.7 have no such option: a string of all layers is then handed over by mount(2).
-            return match error.raw_errno() {
-                Some(22) => self.mount_long(&joined),
-                _ => Err(error),
-            };
+            return self.configure_with(|context| context.set_string("lowerdir", joined.as_str()).map(drop));
         }
+        let one_by_one =
+            |context: &FsContext| lowers.iter().try_for_each(|lower| context.set_string("lowerdir+", lower.as_str()).map(drop));
+        match self.configure_with(one_by_one) {
+            // Kernels before 6.7 have no such option, and those before 6.5 say so only when the mount is made: a string of all layers is then
+            // handed over by mount(2).
+            Err(error) if error.raw_errno() == Some(22) => self.mount_long(&joined),
+            result => result,
+        }
+    }
+
+    fn configure_with(&self, set_lowers: impl Fn(&FsContext) -> berth_linux::Result<()>) -> berth_linux::Result<OwnedFd> {
+        let context = mount::fs_context("overlay")?;
+        context.set_string("source", "overlay")?;
+        set_lowers(&context)?;
         let upper = set_path(&context, "upperdir", &self.upper)?;
         let work = set_path(&context, "workdir", &self.work)?;
         if self.volatile {
             context.set_flag("volatile")?;
+        }
+        if let Some(label) = &self.label {
+            context.set_string("context", label.as_str())?;
         }
         context.create()?;
         drop((upper, work));
@@ -95,7 +107,10 @@ impl Overlay {
     /// All layers in one page of options, in a mount namespace that exists only for this.
     fn mount_long(&self, lowers: &str) -> berth_linux::Result<OwnedFd> {
         let volatile = if self.volatile { ",volatile" } else { "" };
-        let data = format!("lowerdir={lowers},upperdir={},workdir={}{volatile}", self.upper.display(), self.work.display());
+        // Labels hold commas.
+        let label = self.label.as_ref().map_or_else(String::new, |label| format!(",context=\"{label}\""));
+        let data =
+            format!("lowerdir={lowers},upperdir={},workdir={}{volatile}{label}", self.upper.display(), self.work.display());
         in_mount_namespace(|| {
             mount::mount_legacy(Some("overlay".as_ref()), &self.work, Some("overlay"), 0, Some(data.as_ref()))?;
             mount::open_tree(CWD, &self.work, true, false)

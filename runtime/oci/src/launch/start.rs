@@ -138,7 +138,9 @@ fn check_preserved(count: u32) -> Result<(), Error> {
 
 fn look_at_host() -> Host {
     let enabled = std::fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with(b"Y"));
-    Host { bounding: caps::bounding(), apparmor: enabled }
+    // Mounted only where the kernel has SELinux on.
+    let selinux = Path::new("/sys/fs/selinux/enforce").exists();
+    Host { bounding: caps::bounding(), apparmor: enabled, selinux }
 }
 
 fn same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
@@ -210,7 +212,7 @@ fn prepare_mounts(launch: &mut Launch, plan: &Plan, join: &[(NamespaceKind, Owne
     if overlay && userns.is_some() && plan.id_maps.0.is_empty() {
         return Err(plan::refuse("linux.uidMappings", "needed for an overlay in a user namespace"));
     }
-    let root = root::open_root(source, plan.root.as_deref(), userns)?;
+    let root = root::open_root(source, plan.root.as_deref(), userns, plan.mount_label.as_deref())?;
     let mut given: BTreeMap<PathBuf, OwnedFd> = BTreeMap::new();
     for (destination, tree) in std::mem::take(&mut launch.mounts) {
         given.insert(plan::absolute("mounts", &destination)?, tree);

@@ -48,8 +48,11 @@ pub(super) fn open_trees(
             _ => continue,
         };
         if let (Some(userns), Some((.., recursive))) = (mapped(mount)?, &mount.idmap) {
-            idmap_tree(tree.as_fd(), userns.as_fd(), *recursive)
-                .map_err(|source| Error::Bind { path: mount.destination.clone(), source })?;
+            let path = || mount.destination.clone();
+            idmap_tree(tree.as_fd(), userns.as_fd(), *recursive).map_err(|source| match source.raw_errno() {
+                Some(22) => Error::IdmapUnsupported { path: path(), source },
+                _ => Error::Bind { path: path(), source },
+            })?;
         }
         trees.push((number, tree));
     }

@@ -149,6 +149,14 @@ fn source(mount: &spec::Mount, bundle: &Path, extension: &Extension, bind: Optio
     }
 }
 
+/// Labels all files of a file system by a mount option. The kernel's own files have labels of their own.
+pub(super) fn add_label(kind: &str, options: &mut Vec<(String, Option<String>)>, label: &str) {
+    let labelled = options.iter().any(|(key, _)| matches!(key.as_str(), "context" | "fscontext" | "rootcontext" | "defcontext"));
+    if !labelled && !matches!(kind, "proc" | "sysfs" | "mqueue" | "cgroup" | "cgroup2" | "bpf" | "debugfs" | "tracefs") {
+        options.push(("context".to_owned(), Some(label.to_owned())));
+    }
+}
+
 /// Files inside /proc that may be covered: what LXCFS and the like provide.
 const COVERABLE: [&str; 11] = [
     "/proc/cpuinfo",

@@ -40,6 +40,8 @@ pub struct ProcessPlan {
     pub no_new_privs: bool,
     /// AppArmor profile to change to.
     pub apparmor: Option<String>,
+    /// SELinux label to change to.
+    pub selinux: Option<String>,
     /// Out-of-memory score adjustment.
     pub oom_score_adj: Option<i32>,
     /// Execution domain.
@@ -95,6 +97,7 @@ pub fn plan_process(process: &spec::Process, host: &Host, warnings: &mut Vec<Str
         rlimits: plan_rlimits(&process.rlimits)?,
         no_new_privs: process.no_new_privileges,
         apparmor: plan_apparmor(&process.apparmor_profile, host)?,
+        selinux: plan_selinux("process.selinuxLabel", &process.selinux_label, host)?,
         oom_score_adj: plan_oom(process.oom_score_adj)?,
         personality: None,
         terminal: process.terminal,
@@ -128,6 +131,16 @@ fn plan_apparmor(profile: &str, host: &Host) -> Result<Option<String>, Error> {
         _ if !host.apparmor => Err(refuse("process.apparmorProfile", "AppArmor is not active on this machine")),
         profile if profile.contains(['\0', '\n']) => Err(refuse("process.apparmorProfile", "not a profile's name")),
         profile => Ok(Some(profile.to_owned())),
+    }
+}
+
+/// A label, where labels mean something.
+pub(super) fn plan_selinux(field: &str, label: &str, host: &Host) -> Result<Option<String>, Error> {
+    match label {
+        "" => Ok(None),
+        _ if !host.selinux => Err(refuse(field, "SELinux is not active on this machine")),
+        label if label.contains(['\0', '\n', '"']) || label.len() > 255 => Err(refuse(field, "not a label")),
+        label => Ok(Some(label.to_owned())),
     }
 }
 

@@ -2,7 +2,7 @@ use super::*;
 use crate::spec::{Linux, Namespace, Process, Root};
 
 fn host() -> Host {
-    Host { bounding: CapSet::ALL, apparmor: false }
+    Host { bounding: CapSet::ALL, apparmor: false, selinux: false }
 }
 
 fn spec() -> Spec {
@@ -116,6 +116,8 @@ fn a_spec_that_cannot_be_right_is_refused_by_field() {
         (refused(|spec| spec.process.as_mut().unwrap().args.clear()), "process.args"),
         (refused(|spec| spec.process.as_mut().unwrap().cwd = "tmp".into()), "process.cwd"),
         (refused(|spec| spec.process.as_mut().unwrap().apparmor_profile = "x".into()), "process.apparmorProfile"),
+        (refused(|spec| spec.process.as_mut().unwrap().selinux_label = "a:b:c:s0".into()), "process.selinuxLabel"),
+        (refused(|spec| spec.linux.mount_label = "a:b:c:s0".into()), "linux.mountLabel"),
         (refused(|spec| spec.process.as_mut().unwrap().oom_score_adj = Some(2000)), "process.oomScoreAdj"),
         (refused(|spec| spec.root = None), "root.path"),
         (refused(|spec| spec.oci_version = "2.0".into()), "ociVersion"),
@@ -186,7 +188,7 @@ fn capabilities_are_cut_to_what_we_have_with_a_warning() {
         ambient: caps(&["CAP_CHOWN"]),
     });
     let resource = CapSet::from_name("CAP_SYS_RESOURCE").unwrap();
-    let host = Host { bounding: CapSet::ALL.difference(resource), apparmor: false };
+    let host = Host { bounding: CapSet::ALL.difference(resource), apparmor: false, selinux: false };
     let mut warnings = Vec::new();
     let plan = plan_process(&process, &host, &mut warnings).unwrap();
     assert_eq!(plan.caps.bounding, CapSet::from_name("CAP_CHOWN").unwrap());
@@ -207,4 +209,28 @@ fn the_last_path_of_the_environment_is_searched() {
     assert_eq!(plan.search_path().collect::<Vec<_>>(), [Path::new("/b"), Path::new("."), Path::new("/c")]);
     process.env = vec!["A=\0".into()];
     assert!(plan_process(&process, &host(), &mut Vec::new()).is_err());
+}
+
+#[test]
+fn a_mount_label_goes_to_what_has_no_labels_of_its_own() {
+    let mut spec = spec();
+    let label = "system_u:object_r:container_file_t:s0:c1,c2";
+    spec.linux.mount_label = label.into();
+    spec.process.as_mut().unwrap().selinux_label = "system_u:system_r:container_t:s0:c1,c2".into();
+    spec.mounts =
+        vec![mount("proc", "/proc", &[]), mount("tmpfs", "/dev", &["mode=755"]), mount("tmpfs", "/a", &["context=own"])];
+    let host = Host { selinux: true, ..host() };
+    let plan = plan(&spec, Path::new("/"), &Extension::default(), &host).unwrap();
+    let contexts: Vec<_> = plan
+        .steps
+        .iter()
+        .filter_map(|step| match step {
+            Step::Mount(Mount { source: Source::Filesystem { options, .. }, .. }) => Some(options),
+            _ => None,
+        })
+        .map(|options| options.iter().find(|(key, _)| key == "context").and_then(|(_, value)| value.clone()))
+        .collect();
+    assert_eq!(contexts, [None, Some(label.to_owned()), Some("own".to_owned())]);
+    assert_eq!(plan.mount_label.as_deref(), Some(label));
+    assert_eq!(plan.process.selinux.as_deref(), Some("system_u:system_r:container_t:s0:c1,c2"));
 }

@@ -42,6 +42,9 @@ pub struct Linux {
     /// Paths that cannot be written.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub readonly_paths: Vec<String>,
+    /// SELinux label of all files in the file systems that are mounted for the container.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub mount_label: String,
     /// Execution domain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub personality: Option<Personality>,

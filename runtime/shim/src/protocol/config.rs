@@ -100,4 +100,7 @@ pub struct SandboxConfig {
     pub user: Option<UserNamespace>,
     /// Size of the pod's `/dev/shm` in bytes; 0 = none is made. Needs [`NsMode::New`] for ipc.
     pub shm_size: u64,
+    /// SELinux label of the files in `/dev/shm`; empty = the kernel's choice.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub mount_label: String,
 }

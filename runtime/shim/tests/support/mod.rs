@@ -262,6 +262,7 @@ impl Shim {
             cgroup: "/pod/s1".to_owned(),
             hostname: "the-pod".to_owned(),
             shm_size: 1 << 20,
+            mount_label: String::new(),
             ..SandboxConfig::default()
         };
         change(&mut config);
