@@ -21,7 +21,7 @@ use crate::channel::{Channel, Report};
 const MAX_VALUE: usize = 255;
 
 /// Opens or mounts the root, detached. `userns`: the user namespace that its lower layers are mapped into, and its root's ids
-/// outside. Only a process with one thread may call it.
+/// outside. `label`: the SELinux label of an overlay's files. Only a process with one thread may call it.
 pub fn open_root(
     source: RootSource,
     path: Option<&Path>,

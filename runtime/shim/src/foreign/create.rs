@@ -97,7 +97,8 @@ fn place(instance: &Instance, order: &Order<'_>, root: RootSource) -> Result<Pla
     let root = match root {
         RootSource::Spec => order.spec.root.as_ref().map(|root| PathBuf::from(&root.path)).unwrap_or_default(),
         overlay => {
-            let tree = berth_oci::open_root(overlay, None, userns.map(|fd| (fd, own_root_ids(&order.spec))))?;
+            let label = Some(order.spec.linux.mount_label.as_str()).filter(|label| !label.is_empty());
+            let tree = berth_oci::open_root(overlay, None, userns.map(|fd| (fd, own_root_ids(&order.spec))), label)?;
             bundle::attach_root(&instance.bundle, &tree)?
         }
     };

@@ -21,7 +21,8 @@ use berth_shim::protocol::{
 };
 use berth_testkit::TempState;
 
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// Generous: the tests also run in a guest ten times slower than its host.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A connection to a shim.
 pub struct Client {
