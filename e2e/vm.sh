@@ -17,7 +17,7 @@ e2e/tools.sh vm packages > /dev/null
 WORK=$(make_work)
 trap 'rm -rf "$WORK"' EXIT
 root=$WORK/root
-mkdir -p "$root"/{usr/share,bin,sbin,etc,proc,sys,dev,tmp,run,root,lib/modules,usr/bin,usr/sbin,var/lib,var/cache/apparmor,work}
+mkdir -p "$root"/{usr/share,bin,sbin,etc,proc,sys,dev,tmp,run,root,lib/modules,usr/bin,usr/sbin,var/lib,var/cache/apparmor,guest}
 : > "$WORK/steps"
 
 # What the tests know by its path is at the same path in the guest; busybox is the rest.
@@ -95,8 +95,8 @@ busybox depmod -b "$early" "$version"
 cp "$HERE/vm-init" "$early/init"
 cp "$HERE/vm-guest" "$early/start"
 printf 'export HOME=%q BERTH_BIN=%q BERTH_TOOLS=%q BERTH_TARGET=%q E2E=%q\n' \
-  "$HOME" "$(realpath "$BERTH_BIN")" "$BERTH_TOOLS" "$TARGET" "$HERE" > "$root/work/env"
-mv "$WORK/steps" "$root/work/steps"
+  "$HOME" "$(realpath "$BERTH_BIN")" "$BERTH_TOOLS" "$TARGET" "$HERE" > "$root/guest/env"
+mv "$WORK/steps" "$root/guest/steps"
 chmod +x "$early/init" "$early/start"
 (cd "$early" && find . | busybox cpio -o -H newc 2>/dev/null | gzip -1) > "$WORK/initrd.gz"
 mkfs.ext4 -q -F -d "$root" -O ^has_journal "$WORK/disk.img" "$(($(du -sm "$root" | cut -f1) + 2048))M" > /dev/null
