@@ -180,6 +180,18 @@ impl Cgroups {
         Cgroup::open(&self.layout, &path).ok()?.stats().ok()
     }
 
+    /// The numbers that CRI's statistics tell; none when the cgroup is gone. Blocking.
+    pub(crate) fn brief_stats(&self, text: &str) -> Option<berth_cgroup::Stats> {
+        let path = CgroupPath::parse(text).ok()?;
+        Cgroup::open(&self.layout, &path).ok()?.brief_stats().ok()
+    }
+
+    /// How many processes are in a cgroup and below it; 0 when it is gone. Blocking.
+    pub(crate) fn process_count(&self, text: &str) -> usize {
+        let cgroup = CgroupPath::parse(text).and_then(|path| Cgroup::at(&self.layout, &path));
+        cgroup.and_then(|c| c.process_count()).unwrap_or_default()
+    }
+
     /// The processes in a cgroup and below it; none when it is gone. Blocking.
     pub(crate) fn processes(&self, text: &str) -> Vec<i32> {
         let cgroup = CgroupPath::parse(text).and_then(|path| Cgroup::open(&self.layout, &path));

@@ -38,9 +38,12 @@ pub(crate) async fn sandboxes(server: &Arc<Server>, picks: impl Fn(&SandboxView)
     .await;
     let this = server.clone();
     let read = move || {
+        let netns_of = |live: &Option<Arc<Live>>| live.as_ref().is_some_and(|live| live.netns.is_some());
+        let namespaces = views.iter().filter_map(|(_, live)| Some(live.as_ref()?.netns.as_ref()?.as_fd()));
+        let mut networks = network::read_each(namespaces).into_iter();
         let one = |(view, live): &(Arc<SandboxView>, Option<Arc<Live>>)| {
-            let network = live.as_ref().and_then(|live| network(live.netns.as_ref()?));
-            sandbox(&this, view, network)
+            let interfaces = if netns_of(live) { networks.next().flatten() } else { None };
+            sandbox(&this, view, interfaces.and_then(network))
         };
         Ok(views.iter().map(one).collect())
     };
@@ -93,7 +96,7 @@ fn attributes(view: &ContainerView) -> v1::ContainerAttributes {
 fn container(server: &Server, view: &ContainerView) -> Option<v1::ContainerStats> {
     let stats = match view.state {
         ContainerState::Exited => None,
-        _ => Some(server.cgroups.stats(&view.facts.cgroup)?),
+        _ => Some(server.cgroups.brief_stats(&view.facts.cgroup)?),
     };
     Some(container_stats(server, view, stats.as_ref()))
 }
@@ -142,16 +145,17 @@ fn sandbox(server: &Server, view: &SandboxView, network: Option<v1::NetworkUsage
     let each: Vec<(Arc<ContainerView>, Stats)> = containers
         .into_iter()
         .filter(|c| c.state != ContainerState::Exited)
-        .filter_map(|c| server.cgroups.stats(&c.facts.cgroup).map(|s| (c, s)))
+        .filter_map(|c| server.cgroups.brief_stats(&c.facts.cgroup).map(|s| (c, s)))
         .collect();
     // The pod's own cgroup counts everything; pods without one of their own are summed up.
-    let whole = if parent.is_empty() { None } else { server.cgroups.stats(&server.cgroups.pod(parent)) };
-    let whole = whole.unwrap_or_else(|| sum(each.iter().map(|(_, s)| s).chain(server.cgroups.stats(&view.cgroup).as_ref())));
+    let whole = if parent.is_empty() { None } else { server.cgroups.brief_stats(&server.cgroups.pod(parent)) };
+    let whole =
+        whole.unwrap_or_else(|| sum(each.iter().map(|(_, s)| s).chain(server.cgroups.brief_stats(&view.cgroup).as_ref())));
     let processes: usize = if parent.is_empty() {
         let cgroups = each.iter().map(|(c, _)| &c.facts.cgroup).chain([&view.cgroup]);
-        cgroups.map(|cgroup| server.cgroups.processes(cgroup).len()).sum()
+        cgroups.map(|cgroup| server.cgroups.process_count(cgroup)).sum()
     } else {
-        server.cgroups.processes(&server.cgroups.pod(parent)).len()
+        server.cgroups.process_count(&server.cgroups.pod(parent))
     };
     // Not the name of a cgroup, so that it is the pod's own in any case.
     let rate = server.rates.rate(&format!("pod {}", view.id), whole.cpu.usage_ns, Instant::now());
@@ -189,19 +193,15 @@ fn sum<'a>(parts: impl Iterator<Item = &'a Stats>) -> Stats {
     out
 }
 
-/// The interfaces of a network namespace. Blocking.
-fn network(netns: &std::os::fd::OwnedFd) -> Option<v1::NetworkUsage> {
-    let interfaces: Vec<_> = network::read(netns.as_fd())?
-        .into_iter()
-        .map(|i| v1::NetworkInterfaceUsage {
-            name: i.name,
-            rx_bytes: value(i.rx[0]),
-            rx_errors: value(i.rx[2]),
-            tx_bytes: value(i.tx[0]),
-            tx_errors: value(i.tx[2]),
-        })
-        .collect();
-    network_usage(interfaces)
+fn network(interfaces: Vec<network::Interface>) -> Option<v1::NetworkUsage> {
+    let wire = |i: network::Interface| v1::NetworkInterfaceUsage {
+        name: i.name,
+        rx_bytes: value(i.rx[0]),
+        rx_errors: value(i.rx[2]),
+        tx_bytes: value(i.tx[0]),
+        tx_errors: value(i.tx[2]),
+    };
+    network_usage(interfaces.into_iter().map(wire).collect())
 }
 
 /// None while the pod's interface is not there (being made or taken away): kubelets that take their stats from the runtime

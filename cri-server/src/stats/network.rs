@@ -16,6 +16,13 @@ pub(crate) fn read(netns: BorrowedFd<'_>) -> Option<Vec<Interface>> {
     Some(parse(&text))
 }
 
+/// [`read`] for many namespaces, at the price of one thread. Blocking.
+pub(crate) fn read_each<'a>(namespaces: impl Iterator<Item = BorrowedFd<'a>> + Send) -> Vec<Option<Vec<Interface>>> {
+    let table = || std::fs::read_to_string("/proc/thread-self/net/dev").ok();
+    let tables = berth_linux::ns::in_each_netns(namespaces, table).unwrap_or_default();
+    tables.into_iter().map(|table| table.flatten().map(|text| parse(&text))).collect()
+}
+
 /// The lines of /proc/net/dev.
 fn parse(text: &str) -> Vec<Interface> {
     let line = |line: &str| {

@@ -189,6 +189,14 @@ impl Cgroup {
         Ok(pids.into_iter().filter_map(Pid::from_raw).collect())
     }
 
+    /// How many processes are in the cgroup and in those below it.
+    pub fn process_count(&self) -> Result<usize> {
+        match self.tracking_dir().or(self.v2_dir()) {
+            Some(dir) => count_procs(dir),
+            None => Ok(0),
+        }
+    }
+
     /// The v1 folder by which processes are found: the one that can freeze them, else any with a controller, else any.
     pub(crate) fn tracking_dir(&self) -> Option<&Path> {
         ["freezer", "pids", "memory", "devices"]
@@ -326,6 +334,12 @@ pub(crate) fn collect_procs(dir: &Path, pids: &mut BTreeSet<i32>) -> Result<()> 
         collect_procs(&dir.join(name), pids)?;
     }
     Ok(())
+}
+
+/// The processes in a folder and below it, of other PID namespaces too.
+fn count_procs(dir: &Path) -> Result<usize> {
+    let own = file::read_optional(&dir.join("cgroup.procs"))?.map_or(0, |text| text.lines().count());
+    child_names(dir)?.iter().try_fold(own, |sum, name| Ok(sum + count_procs(&dir.join(name))?))
 }
 
 fn remove_tree(dir: &Path, deadline: Instant) -> std::result::Result<(), (PathBuf, io::Error)> {

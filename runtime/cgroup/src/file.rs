@@ -1,7 +1,6 @@
 //! Reading and writing the files of a cgroup: one write is one command, and it never creates a file.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
@@ -26,9 +25,16 @@ pub(crate) fn read(path: &Path) -> Result<String> {
 
 pub(crate) fn read_raw(path: &Path) -> io::Result<String> {
     let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    let mut text = String::new();
-    File::from(fd).read_to_string(&mut text)?;
-    Ok(text)
+    // The size that the kernel tells of these files means nothing, so it is not asked. A page holds what most of them say.
+    let (mut bytes, mut page) = (Vec::new(), [0u8; 4096]);
+    loop {
+        let read = rustix::io::retry_on_intr(|| rustix::io::read(&fd, &mut page))?;
+        if read == 0 {
+            break;
+        }
+        bytes.extend_from_slice(&page[..read]);
+    }
+    String::from_utf8(bytes).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 /// Reads a file that may be missing (its controller is not there, the cgroup is gone, the kernel is older).

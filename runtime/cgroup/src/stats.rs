@@ -163,22 +163,21 @@ impl Cgroup {
         Ok(stats)
     }
 
-    /// Reads processor time and memory alone: what the kubelet asks for most.
-    pub fn cpu_and_memory(&self) -> Result<(CpuStats, MemoryStats)> {
+    /// Reads what CRI's statistics tell, which kubelets ask for again and again: processor time in all, memory and swap in use, faults, limits and
+    /// pressure. The rest of the numbers stays at the default: reading it would cost four times as much.
+    pub fn brief_stats(&self) -> Result<Stats> {
         let mut stats = Stats::default();
         stats.memory.limit = u64::MAX;
         stats.memory.swap_limit = u64::MAX;
+        stats.pids.limit = u64::MAX;
         if self.is_v2() {
             if let Some(dir) = self.v2_dir() {
-                v2::read_cpu(dir, &mut stats.cpu)?;
-                v2::read_memory(dir, &mut stats.memory)?;
+                v2::read_brief(dir, &mut stats)?;
             }
         } else {
-            v1::read_cpu(self, &mut stats.cpu)?;
-            v1::read_memory(self, &mut stats.memory)?;
+            v1::read_brief(self, &mut stats)?;
         }
-        stats.memory.oom_kills = self.oom_kills()?;
-        Ok((stats.cpu, stats.memory))
+        Ok(stats)
     }
 }
 

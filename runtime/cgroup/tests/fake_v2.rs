@@ -160,7 +160,9 @@ fn statistics_are_read_from_the_files() {
     assert_eq!((stats.cpu.usage_ns, stats.cpu.throttled_ns, stats.cpu.psi), (1_500_000, 7_000, None));
     assert_eq!((stats.memory.usage, stats.memory.working_set, stats.memory.rss), (1_000_000, 700_000, 400_000));
     assert_eq!((stats.memory.limit, stats.memory.limit_hits, stats.memory.oom_kills), (u64::MAX, 9, 2));
-    assert_eq!(stats.memory.psi.unwrap().some.total_ns, 5_000);
+    assert_eq!(stats.memory.psi.as_ref().unwrap().some.total_ns, 5_000);
+    let brief = cgroup.brief_stats().unwrap();
+    assert_eq!((brief.cpu, brief.memory.working_set, brief.memory.psi), (stats.cpu, 700_000, stats.memory.psi));
     assert_eq!((stats.pids.current, stats.pids.limit), (3, 10));
     assert_eq!((stats.io.devices[0].read_bytes, stats.io.devices[0].writes), (1, 4));
     assert_eq!(stats.hugetlb.keys().collect::<Vec<_>>(), ["2MB"]);

@@ -252,8 +252,12 @@ fn statistics_tell_what_a_process_uses() {
         assert!(stats.memory.usage > 0 && stats.memory.rss > 0 && stats.memory.page_faults > 0, "{stats:?}");
         assert!(stats.memory.working_set <= stats.memory.usage);
         assert_eq!((stats.pids.current, stats.pids.limit, stats.memory.limit), (1, u64::MAX, u64::MAX));
-        let (cpu, _) = cgroup.cpu_and_memory().unwrap();
+        let brief = cgroup.brief_stats().unwrap();
+        let cpu = brief.cpu;
         assert!(cpu.usage_ns >= stats.cpu.usage_ns);
+        let in_use = |m: &berth_cgroup::MemoryStats| (m.limit, m.swap_limit, m.usage > 0, m.rss > 0, m.page_faults > 0);
+        assert_eq!(in_use(&brief.memory), in_use(&stats.memory));
+        assert_eq!(cgroup.process_count().unwrap(), cgroup.procs().unwrap().len());
         // A second look is later: rates can be made of two.
         assert_eq!(shell.ask("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo ok"), "ok");
         assert!(wait_until(PATIENCE, || cgroup.stats().unwrap().cpu.usage_ns > cpu.usage_ns));

@@ -156,11 +156,24 @@ pub fn unshare(flags: CloneFlags) -> Result<()> {
 /// Runs a function inside a network namespace, on a thread made for it that ends with it: no thread of a pool ever has another
 /// namespace than its neighbours. The function must not start threads or tasks that outlive it.
 pub fn with_netns<T: Send>(netns: BorrowedFd<'_>, run: impl FnOnce() -> T + Send) -> Result<T> {
+    on_own_thread(|| {
+        setns(netns, NamespaceKind::Net)?;
+        Ok(run())
+    })
+}
+
+/// [`with_netns`] for many namespaces, one after another on the same thread: a thread costs more than entering. One that cannot be entered
+/// yields none.
+pub fn in_each_netns<'a, T: Send>(
+    namespaces: impl Iterator<Item = BorrowedFd<'a>> + Send,
+    mut run: impl FnMut() -> T + Send,
+) -> Result<Vec<Option<T>>> {
+    on_own_thread(|| Ok(namespaces.map(|netns| setns(netns, NamespaceKind::Net).ok().map(|()| run())).collect()))
+}
+
+fn on_own_thread<T: Send>(run: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("in-netns".to_owned()).spawn_scoped(scope, || {
-            setns(netns, NamespaceKind::Net)?;
-            Ok(run())
-        });
+        let thread = std::thread::Builder::new().name("in-netns".to_owned()).spawn_scoped(scope, run);
         let thread = thread.map_err(|source| Error::Thread { subject: "in-netns".to_owned(), source })?;
         match thread.join() {
             Ok(result) => result,

@@ -8,8 +8,8 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use berth_linux::ns::{
-    IdMap, NamespaceKind, deny_setgroups, ns_id, open_ns, open_ns_for_children, open_ns_path, setns, unshare, with_netns,
-    write_id_maps,
+    IdMap, NamespaceKind, deny_setgroups, in_each_netns, ns_id, open_ns, open_ns_for_children, open_ns_path, setns, unshare,
+    with_netns, write_id_maps,
 };
 use berth_linux::process::{CloneArgs, CloneFlags, Fork, clone3, exit_now, pipe};
 use berth_testkit::in_namespaces;
@@ -36,6 +36,12 @@ fn a_function_runs_in_another_network_namespace_and_the_caller_stays() {
         assert_eq!(inside, ns_id(other.as_fd()).unwrap());
         assert_ne!(inside, before);
         assert!(!devices.contains("uplink0"));
+        let own = open_ns(None, NamespaceKind::Net).unwrap();
+        let not_one = std::fs::File::open("/dev/null").unwrap();
+        let each = in_each_netns([own.as_fd(), not_one.as_fd(), other.as_fd()].into_iter(), || {
+            ns_id(open_ns(None, NamespaceKind::Net).unwrap().as_fd()).unwrap()
+        });
+        assert_eq!(each.unwrap(), [Some(before), None, Some(inside)]);
         assert_eq!(ns_id(open_ns(None, NamespaceKind::Net).unwrap().as_fd()).unwrap(), before);
     });
 }

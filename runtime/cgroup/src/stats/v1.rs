@@ -43,7 +43,18 @@ pub(super) fn read(cgroup: &Cgroup, stats: &mut Stats) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn read_cpu(cgroup: &Cgroup, cpu: &mut CpuStats) -> Result<()> {
+/// See [`Cgroup::brief_stats`].
+pub(super) fn read_brief(cgroup: &Cgroup, stats: &mut Stats) -> Result<()> {
+    if let Some(dir) = cgroup.v1_dir("cpuacct") {
+        stats.cpu.usage_ns = file::read_number(&dir.join("cpuacct.usage"))?.unwrap_or(0);
+    }
+    match cgroup.v1_dir("memory") {
+        Some(dir) => read_memory_in_use(dir, &mut stats.memory),
+        None => Ok(()),
+    }
+}
+
+fn read_cpu(cgroup: &Cgroup, cpu: &mut CpuStats) -> Result<()> {
     if let Some(dir) = cgroup.v1_dir("cpuacct") {
         cpu.usage_ns = file::read_number(&dir.join("cpuacct.usage"))?.unwrap_or(0);
         let text = file::read_optional(&dir.join("cpuacct.stat"))?.unwrap_or_default();
@@ -69,16 +80,20 @@ pub(super) fn read_cpu(cgroup: &Cgroup, cpu: &mut CpuStats) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn read_memory(cgroup: &Cgroup, memory: &mut MemoryStats) -> Result<()> {
+fn read_memory(cgroup: &Cgroup, memory: &mut MemoryStats) -> Result<()> {
     let Some(dir) = cgroup.v1_dir("memory") else { return Ok(()) };
     let number = |name: &str| file::read_number(&dir.join(name));
-    let unlimited = |value: u64| if value >= NO_LIMIT { u64::MAX } else { value };
-    memory.usage = number("memory.usage_in_bytes")?.unwrap_or(0);
     memory.max_usage = number("memory.max_usage_in_bytes")?.unwrap_or(0);
     // With the same limit for memory alone and with swap it is the second that is met.
     let hits = [number("memory.failcnt")?, number("memory.memsw.failcnt")?];
     memory.limit_hits = hits.into_iter().flatten().sum();
     memory.kernel = number("memory.kmem.usage_in_bytes")?.unwrap_or(0);
+    read_memory_in_use(dir, memory)
+}
+
+fn read_memory_in_use(dir: &Path, memory: &mut MemoryStats) -> Result<()> {
+    let unlimited = |value: u64| if value >= NO_LIMIT { u64::MAX } else { value };
+    memory.usage = file::read_number(&dir.join("memory.usage_in_bytes"))?.unwrap_or(0);
     let text = file::read_optional(&dir.join("memory.stat"))?.unwrap_or_default();
     let mut inactive_file = 0;
     let mut memsw_limit = u64::MAX;

@@ -31,7 +31,15 @@ pub(super) fn read(dir: &Path, stats: &mut Stats) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn read_cpu(dir: &Path, cpu: &mut CpuStats) -> Result<()> {
+/// See [`Cgroup::brief_stats`](crate::Cgroup::brief_stats).
+pub(super) fn read_brief(dir: &Path, stats: &mut Stats) -> Result<()> {
+    read_cpu(dir, &mut stats.cpu)?;
+    read_memory_in_use(dir, &mut stats.memory)?;
+    stats.io.psi = pressure(&dir.join("io.pressure"))?;
+    Ok(())
+}
+
+fn read_cpu(dir: &Path, cpu: &mut CpuStats) -> Result<()> {
     let text = file::read_optional(&dir.join("cpu.stat"))?.unwrap_or_default();
     for (key, value) in keys(&text) {
         match key {
@@ -48,10 +56,16 @@ pub(super) fn read_cpu(dir: &Path, cpu: &mut CpuStats) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn read_memory(dir: &Path, memory: &mut MemoryStats) -> Result<()> {
+fn read_memory(dir: &Path, memory: &mut MemoryStats) -> Result<()> {
+    memory.max_usage = file::read_number(&dir.join("memory.peak"))?.unwrap_or(0);
+    let events = file::read_optional(&dir.join("memory.events"))?.unwrap_or_default();
+    memory.limit_hits = file::keyed(&events, "max").unwrap_or(0);
+    read_memory_in_use(dir, memory)
+}
+
+fn read_memory_in_use(dir: &Path, memory: &mut MemoryStats) -> Result<()> {
     let number = |name: &str| file::read_number(&dir.join(name));
     memory.usage = number("memory.current")?.unwrap_or(0);
-    memory.max_usage = number("memory.peak")?.unwrap_or(0);
     memory.limit = number("memory.max")?.unwrap_or(u64::MAX);
     memory.swap = number("memory.swap.current")?.unwrap_or(0);
     memory.swap_limit = number("memory.swap.max")?.unwrap_or(u64::MAX);
@@ -70,8 +84,6 @@ pub(super) fn read_memory(dir: &Path, memory: &mut MemoryStats) -> Result<()> {
         }
     }
     memory.working_set = memory.usage.saturating_sub(inactive_file);
-    let events = file::read_optional(&dir.join("memory.events"))?.unwrap_or_default();
-    memory.limit_hits = file::keyed(&events, "max").unwrap_or(0);
     memory.psi = pressure(&dir.join("memory.pressure"))?;
     Ok(())
 }
