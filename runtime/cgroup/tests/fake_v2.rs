@@ -157,7 +157,7 @@ fn statistics_are_read_from_the_files() {
         fs::write(dir.join(file), text).unwrap();
     }
     let stats = cgroup.stats().unwrap();
-    assert_eq!((stats.cpu.usage_ns, stats.cpu.throttled_ns, stats.cpu.psi), (1_500_000, 7_000, None));
+    assert_eq!((stats.cpu.usage_ns, stats.cpu.throttled_ns, stats.cpu.psi.clone()), (1_500_000, 7_000, None));
     assert_eq!((stats.memory.usage, stats.memory.working_set, stats.memory.rss), (1_000_000, 700_000, 400_000));
     assert_eq!((stats.memory.limit, stats.memory.limit_hits, stats.memory.oom_kills), (u64::MAX, 9, 2));
     assert_eq!(stats.memory.psi.as_ref().unwrap().some.total_ns, 5_000);
