@@ -1,6 +1,7 @@
 //! What the CRI server is told at start: every path, the shim's bytes, the clock stays the kernel's.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// A RuntimeClass handler: an OCI runtime with runc's command line.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -46,6 +47,11 @@ pub struct Config {
     pub runtime_handlers: Vec<RuntimeHandler>,
     /// Address of the streaming server (exec, attach, port-forward); port 0 is any free one.
     pub streaming: std::net::SocketAddr,
+    /// A streaming connection on which nothing travels for that long is closed. Default 4 h, as in containerd and the kubelet.
+    pub streaming_idle: Duration,
+    /// How long a streaming client may take to send its request, to open its streams and to complete a pair of a port-forward.
+    /// Default 30 s, as in containerd.
+    pub streaming_patience: Duration,
 }
 
 impl Config {
@@ -66,6 +72,8 @@ impl Config {
             cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             runtime_handlers: Vec::new(),
             streaming: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
+            streaming_idle: Duration::from_secs(4 * 60 * 60),
+            streaming_patience: Duration::from_secs(30),
         }
     }
 }

@@ -207,6 +207,9 @@ pub enum Error {
     /// Several steps of a teardown failed; the rest is done and a later call resumes.
     #[error("{}", join(.0))]
     Many(Vec<Arc<Error>>),
+    /// The client of an exec or attach.
+    #[error("the client has hung up, or was silent for too long")]
+    ClientGone,
     /// The server is stopping.
     #[error("the runtime is shutting down")]
     Closing,
@@ -245,7 +248,7 @@ pub fn code(error: &Error) -> tonic::Code {
         Error::Exists { .. } => Code::AlreadyExists,
         Error::State { .. } => Code::FailedPrecondition,
         Error::Timeout { .. } => Code::DeadlineExceeded,
-        Error::Cancelled { .. } => Code::Cancelled,
+        Error::Cancelled { .. } | Error::ClientGone => Code::Cancelled,
         Error::Exhausted { .. } => Code::ResourceExhausted,
         Error::ShimGone { .. } | Error::Closing => Code::Unavailable,
         _ => Code::Unknown,
@@ -291,6 +294,7 @@ mod tests {
             ),
             (Error::Timeout { command: "a".into(), seconds: 1 }, tonic::Code::DeadlineExceeded),
             (Error::Exhausted { what: "tokens" }, tonic::Code::ResourceExhausted),
+            (Error::ClientGone, tonic::Code::Cancelled),
             (Error::Closing, tonic::Code::Unavailable),
             (Error::Start { id: "a".into(), message: "b".into() }, tonic::Code::Unknown),
         ];

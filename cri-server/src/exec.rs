@@ -61,12 +61,6 @@ impl ExecHandle {
     pub(crate) async fn kill(&self) -> Result<(), Error> {
         kill(&self.shim, &self.container, &self.id).await
     }
-
-    /// Sets the size of its terminal.
-    pub(crate) async fn resize(&self, width: u16, height: u16) -> Result<(), Error> {
-        let request = Request::Resize { id: self.container.as_str().into(), exec: Some(self.id.clone()), width, height };
-        self.shim.call("resize the terminal", request, Vec::new()).await.map(|_| ())
-    }
 }
 
 async fn kill(shim: &ShimClient, container: &ContainerId, id: &str) -> Result<(), Error> {
@@ -248,9 +242,4 @@ async fn collect(fd: Option<OwnedFd>, budget: Budget, sink: Sink) {
 /// The read end of a pipe, for async use.
 pub(crate) fn reader(fd: OwnedFd) -> Option<pipe::Receiver> {
     pipe::Receiver::from_owned_fd(fd).inspect_err(|error| tracing::warn!(%error, "output of a command can not be read")).ok()
-}
-
-/// The write end of a pipe, for async use.
-pub(crate) fn writer(fd: OwnedFd) -> Option<pipe::Sender> {
-    pipe::Sender::from_owned_fd(fd).inspect_err(|error| tracing::warn!(%error, "input of a command can not be written")).ok()
 }

@@ -129,6 +129,11 @@ impl Server {
         self.closing.cancel();
     }
 
+    /// Cancelled when the server closes.
+    pub(crate) fn closing_token(&self) -> CancellationToken {
+        self.closing.clone()
+    }
+
     /// Ends when the server closes.
     pub(crate) fn closed(&self) -> WaitForCancellationFutureOwned {
         self.closing.clone().cancelled_owned()

@@ -72,8 +72,11 @@ fn hostname_is_valid(hostname: &str) -> Result<(), Error> {
 }
 
 fn port_mapping(wire: &v1::PortMapping) -> Result<Option<PortMapping>, Error> {
-    if wire.host_port <= 0 {
+    if wire.host_port == 0 {
         return Ok(None);
+    }
+    if !wire.host_ip.is_empty() && wire.host_ip.parse::<std::net::IpAddr>().is_err() {
+        return Err(invalid("port_mappings.host_ip", format!("{:?} is not an address", wire.host_ip)));
     }
     let protocol = match v1::Protocol::try_from(wire.protocol) {
         Ok(v1::Protocol::Tcp) => "tcp",
@@ -106,7 +109,10 @@ fn namespaces(wire: Option<v1::NamespaceOption>, sandbox: bool) -> Result<Namesp
     };
     shared("namespace_options.network", out.network)?;
     shared("namespace_options.ipc", out.ipc)?;
-    if out.pid == NamespaceMode::Target && out.target_id.is_empty() && !sandbox {
+    if out.pid == NamespaceMode::Target && sandbox {
+        return Err(invalid("namespace_options.pid", "TARGET is for containers"));
+    }
+    if out.pid == NamespaceMode::Target && out.target_id.is_empty() {
         return Err(invalid("namespace_options.target_id", "empty with pid mode TARGET"));
     }
     if out.own_users().is_some()
@@ -390,6 +396,36 @@ mod tests {
         let spec = sandbox(v1::PodSandboxConfig { metadata: meta(), ..Default::default() }, String::new()).unwrap();
         assert_eq!(spec.namespaces, Namespaces::default());
         assert_eq!(spec.namespaces.pid, NamespaceMode::Pod);
+    }
+
+    #[test]
+    fn a_sandbox_has_no_container_to_target() {
+        let options = v1::NamespaceOption { pid: v1::NamespaceMode::Target.into(), target_id: "c".into(), ..Default::default() };
+        assert!(namespaces(Some(options.clone()), true).is_err());
+        assert!(namespaces(Some(options.clone()), false).is_ok());
+        assert!(namespaces(Some(v1::NamespaceOption { target_id: String::new(), ..options }), false).is_err());
+    }
+
+    #[test]
+    fn a_mapped_port_needs_numbers_and_an_address_that_can_be() {
+        let good = v1::PortMapping {
+            protocol: v1::Protocol::Sctp.into(),
+            container_port: 80,
+            host_port: 8080,
+            host_ip: "fd00::1".into(),
+        };
+        let mapped = port_mapping(&good).unwrap().unwrap();
+        assert_eq!((mapped.protocol.as_str(), mapped.host_port, mapped.host_ip.as_str()), ("sctp", 8080, "fd00::1"));
+        assert_eq!(port_mapping(&v1::PortMapping { host_port: 0, ..good.clone() }).unwrap(), None);
+        for bad in [
+            v1::PortMapping { protocol: 7, ..good.clone() },
+            v1::PortMapping { host_port: -1, ..good.clone() },
+            v1::PortMapping { host_port: 65536, ..good.clone() },
+            v1::PortMapping { container_port: 0, ..good.clone() },
+            v1::PortMapping { host_ip: "localhost".into(), ..good.clone() },
+        ] {
+            assert!(port_mapping(&bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -180,6 +180,9 @@ impl RuntimeService for RuntimeEdge {
         request: Request<v1::UpdateContainerResourcesRequest>,
     ) -> Answer<v1::UpdateContainerResourcesResponse> {
         let request = request.into_inner();
+        if request.windows.is_some() {
+            return Err(Error::Unsupported { what: "windows", reason: "this node runs Linux".into() }.into());
+        }
         let view = self.container(&request.container_id)?;
         if let Some(linux) = request.linux {
             let resources = Box::new(resources(linux));

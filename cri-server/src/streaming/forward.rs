@@ -2,17 +2,20 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream as StdStream};
-use std::os::fd::AsFd;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream as StdStream};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::Instant;
 
-use super::spdy::{Session, Stream};
+use super::inbox::Inbox;
+use super::spdy::{Limits, Session, Stream, Why};
 use super::wires::Out;
 use crate::Server;
 use crate::error::{Error, text};
@@ -21,11 +24,19 @@ use crate::sandbox::holdings::Live;
 use crate::sandbox::owner;
 use crate::sandbox::state::Op;
 
-/// How long half of a pair waits for the other.
-const PAIR: Duration = Duration::from_secs(30);
+/// How long a pod may leave data untaken, with the buffer of its connection full, before that connection is cut for the sake of
+/// the others.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// Two streams make one forwarded connection: 4,096 of them at a time.
+pub(super) const LIMITS: Limits = Limits { patience: Some(PATIENCE), streams: 8192 };
 /// How long a connection into the pod may take to be made.
 const CONNECT: Duration = Duration::from_secs(10);
+/// A client that has heard the pod's last word may go on talking; when it is silent for that long, it is over.
+const HALF_CLOSED: Duration = Duration::from_secs(300);
 const BUFFER: usize = 16 * 1024;
+
+/// Halves of pairs by what pairs them, since when they wait.
+type Halves = HashMap<String, (Instant, Stream)>;
 
 /// Serves a SPDY connection to its end.
 pub(super) async fn spdy(server: &Arc<Server>, sandbox: &SandboxId, mut session: Session) {
@@ -36,42 +47,53 @@ pub(super) async fn spdy(server: &Arc<Server>, sandbox: &SandboxId, mut session:
             return session.close().await;
         }
     };
-    let mut halves: HashMap<String, (tokio::time::Instant, Stream)> = HashMap::new();
+    let patience = server.config.streaming_patience;
+    let mut halves = Halves::new();
     let mut tasks = tokio::task::JoinSet::new();
-    let mut look = tokio::time::interval(Duration::from_secs(5));
     loop {
+        let oldest = halves.values().map(|(since, _)| *since + patience).min();
         let stream = tokio::select! {
             stream = session.next() => stream,
-            _ = look.tick() => {
-                while tasks.try_join_next().is_some() {}
-                expire(&mut halves).await;
-                if live.is_dead() {
-                    break;
-                }
+            Some(_) = tasks.join_next() => continue,
+            () = until(oldest) => {
+                expire(&mut halves, patience).await;
                 continue;
             }
             () = ended(&live) => break,
+            () = server.closed() => break,
         };
         let Some(stream) = stream else { break };
         let Some((key, port)) = identify(&stream) else {
-            let _ = stream.writer.reset().await;
+            let _ = stream.writer.reset(Why::Protocol).await;
             continue;
         };
         match halves.remove(&key) {
-            Some((_, other)) => {
+            Some((_, other)) if is_error(&stream) != is_error(&other) => {
                 let (error, data) = if is_error(&stream) { (stream, other) } else { (other, stream) };
                 tasks.spawn(pair(live.clone(), port, error, data));
             }
+            Some(twice) => {
+                let _ = stream.writer.reset(Why::Protocol).await;
+                halves.insert(key, twice);
+            }
             None => {
-                halves.insert(key, (tokio::time::Instant::now(), stream));
+                halves.insert(key, (Instant::now(), stream));
             }
         }
     }
-    tasks.abort_all();
+    tasks.shutdown().await;
     session.close().await;
 }
 
-async fn ended(live: &Live) {
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Ends with the sandbox.
+pub(super) async fn ended(live: &Live) {
     match &live.process {
         Some(process) => process.ended.cancelled().await,
         None => std::future::pending().await,
@@ -95,61 +117,100 @@ fn identify(stream: &Stream) -> Option<(String, u16)> {
     Some((key, port))
 }
 
-async fn expire(halves: &mut HashMap<String, (tokio::time::Instant, Stream)>) {
-    let late: Vec<String> = halves.iter().filter(|(_, (since, _))| since.elapsed() > PAIR).map(|(k, _)| k.clone()).collect();
+async fn expire(halves: &mut Halves, patience: Duration) {
+    let late: Vec<String> = halves.iter().filter(|(_, (since, _))| since.elapsed() >= patience).map(|(k, _)| k.clone()).collect();
     for key in late {
         if let Some((_, stream)) = halves.remove(&key) {
             let _ = stream.writer.send(Bytes::from_static(b"the other stream of this connection did not come")).await;
-            let _ = stream.writer.reset().await;
+            let _ = stream.writer.reset(Why::Cancelled).await;
         }
     }
 }
 
 async fn pair(live: Arc<Live>, port: u16, error: Stream, data: Stream) {
-    let (error, writer) = (Out::Spdy(error.writer), Out::Spdy(data.writer));
-    match connect(&live, port).await {
-        Ok(tcp) => join(tcp, data.data, &writer).await,
-        Err(failed) => {
-            let text = format!("error forwarding port {port} to pod {}: {}", live.id, text(&failed));
-            let _ = error.send(text.into()).await;
-            let _ = writer.finish().await;
+    let Stream { data: from, writer, .. } = data;
+    let (error, to) = (Out::Spdy(error.writer), Out::Spdy(writer.clone()));
+    let forwarded = async {
+        match connect(&live, port).await {
+            Ok(tcp) => join(tcp, from, &to, Some(&error)).await,
+            Err(failed) => {
+                let text = format!("error forwarding port {port} to pod {}: {}", live.id, text(&failed));
+                let _ = error.send(text.into()).await;
+                let _ = to.finish().await;
+                let _ = error.finish().await;
+                false
+            }
         }
+    };
+    let client_done = tokio::select! {
+        done = forwarded => done,
+        // Given up by the client, or cut by us: the pod's side ends with it.
+        () = writer.reset.cancelled() => true,
+    };
+    if !client_done {
+        // What the client still sends on it is nobody's.
+        let _ = writer.reset(Why::Cancelled).await;
     }
     let _ = error.finish().await;
 }
 
-/// Connects to a port of the pod from inside its network namespace.
+/// Connects to a port of the pod from inside its network namespace: 127.0.0.1 first, then ::1.
 pub(super) async fn connect(live: &Arc<Live>, port: u16) -> Result<TcpStream, Error> {
-    let live = live.clone();
-    let stream = crate::blocking(move || {
-        let dial = || {
-            let address = |ip| SocketAddr::new(ip, port);
-            StdStream::connect_timeout(&address(Ipv4Addr::LOCALHOST.into()), CONNECT)
-                .or_else(|first| StdStream::connect_timeout(&address(Ipv6Addr::LOCALHOST.into()), CONNECT).map_err(|_| first))
-        };
-        let dialled = match &live.netns {
-            Some(netns) => berth_linux::ns::with_netns(netns.as_fd(), dial)
-                .map_err(|e| Error::Linux { action: "enter the pod's network".into(), source: Box::new(e) })?,
-            None => dial(),
-        };
-        dialled.map_err(|source| Error::File { action: "connect to port", path: port.to_string().into(), source })
-    })
-    .await?;
-    let io = |source: io::Error| Error::File { action: "watch port", path: port.to_string().into(), source };
-    stream.set_nonblocking(true).map_err(io)?;
-    TcpStream::from_std(stream).map_err(io)
+    let failed = |source: io::Error| Error::File { action: "connect to port", path: port.to_string().into(), source };
+    let first = match dial(live, Ipv4Addr::LOCALHOST.into(), port).await {
+        Ok(stream) => return Ok(stream),
+        Err(Dial::Refused(error)) => error,
+        Err(Dial::Failed(error)) => return Err(error),
+    };
+    match dial(live, Ipv6Addr::LOCALHOST.into(), port).await {
+        Ok(stream) => Ok(stream),
+        Err(_) => Err(failed(first)),
+    }
 }
 
-/// Copies both ways; each direction ends on its own.
-pub(super) async fn join(tcp: TcpStream, mut from: mpsc::Receiver<Bytes>, to: &Out) {
+enum Dial {
+    /// By the pod, or its kernel.
+    Refused(io::Error),
+    Failed(Error),
+}
+
+async fn dial(live: &Arc<Live>, ip: IpAddr, port: u16) -> Result<TcpStream, Dial> {
+    let (pod, family) = (live.clone(), if ip.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 });
+    // Only the socket is made in the pod's namespace, where it stays; the waiting is done here, so that a pod that does not
+    // answer takes up no thread.
+    let socket = crate::blocking(move || {
+        let make = || socket_with(family, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None);
+        Ok(match &pod.netns {
+            Some(netns) => berth_linux::ns::with_netns(netns.as_fd(), make)
+                .map_err(|e| Error::Linux { action: "enter the pod's network".into(), source: Box::new(e) })?,
+            None => make(),
+        })
+    });
+    let socket: OwnedFd = socket.await.map_err(Dial::Failed)?.map_err(|e| Dial::Refused(e.into()))?;
+    let connecting = TcpSocket::from_std_stream(StdStream::from(socket)).connect(SocketAddr::new(ip, port));
+    let stream = tokio::time::timeout(CONNECT, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    let stream = stream.map_err(Dial::Refused)?;
+    let _ = stream.set_nodelay(true);
+    Ok(stream)
+}
+
+/// Copies both ways; each direction ends on its own. `error` is finished with the pod's last word: clients wait for it then.
+/// True when the client has ended its direction.
+pub(super) async fn join(tcp: TcpStream, mut from: Inbox, to: &Out, error: Option<&Out>) -> bool {
     let (mut read, mut write) = tcp.into_split();
+    let sent = AtomicU64::new(0);
     let up = async {
         while let Some(bytes) = from.recv().await {
             if write.write_all(&bytes).await.is_err() {
-                return;
+                return Up::Deaf;
             }
+            sent.fetch_add(1, Ordering::Relaxed);
+        }
+        if from.aborted() {
+            return Up::Aborted;
         }
         let _ = write.shutdown().await;
+        Up::Finished
     };
     let down = async {
         let mut buffer = vec![0u8; BUFFER];
@@ -164,13 +225,40 @@ pub(super) async fn join(tcp: TcpStream, mut from: mpsc::Receiver<Bytes>, to: &O
             }
         }
         let _ = to.finish().await;
+        if let Some(error) = error {
+            let _ = error.finish().await;
+        }
     };
-    // The pod has said all it will: what the client still sends gets a moment, not for ever.
     tokio::pin!(up, down);
     tokio::select! {
-        () = &mut down => {
-            let _ = tokio::time::timeout(Duration::from_secs(1), &mut up).await;
-        }
-        () = &mut up => down.await,
+        ended = &mut up => match ended {
+            Up::Aborted => return true,
+            Up::Finished => {
+                down.await;
+                return true;
+            }
+            Up::Deaf => {
+                down.await;
+                return false;
+            }
+        },
+        () = &mut down => {}
     }
+    let mut seen = sent.load(Ordering::Relaxed);
+    loop {
+        match tokio::time::timeout(HALF_CLOSED, &mut up).await {
+            Ok(ended) => return ended != Up::Deaf,
+            Err(_) if sent.load(Ordering::Relaxed) == seen => return false,
+            Err(_) => seen = sent.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// How a client's direction has ended.
+#[derive(PartialEq, Eq)]
+enum Up {
+    Finished,
+    Aborted,
+    /// The pod does not take any more.
+    Deaf,
 }

@@ -32,6 +32,11 @@ impl Head {
         self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
     }
 
+    /// Whether a body follows, which no upgrade has.
+    pub(super) fn has_body(&self) -> bool {
+        self.value("transfer-encoding").is_some() || self.value("content-length").is_some_and(|n| n != "0")
+    }
+
     /// Whether an upgrade to a protocol is asked for.
     pub(super) fn upgrades_to(&self, protocol: &str) -> bool {
         self.list("connection").iter().any(|t| t.eq_ignore_ascii_case("upgrade"))

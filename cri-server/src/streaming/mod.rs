@@ -3,13 +3,16 @@
 
 mod forward;
 mod http;
+mod inbox;
 mod legacy;
 mod process;
 mod serve;
 mod sha1;
 mod spdy;
 mod token;
+mod tunnel;
 mod websocket;
+mod wire;
 mod wires;
 
 use std::sync::Arc;
@@ -62,6 +65,13 @@ pub(crate) async fn prepare_port_forward(server: &Arc<Server>, request: v1::Port
     }
     let view = server.board.need_sandbox(&request.pod_sandbox_id)?;
     owner::submit(server, &view.id, Op::Live).await?;
+    if request.port.len() > legacy::PORTS {
+        return Err(invalid(
+            "port",
+            format!("{} ports: at most {} go through one connection", request.port.len(), legacy::PORTS),
+        )
+        .into());
+    }
     let ports = request
         .port
         .into_iter()

@@ -8,11 +8,11 @@ use std::time::Duration;
 use berth_shim::protocol::{Reply, Request as ShimRequest};
 use bytes::Bytes;
 use rustix::fs::OFlags;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::inbox::Inbox;
 use super::wires::{Out, Outcome, Wires};
 use crate::Server;
 use crate::board::ContainerState;
@@ -48,37 +48,49 @@ async fn try_exec(
     let (container, live) = exec::running(server, container.as_str()).await?;
     let stdin = wires.stdin.take();
     let mut running = exec::start(server, &live, &container, command, stdin.is_some(), tty).await?;
-    let mut tasks = Tasks::default();
-    let mut outputs = Vec::new();
+    let mut inputs = Tasks::default();
+    let mut outputs = Outputs::new(wires);
+    let mut terminal = None;
     if let Some(console) = running.console.take() {
-        let console = Arc::new(console_fd(console)?);
+        let console = Arc::new(watched(console, Interest::READABLE | Interest::WRITABLE)?);
         if let Some(stdin) = stdin {
-            tasks.0.push(tokio::spawn(write_console(stdin, console.clone())));
+            inputs.0.push(tokio::spawn(feed(stdin, console.clone())));
         }
-        outputs.push(tokio::spawn(read_console(console, wires.stdout.clone(), wires.gone.clone())));
+        outputs.copy(console.clone(), wires.stdout.clone());
+        terminal = Some(console);
     } else {
         if let (Some(stdin), Some(fd)) = (stdin, running.stdin.take()) {
-            tasks.0.push(tokio::spawn(write_pipe(stdin, fd)));
+            inputs.0.push(tokio::spawn(feed(stdin, Arc::new(watched(fd, Interest::WRITABLE)?))));
         }
-        outputs.extend(running.stdout.take().map(|fd| tokio::spawn(read_pipe(fd, wires.stdout.clone()))));
-        outputs.extend(running.stderr.take().map(|fd| tokio::spawn(read_pipe(fd, wires.stderr.clone()))));
-    }
-    let code = {
-        let mut resize = wires.resize.take();
-        let mut sizes = Sizes::default();
-        loop {
-            tokio::select! {
-                code = running.handle.wait() => break code,
-                chunk = next(&mut resize) => match chunk {
-                    Some(chunk) => for (width, height) in sizes.push(&chunk) {
-                        let _ = running.handle.resize(width, height).await;
-                    },
-                    None => resize = None,
-                },
+        for (fd, to) in [(running.stdout.take(), &wires.stdout), (running.stderr.take(), &wires.stderr)] {
+            if let Some(fd) = fd {
+                outputs.copy(Arc::new(watched(fd, Interest::READABLE)?), to.clone());
             }
         }
+    }
+    let mut resize = wires.resize.take();
+    let mut sizes = Sizes::default();
+    let code = loop {
+        tokio::select! {
+            code = running.handle.wait() => break code,
+            chunk = next(&mut resize) => match chunk {
+                Some(chunk) => for (width, height) in sizes.push(&chunk) {
+                    if let Some(terminal) = &terminal {
+                        let _ = berth_linux::tty::set_window_size(terminal.get_ref().as_fd(), width, height);
+                    }
+                },
+                None => resize = None,
+            },
+            () = wires.gone.cancelled() => {
+                // As in containerd: the process finds its pipes broken, or its terminal hung up, and goes on if it likes.
+                tokio::spawn(async move { running.handle.wait().await });
+                return Err(Arc::new(Error::ClientGone));
+            }
+            () = wires.closing.cancelled() => return Err(Arc::new(Error::Closing)),
+        }
     };
-    drain(outputs).await;
+    drop(inputs);
+    outputs.drain().await;
     Ok(code?)
 }
 
@@ -92,94 +104,101 @@ impl Drop for Tasks {
     }
 }
 
-async fn next(receiver: &mut Option<mpsc::Receiver<Bytes>>) -> Option<Bytes> {
-    match receiver {
-        Some(receiver) => receiver.recv().await,
+async fn next(inbox: &mut Option<Inbox>) -> Option<Bytes> {
+    match inbox {
+        Some(inbox) => inbox.recv().await,
         None => std::future::pending().await,
     }
 }
 
-/// Waits until the outputs have been passed on, or nobody writes any more to speak of.
-async fn drain(outputs: Vec<tokio::task::JoinHandle<()>>) {
-    let deadline = tokio::time::Instant::now() + DRAIN;
-    for mut output in outputs {
-        if tokio::time::timeout_at(deadline, &mut output).await.is_err() {
-            output.abort();
+type Watched = Arc<AsyncFd<OwnedFd>>;
+
+/// The outputs of a process on their way to the client.
+struct Outputs {
+    tasks: Tasks,
+    gone: CancellationToken,
+    ended: CancellationToken,
+}
+
+impl Outputs {
+    fn new(wires: &Wires) -> Self {
+        Self { tasks: Tasks::default(), gone: wires.gone.clone(), ended: CancellationToken::new() }
+    }
+
+    fn copy(&mut self, from: Watched, to: Option<Out>) {
+        self.tasks.0.push(tokio::spawn(copy(from, to, self.gone.clone(), self.ended.clone())));
+    }
+
+    /// The process has ended: returns when the client has all that it wrote, however slowly it reads.
+    async fn drain(&mut self) {
+        self.ended.cancel();
+        for task in &mut self.tasks.0 {
+            let _ = task.await;
         }
     }
 }
 
-async fn read_pipe(fd: OwnedFd, to: Option<Out>) {
-    let Some(mut pipe) = exec::reader(fd) else { return };
+/// Copies one output. When the client is gone it stops, and lets go: a process that writes on learns it by its broken pipe, one
+/// with a terminal by its hangup. After the process's end, what it has written is passed on, and what others who have inherited
+/// its output write within [`DRAIN`].
+async fn copy(from: Watched, to: Option<Out>, gone: CancellationToken, ended: CancellationToken) {
     let mut buffer = vec![0u8; BUFFER];
-    let mut to = to;
+    // After the end: what the process has left, and until when others are listened to.
+    let mut left: Option<u64> = None;
+    let mut until = None;
     loop {
-        match pipe.read(&mut buffer).await {
-            Ok(0) | Err(_) => return,
-            // A client that is gone does not stop the process: its output is read and thrown away.
-            Ok(n) => {
-                if let Some(out) = &to
-                    && out.send(Bytes::copy_from_slice(&buffer[..n])).await.is_err()
-                {
-                    to = None;
-                }
-            }
+        if left == Some(0) && until.is_none() {
+            until = Some(tokio::time::Instant::now() + DRAIN);
         }
-    }
-}
-
-async fn write_pipe(mut from: mpsc::Receiver<Bytes>, fd: OwnedFd) {
-    let Some(mut pipe) = exec::writer(fd) else { return };
-    while let Some(bytes) = from.recv().await {
-        if pipe.write_all(&bytes).await.is_err() {
-            // The process does not read any more: the rest is thrown away, so that the connection goes on.
-            drop(pipe);
-            while from.recv().await.is_some() {}
-            return;
-        }
-    }
-}
-
-fn console_fd(fd: OwnedFd) -> Result<AsyncFd<OwnedFd>, Error> {
-    let io = |source: io::Error| Error::File { action: "open", path: "terminal".into(), source };
-    let flags = rustix::fs::fcntl_getfl(&fd).map_err(|e| io(e.into()))?;
-    rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK).map_err(|e| io(e.into()))?;
-    super::async_fd(fd, Interest::READABLE | Interest::WRITABLE).map_err(io)
-}
-
-/// Reads a terminal until its other side is closed, or the client is gone: then it is let go, which hangs the process up.
-async fn read_console(console: Arc<AsyncFd<OwnedFd>>, to: Option<Out>, gone: CancellationToken) {
-    let mut buffer = vec![0u8; BUFFER];
-    loop {
-        let read = console.async_io(Interest::READABLE, |fd| rustix::io::read(fd.as_fd(), &mut buffer).map_err(io::Error::from));
         let read = tokio::select! {
-            read = read => read,
+            biased;
             () = gone.cancelled() => return,
+            () = ended.cancelled(), if left.is_none() => {
+                left = Some(rustix::io::ioctl_fionread(&*from.get_ref()).unwrap_or(0));
+                continue;
+            }
+            // Whoever writes for ever gets no more time than who is silent.
+            () = tokio::time::sleep_until(until.unwrap_or_else(tokio::time::Instant::now)), if until.is_some() => return,
+            read = from.async_io(Interest::READABLE, |fd| rustix::io::read(fd.as_fd(), &mut buffer).map_err(io::Error::from)) => read,
         };
         match read {
             // A terminal whose other side is closed says so with an error.
             Ok(0) | Err(_) => return,
             Ok(n) => {
-                if let Some(out) = &to
-                    && out.send(Bytes::copy_from_slice(&buffer[..n])).await.is_err()
-                {
-                    return;
+                left = left.map(|left| left.saturating_sub(n as u64));
+                if let Some(out) = &to {
+                    let sent = tokio::select! {
+                        sent = out.send(Bytes::copy_from_slice(&buffer[..n])) => sent,
+                        () = gone.cancelled() => return,
+                    };
+                    if sent.is_err() {
+                        return;
+                    }
                 }
             }
         }
     }
 }
 
-async fn write_console(mut from: mpsc::Receiver<Bytes>, console: Arc<AsyncFd<OwnedFd>>) {
+/// Copies a client's input. A process that does not read any more ends it: the rest is thrown away, so that the connection goes on.
+async fn feed(mut from: Inbox, to: Watched) {
     while let Some(bytes) = from.recv().await {
         let mut rest = &bytes[..];
         while !rest.is_empty() {
-            match console.async_io(Interest::WRITABLE, |fd| rustix::io::write(fd.as_fd(), rest).map_err(io::Error::from)).await {
+            match to.async_io(Interest::WRITABLE, |fd| rustix::io::write(fd.as_fd(), rest).map_err(io::Error::from)).await {
                 Ok(n) => rest = &rest[n..],
                 Err(_) => return,
             }
         }
     }
+}
+
+/// A pipe or terminal, for async use.
+fn watched(fd: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>, Error> {
+    let io = |source: io::Error| Error::File { action: "watch", path: "a process's stream".into(), source };
+    let flags = rustix::fs::fcntl_getfl(&fd).map_err(|e| io(e.into()))?;
+    rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK).map_err(|e| io(e.into()))?;
+    super::async_fd(fd, interest).map_err(io)
 }
 
 /// Reads `{"Width":80,"Height":24}` objects from chunks that may be cut anywhere.
@@ -240,37 +259,37 @@ async fn try_attach(server: &Arc<Server>, container: &ContainerId, tty: bool, wi
     let Reply::Attached { stdin, stdout, stderr } = answer.reply else {
         return Err(Arc::new(shim.unexpected("attach to container")));
     };
-    let mut tasks = Tasks::default();
+    let mut inputs = Tasks::default();
     if let (Some(from), Some(fd)) = (wires.stdin.take(), answer.take(stdin)) {
-        let task =
-            if tty { tokio::spawn(write_console(from, Arc::new(console_fd(fd)?))) } else { tokio::spawn(write_pipe(from, fd)) };
-        tasks.0.push(task);
+        let interest = if tty { Interest::READABLE | Interest::WRITABLE } else { Interest::WRITABLE };
+        inputs.0.push(tokio::spawn(feed(from, Arc::new(watched(fd, interest)?))));
     }
-    let stdout = answer.take(stdout).map(|fd| read_pipe(fd, wires.stdout.clone()));
-    let stderr = answer.take(stderr).map(|fd| read_pipe(fd, wires.stderr.clone()));
+    let mut outputs = Outputs::new(wires);
+    for (index, to) in [(stdout, &wires.stdout), (stderr, &wires.stderr)] {
+        if let Some(fd) = answer.take(index) {
+            outputs.copy(Arc::new(watched(fd, Interest::READABLE)?), to.clone());
+        }
+    }
+    let only_input = outputs.tasks.0.is_empty();
     let mut resize = wires.resize.take();
     let mut sizes = Sizes::default();
-    let outputs = async {
-        match (stdout, stderr) {
-            (Some(a), Some(b)) => {
-                tokio::join!(a, b);
-            }
-            (Some(a), None) | (None, Some(a)) => a.await,
-            // Only input: it lasts as long as the container.
-            (None, None) => {
-                while server.board.container(container.as_str()).is_some_and(|c| c.state == ContainerState::Running) {
-                    if let Err(tokio::sync::broadcast::error::RecvError::Closed) = events.recv().await {
-                        break;
-                    }
-                }
+    let ended = async {
+        for task in &mut outputs.tasks.0 {
+            let _ = task.await;
+        }
+        // Only input: it lasts as long as the container.
+        while only_input && server.board.container(container.as_str()).is_some_and(|c| c.state == ContainerState::Running) {
+            if let Err(tokio::sync::broadcast::error::RecvError::Closed) = events.recv().await {
+                break;
             }
         }
     };
-    tokio::pin!(outputs);
+    tokio::pin!(ended);
     loop {
         tokio::select! {
-            () = &mut outputs => return Ok(()),
-            () = wires.gone.cancelled() => return Ok(()),
+            () = &mut ended => return Ok(()),
+            () = wires.gone.cancelled() => return Err(Arc::new(Error::ClientGone)),
+            () = wires.closing.cancelled() => return Err(Arc::new(Error::Closing)),
             chunk = next(&mut resize) => match chunk {
                 Some(chunk) => for (width, height) in sizes.push(&chunk) {
                     let request = ShimRequest::Resize { id: container.as_str().into(), exec: None, width, height };

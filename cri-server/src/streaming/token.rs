@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::error::Error;
 use crate::id::{ContainerId, SandboxId, random_bytes};
@@ -95,6 +97,24 @@ mod tests {
         assert!(tokens.take(path).is_none());
         let url = tokens.url(request()).unwrap();
         assert!(tokens.take(&url.replace("portforward", "exec")["http://127.0.0.1:1234".len()..]).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_waits_a_minute_and_no_longer() {
+        let tokens = Tokens::default();
+        tokens.listens_at(([127, 0, 0, 1], 1).into());
+        let path = |url: String| url["http://127.0.0.1:1".len()..].to_owned();
+        let (early, late) = (path(tokens.url(request()).unwrap()), path(tokens.url(request()).unwrap()));
+        tokio::time::sleep(LIFE - Duration::from_secs(1)).await;
+        assert!(tokens.take(&early).is_some());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(tokens.take(&late).is_none());
+        // The places of those that have expired are free again.
+        for _ in 0..WAITING {
+            tokens.url(request()).unwrap();
+        }
+        tokio::time::sleep(LIFE).await;
+        tokens.url(request()).unwrap();
     }
 
     #[test]

@@ -1,34 +1,47 @@
 //! WebSocket (RFC 6455), server side: handshake key, frames, and Kubernetes' channels over them. Knows no exec.
 
+mod frame;
+#[cfg(test)]
+mod tests;
+
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::inbox::{Feeder, Inbox, Pool, Push, inbox};
 use super::sha1::sha1;
+use super::wire::Peer;
+use frame::{BINARY, CLOSE, Incoming, Message, Messages, PONG, TEXT};
 
-/// Messages larger than this are refused; the usual clients send 32 KiB.
-const LIMIT: u64 = 4 << 20;
+/// Messages that may wait for the connection; then the sender waits.
 const QUEUE: usize = 32;
-
-const TEXT: u8 = 1;
-const BINARY: u8 = 2;
-const CLOSE: u8 = 8;
-const PING: u8 = 9;
-const PONG: u8 = 10;
+/// Pongs that a peer may have outstanding before further pings go unanswered: it does not read them.
+const ANSWERS: usize = 64;
+/// Clients give a connection up when no pong came for a minute; the answer to a ping behind data that has no room comes unasked.
+const LOOK: Duration = Duration::from_secs(5);
+/// A connection that is being closed ends when nothing more could be sent for that long.
+const STUCK: Duration = Duration::from_secs(30);
+/// How long the peer may take to answer our goodbye.
+const GOODBYE: Duration = Duration::from_secs(5);
+/// Close codes.
+const NORMAL: u16 = 1000;
 
 /// The answer to a client's key.
 pub(super) fn accept_key(key: &str) -> String {
     STANDARD.encode(sha1(format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11").as_bytes()))
 }
 
-struct Message {
-    opcode: u8,
-    payload: Bytes,
+/// Whether a client's key is one: 16 bytes in base64.
+pub(super) fn is_key(key: &str) -> bool {
+    STANDARD.decode(key).is_ok_and(|key| key.len() == 16)
 }
 
 /// How channel messages are written.
@@ -63,28 +76,34 @@ impl ChannelWriter {
 pub(super) struct WebSocket {
     form: Form,
     out: mpsc::Sender<Message>,
-    incoming: mpsc::Receiver<Bytes>,
+    incoming: Inbox,
     /// Cancelled when the peer is gone or has said goodbye.
     pub(super) gone: CancellationToken,
-    reader: tokio::task::AbortHandle,
+    written: Arc<AtomicU64>,
+    reader: tokio::task::JoinHandle<()>,
     writer: tokio::task::JoinHandle<()>,
 }
 
 impl WebSocket {
     /// Runs a connection.
-    pub(super) fn start(io: impl AsyncRead + AsyncWrite + Send + 'static, form: Form) -> Self {
+    pub(super) fn start(io: impl AsyncRead + AsyncWrite + Send + 'static, peer: Peer, form: Form) -> Self {
         let (read, write) = tokio::io::split(io);
         let (out, queue) = mpsc::channel(QUEUE);
-        let (messages, incoming) = mpsc::channel(QUEUE);
-        let gone = CancellationToken::new();
-        let writer = tokio::spawn(write_messages(write, queue));
-        let (replies, token) = (out.clone(), gone.clone());
-        let reader = tokio::spawn(async move {
-            let end = read_messages(read, &replies, &messages).await;
-            tracing::debug!(error = ?end.err(), "websocket ended");
-            token.cancel();
+        let (answers, urgent) = mpsc::channel(ANSWERS);
+        let (gone, written, pool) = (CancellationToken::new(), Arc::new(AtomicU64::new(0)), Arc::new(Pool::default()));
+        let (messages, incoming) = inbox(&pool);
+        let (ended, counter) = (gone.clone(), written.clone());
+        let writer = tokio::spawn(async move {
+            write_messages(write, queue, urgent, &counter).await;
+            ended.cancel();
         });
-        Self { form, out, incoming, gone, reader: reader.abort_handle(), writer }
+        let ended = gone.clone();
+        let reader = Reader { answers, messages, pool, peer };
+        let reader = tokio::spawn(async move {
+            reader.run(read).await;
+            ended.cancel();
+        });
+        Self { form, out, incoming, gone, written, reader, writer }
     }
 
     /// The sending side of a channel.
@@ -112,15 +131,35 @@ impl WebSocket {
         RawWriter { out: self.out.clone() }
     }
 
-    /// The sender of the goodbye: everything sent so far arrives first, then code 1000; the peer's answer is awaited.
+    /// The sender of the goodbye: everything sent so far arrives first, as long as the peer takes any of it, then code 1000; the
+    /// peer's answer is awaited.
     pub(super) async fn close(mut self) {
-        let _ = self.out.send(Message { opcode: CLOSE, payload: 1000u16.to_be_bytes().to_vec().into() }).await;
-        let limit = std::time::Duration::from_secs(5);
-        let drained = async { while self.incoming.recv().await.is_some() {} };
-        let _ = tokio::time::timeout(limit, drained).await;
-        drop(self.out);
+        let sent = self.out.clone();
+        let goodbye = async {
+            let _ = sent.send(Message { opcode: CLOSE, payload: NORMAL.to_be_bytes().to_vec().into() }).await;
+            let _ = (&mut self.writer).await;
+        };
+        tokio::pin!(goodbye);
+        let mut seen = self.written.load(Ordering::Acquire);
+        while tokio::time::timeout(STUCK, &mut goodbye).await.is_err() {
+            let now = self.written.load(Ordering::Acquire);
+            if now == seen {
+                return;
+            }
+            seen = now;
+        }
+        let answer = async {
+            while self.incoming.recv().await.is_some() {}
+            let _ = (&mut self.reader).await;
+        };
+        let _ = tokio::time::timeout(GOODBYE, answer).await;
+    }
+}
+
+impl Drop for WebSocket {
+    fn drop(&mut self) {
         self.reader.abort();
-        let _ = tokio::time::timeout(limit, self.writer).await;
+        self.writer.abort();
     }
 }
 
@@ -146,150 +185,80 @@ fn decode(form: Form, message: Bytes) -> Option<(u8, Bytes)> {
     }
 }
 
-async fn write_messages(mut write: impl AsyncWrite + Unpin, mut queue: mpsc::Receiver<Message>) {
-    while let Some(message) = queue.recv().await {
-        let mut head = vec![0x80 | message.opcode];
-        match message.payload.len() {
-            n @ 0..=125 => head.push(n as u8),
-            n @ 126..=0xffff => {
-                head.push(126);
-                head.extend_from_slice(&(n as u16).to_be_bytes());
-            }
-            n => {
-                head.push(127);
-                head.extend_from_slice(&(n as u64).to_be_bytes());
-            }
-        }
-        let sent = match write.write_all(&head).await {
+/// Writes what comes, pongs first: they are never behind data that a slow client does not take. Nothing follows a goodbye.
+async fn write_messages(
+    mut write: impl AsyncWrite + Unpin,
+    mut queue: mpsc::Receiver<Message>,
+    mut urgent: mpsc::Receiver<Message>,
+    written: &AtomicU64,
+) {
+    loop {
+        let next = tokio::select! {
+            biased;
+            Some(answer) = urgent.recv() => Some(answer),
+            message = queue.recv() => message,
+        };
+        let Some(message) = next else { break };
+        let sent = match write.write_all(&frame::head(message.opcode, message.payload.len())).await {
             Ok(()) => write.write_all(&message.payload).await,
             Err(e) => Err(e),
         };
         if sent.is_err() || write.flush().await.is_err() {
             return;
         }
+        written.fetch_add(message.payload.len() as u64 + 2, Ordering::AcqRel);
+        if message.opcode == CLOSE {
+            break;
+        }
     }
     let _ = write.shutdown().await;
 }
 
-fn bad(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("websocket: {what}"))
+struct Reader {
+    answers: mpsc::Sender<Message>,
+    messages: Feeder,
+    pool: Arc<Pool>,
+    peer: Peer,
 }
 
-/// One frame: (last of its message, opcode, content).
-async fn read_frame(read: &mut (impl AsyncRead + Unpin)) -> io::Result<(bool, u8, Vec<u8>)> {
-    let mut head = [0u8; 2];
-    read.read_exact(&mut head).await?;
-    let length = match head[1] & 0x7f {
-        126 => u64::from(read.read_u16().await?),
-        127 => read.read_u64().await?,
-        n => u64::from(n),
-    };
-    if head[1] & 0x80 == 0 {
-        return Err(bad("a client's frame without a mask"));
-    }
-    if head[0] & 0x70 != 0 || length > LIMIT {
-        return Err(bad("a frame that can not be meant"));
-    }
-    let mut mask = [0u8; 4];
-    read.read_exact(&mut mask).await?;
-    let mut payload = vec![0u8; length as usize];
-    read.read_exact(&mut payload).await?;
-    payload.iter_mut().zip(mask.iter().cycle()).for_each(|(b, m)| *b ^= m);
-    Ok((head[0] & 0x80 != 0, head[0] & 0x0f, payload))
-}
-
-async fn read_messages(
-    mut read: impl AsyncRead + Unpin,
-    replies: &mpsc::Sender<Message>,
-    messages: &mpsc::Sender<Bytes>,
-) -> io::Result<()> {
-    let mut partial: Option<Vec<u8>> = None;
-    loop {
-        let (last, opcode, payload) = read_frame(&mut read).await?;
-        match opcode {
-            PING => {
-                let _ = replies.send(Message { opcode: PONG, payload: payload.into() }).await;
-            }
-            PONG => {}
-            CLOSE => {
-                let code = payload.get(..2).unwrap_or_default().to_vec();
-                let _ = replies.try_send(Message { opcode: CLOSE, payload: code.into() });
-                return Ok(());
-            }
-            0 | TEXT | BINARY => {
-                let mut whole = match (opcode, partial.take()) {
-                    (0, Some(begun)) => begun,
-                    (0, None) | (_, Some(_)) => return Err(bad("fragments out of order")),
-                    (_, None) => Vec::new(),
-                };
-                if whole.len() as u64 + payload.len() as u64 > LIMIT {
-                    return Err(bad("a message that is too long"));
+impl Reader {
+    async fn run(self, read: impl AsyncRead + Unpin) {
+        let mut messages = Messages::new(read);
+        loop {
+            match messages.next().await {
+                Ok(Incoming::Message(message)) => {
+                    if !self.deliver(message.into()).await {
+                        return;
+                    }
                 }
-                whole.extend_from_slice(&payload);
-                if last {
-                    // Nobody listening any more is no reason to stop answering pings.
-                    let _ = messages.send(whole.into()).await;
-                } else {
-                    partial = Some(whole);
+                Ok(Incoming::Ping(payload)) => self.answer(PONG, payload),
+                Ok(Incoming::Close(code)) => return self.answer(CLOSE, code),
+                Err(error) => {
+                    tracing::debug!(%error, "websocket");
+                    if let Some(code) = error.code() {
+                        self.answer(CLOSE, code.to_be_bytes().to_vec());
+                    }
+                    return;
                 }
             }
-            _ => return Err(bad("an unknown opcode")),
         }
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
-        let mask = [1u8, 2, 3, 4];
-        let mut out = vec![first, 0x80 | payload.len() as u8];
-        out.extend(mask);
-        out.extend(payload.iter().zip(mask.iter().cycle()).map(|(b, m)| b ^ m));
-        out
+    fn answer(&self, opcode: u8, payload: Vec<u8>) {
+        let _ = self.answers.try_send(Message { opcode, payload: payload.into() });
     }
 
-    #[test]
-    fn the_accept_key_is_the_rfcs() {
-        assert_eq!(accept_key("dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
-    }
-
-    #[tokio::test]
-    async fn fragments_are_joined_and_pings_answered_in_between() {
-        let (mut client, server) = tokio::io::duplex(1 << 16);
-        let mut socket = WebSocket::start(server, Form::Binary);
-        client.write_all(&masked(0x02, b"\x00hel")).await.unwrap();
-        client.write_all(&masked(0x89, b"p")).await.unwrap();
-        client.write_all(&masked(0x80, b"lo")).await.unwrap();
-        assert_eq!(socket.next().await.unwrap(), (0, Bytes::from_static(b"hello")));
-        let mut pong = [0u8; 3];
-        client.read_exact(&mut pong).await.unwrap();
-        assert_eq!(pong, [0x8a, 1, b'p']);
-        socket.channel(1).send(Bytes::from_static(b"x")).await.unwrap();
-        let mut message = [0u8; 4];
-        client.read_exact(&mut message).await.unwrap();
-        assert_eq!(message, [0x82, 2, 1, b'x']);
-        client.write_all(&masked(0x88, &1000u16.to_be_bytes())).await.unwrap();
-        socket.close().await;
-        let mut end = [0u8; 4];
-        client.read_exact(&mut end).await.unwrap();
-        assert_eq!(end, [0x88, 2, 0x03, 0xe8]);
-    }
-
-    #[tokio::test]
-    async fn a_frame_without_a_mask_ends_the_connection() {
-        let (mut client, server) = tokio::io::duplex(1 << 16);
-        let mut socket = WebSocket::start(server, Form::Binary);
-        client.write_all(&[0x82, 1, 0]).await.unwrap();
-        assert!(socket.next().await.is_none());
-        assert!(socket.gone.is_cancelled());
-    }
-
-    #[test]
-    fn base64_channels_are_digits() {
-        assert_eq!(decode(Form::Base64, Bytes::from_static(b"0aGk=")), Some((0, Bytes::from_static(b"hi"))));
-        assert_eq!(decode(Form::Base64, Bytes::from_static(b"xaGk=")), None);
-        assert_eq!(decode(Form::Binary, Bytes::new()), None);
+    /// Waits for room. Meanwhile no ping can be read: the client is told that we live. False when it is gone.
+    async fn deliver(&self, mut message: Bytes) -> bool {
+        while let Push::Full(back) = self.messages.try_push(message) {
+            message = back;
+            if tokio::time::timeout(LOOK, self.pool.freed()).await.is_err() {
+                if self.peer.hung_up() {
+                    return false;
+                }
+                self.answer(PONG, Vec::new());
+            }
+        }
+        true
     }
 }

@@ -4,9 +4,9 @@ use std::io;
 
 use bytes::Bytes;
 use serde_json::json;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::inbox::Inbox;
 use super::spdy::StreamWriter;
 use super::websocket::ChannelWriter;
 
@@ -43,16 +43,25 @@ pub(super) enum StatusForm {
     Json,
 }
 
+impl StatusForm {
+    /// That of a protocol.
+    pub(super) fn of(protocol: &str) -> Self {
+        if protocol.starts_with("v4") || protocol.starts_with("v5") { Self::Json } else { Self::Text }
+    }
+}
+
 /// All of them.
 pub(super) struct Wires {
-    pub(super) stdin: Option<mpsc::Receiver<Bytes>>,
-    pub(super) resize: Option<mpsc::Receiver<Bytes>>,
+    pub(super) stdin: Option<Inbox>,
+    pub(super) resize: Option<Inbox>,
     pub(super) stdout: Option<Out>,
     pub(super) stderr: Option<Out>,
     pub(super) error: Out,
     pub(super) form: StatusForm,
     /// Cancelled when the client is gone.
     pub(super) gone: CancellationToken,
+    /// Cancelled when the agent ends.
+    pub(super) closing: CancellationToken,
 }
 
 /// How it ended.

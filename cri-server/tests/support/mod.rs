@@ -1,6 +1,8 @@
 //! A CRI server over a real socket with the real shim, in namespaces of its own, and a client of it.
 #![allow(dead_code, clippy::unwrap_used, clippy::print_stderr)]
 
+pub mod streams;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -45,14 +47,21 @@ pub struct Agent {
     running: Option<(Runtime, CriServer)>,
     pub client: Runtime,
     channel: Option<Channel>,
+    /// Changes the configuration of each start.
+    tune: fn(&mut Config),
 }
 
 impl Agent {
     pub fn start() -> Self {
+        Self::tuned(|_| ())
+    }
+
+    /// With another configuration.
+    pub fn tuned(tune: fn(&mut Config)) -> Self {
         let temp = TempState::new();
         let (root, state) = (temp.dir("root"), temp.dir("state"));
         let client = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let mut agent = Self { root, state, _temp: temp, running: None, client, channel: None };
+        let mut agent = Self { root, state, _temp: temp, running: None, client, channel: None, tune };
         agent.import();
         agent.run();
         agent
@@ -101,6 +110,7 @@ impl Agent {
         let mut config = Config::new(&self.root, &self.state, shim());
         config.cni_conf_dir = self.root.join("cni");
         config.pod_cidrs = vec!["10.99.0.0/16".into()];
+        (self.tune)(&mut config);
         // The threads of an agent that was "killed" let go of its locks within a moment; a real one's go with the process.
         let started = wait_for(Duration::from_secs(20), || {
             let begun = std::time::Instant::now();
@@ -136,6 +146,14 @@ impl Agent {
     /// Ends the agent without a word, as SIGKILL does: every task of it is gone.
     pub fn kill(&mut self) {
         let (runtime, server) = self.running.take().unwrap();
+        drop(server);
+        runtime.shutdown_timeout(Duration::from_secs(5));
+    }
+
+    /// Ends the agent in order; the pods stay.
+    pub fn shut_down(&mut self) {
+        let (runtime, server) = self.running.take().unwrap();
+        runtime.block_on(server.shutdown());
         drop(server);
         runtime.shutdown_timeout(Duration::from_secs(5));
     }
@@ -230,6 +248,14 @@ impl Agent {
         let mut client = self.runtime();
         let request = v1::PodSandboxStatusRequest { pod_sandbox_id: id.into(), verbose: false };
         self.client.block_on(client.pod_sandbox_status(request)).unwrap().into_inner().status.unwrap()
+    }
+
+    /// The first process of a container.
+    pub fn container_pid(&self, id: &str) -> i32 {
+        let mut client = self.runtime();
+        let request = v1::ContainerStatusRequest { container_id: id.into(), verbose: true };
+        let info = self.client.block_on(client.container_status(request)).unwrap().into_inner().info;
+        serde_json::from_str::<serde_json::Value>(&info["info"]).unwrap()["pid"].as_i64().unwrap() as i32
     }
 
     /// The process that pins a sandbox.

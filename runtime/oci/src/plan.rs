@@ -4,7 +4,7 @@
 
 mod mounts;
 mod process;
-mod sysctl;
+pub mod sysctl;
 
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};

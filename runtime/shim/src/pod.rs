@@ -13,6 +13,7 @@ use berth_linux::ns::{self, IdMap, NamespaceKind};
 use berth_linux::pidfd::PidFd;
 use berth_linux::process::{CloneArgs, CloneFlags, pipe};
 use berth_linux::{Pid, prctl};
+use berth_oci::plan::sysctl;
 use berth_shim::protocol::{IdMapping, NetMode, NsMode, PodNamespace, SandboxConfig, UserNamespace};
 use rustix::fs::CWD;
 
@@ -106,7 +107,9 @@ impl Pod {
             }
         }
         for (name, value) in &config.sysctls {
-            let path = format!("/proc/sys/{}", sysctl_path(name));
+            let Some(path) = sysctl::path(name).map(|path| format!("/proc/sys/{path}")) else {
+                return Err(Error::SysctlNotNamespaced { name: name.clone() });
+            };
             let written = File::options().write(true).open(path).and_then(|mut file| file.write_all(value.as_bytes()));
             written.map_err(|source| Error::Sysctl { name: name.clone(), source })?;
         }
@@ -155,39 +158,17 @@ fn check(config: &SandboxConfig) -> Result<(), Error> {
         return Err(Error::ConfigValue("a user namespace needs uid and gid mappings".into()));
     }
     for name in config.sysctls.keys() {
-        let path = sysctl_path(name);
-        let ipc = ["kernel/shm", "kernel/msg", "kernel/sem", "fs/mqueue/"];
-        let own = if path.starts_with("net/") {
-            config.net != NetMode::Host
-        } else {
-            config.ipc == NsMode::New && ipc.iter().any(|prefix| path.starts_with(prefix))
+        let own = match sysctl::path(name).and_then(|path| sysctl::namespace(&path)) {
+            Some(NamespaceKind::Net) => config.net != NetMode::Host,
+            Some(NamespaceKind::Ipc) => config.ipc == NsMode::New,
+            // The hostname has a field of its own, and the rest is not the pod's.
+            _ => false,
         };
-        let odd = path.split('/').any(|part| part.is_empty() || part == "." || part == "..");
-        if !own || odd {
+        if !own {
             return Err(Error::SysctlNotNamespaced { name: name.clone() });
         }
     }
     Ok(())
-}
-
-/// The file of a sysctl below `/proc/sys`: the separator is what comes first, dots or slashes; the other one is a dot in a
-/// name (`net/ipv4/conf/eth0.1/forwarding` = `net.ipv4.conf.eth0/1.forwarding`).
-fn sysctl_path(name: &str) -> String {
-    match name.find(['.', '/']) {
-        Some(at) if name.as_bytes()[at] == b'.' => name
-            .chars()
-            .map(|c| {
-                if c == '.' {
-                    '/'
-                } else if c == '/' {
-                    '.'
-                } else {
-                    c
-                }
-            })
-            .collect(),
-        _ => name.to_owned(),
-    }
 }
 
 fn id_maps(maps: &[IdMapping]) -> Vec<IdMap> {
@@ -280,11 +261,5 @@ mod tests {
             let config = SandboxConfig { sysctls, net, ipc, ..SandboxConfig::default() };
             assert_eq!(check(&config).is_ok(), good, "{name} {net:?} {ipc:?}");
         }
-    }
-
-    #[test]
-    fn both_separators_of_sysctl_names_are_understood() {
-        assert_eq!(sysctl_path("net.ipv4.conf.eth0/1.forwarding"), "net/ipv4/conf/eth0.1/forwarding");
-        assert_eq!(sysctl_path("net/ipv4/conf/eth0.1/forwarding"), "net/ipv4/conf/eth0.1/forwarding");
     }
 }

@@ -247,8 +247,8 @@ fn stdin_stays_open_between_clients_unless_it_is_for_one() {
         }
         let [stdin, ..] = attach(&mut client, "once", [true, false, false]);
         write(stdin.as_ref().unwrap(), b"hello\n").unwrap();
-        let again = Request::Attach { id: "once".into(), stdin: true, stdout: false, stderr: false };
-        assert_eq!(client.refused(again).kind, FailureKind::WrongState);
+        // It is the first client's; a second one gets what there is.
+        assert!(attach(&mut client, "once", [true, true, false])[0].is_none());
         drop(stdin);
         assert_eq!(client.exited("once").code, 0);
         client.drained("once");
@@ -345,7 +345,7 @@ fn execs_have_streams_exit_codes_and_the_users_errors() {
 }
 
 #[test]
-fn an_exec_on_a_terminal_can_be_typed_at_and_resized() {
+fn an_exec_on_a_terminal_can_be_typed_at_resized_and_hung_up() {
     in_namespaces(|| {
         let shim = Shim::start();
         shim.make_rootfs();
@@ -357,11 +357,20 @@ fn an_exec_on_a_terminal_can_be_typed_at_and_resized() {
         let console = exec.console.unwrap();
         let mut text = Vec::new();
         read_until(&console, &mut text, |text| String::from_utf8_lossy(text).contains("25 90"));
-        client.ask(Request::Resize { id: "a".into(), exec: Some("x".into()), width: 81, height: 24 });
+        let resize = Request::Resize { id: "a".into(), exec: Some("x".into()), width: 81, height: 24 };
+        assert_eq!(client.refused(resize).kind, FailureKind::WrongState);
+        berth_linux::tty::set_window_size(console.as_fd(), 81, 24).unwrap();
         write(&console, b"\n").unwrap();
         read_until(&console, &mut text, |_| false);
         assert!(String::from_utf8_lossy(&text).contains("24 81"));
         assert_eq!(client.exec_exited("x"), (3, 0));
+        // The one who asked holds the terminal alone: letting go of it is a hangup.
+        let ext = ExecExt { tty: true, stdin: true, console_size: (0, 0) };
+        let exec = client.exec("a", "y", &sh("echo up; exec sleep 1000"), ext).unwrap();
+        let console = exec.console.unwrap();
+        read_until(&console, &mut Vec::new(), |text| String::from_utf8_lossy(text).contains("up"));
+        drop(console);
+        assert_eq!(client.exec_exited("y"), (129, 1));
         shim.shut_down(&mut client);
     });
 }

@@ -5,8 +5,11 @@ use std::io;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// Payloads larger than this are not sent by any client, and would cost memory.
-const LIMIT: usize = 1 << 20;
+/// Longest control frame: header blocks are the only ones of more than a few bytes. Data frames are read in pieces and may have
+/// any length.
+const LIMIT: usize = 64 * 1024;
+/// The version in each control frame, with the bit that marks it as one.
+const CONTROL: u16 = 0x8003;
 
 const SYN_STREAM: u16 = 1;
 const SYN_REPLY: u16 = 2;
@@ -20,11 +23,26 @@ const FIN: u8 = 1;
 /// A frame that matters; others are skipped.
 #[derive(Debug, PartialEq)]
 pub(super) enum Frame {
-    Open { stream: u32, fin: bool, headers: Bytes },
-    Reply { stream: u32 },
-    Data { stream: u32, fin: bool, payload: Bytes },
-    Reset { stream: u32 },
-    Ping { id: u32 },
+    Open {
+        stream: u32,
+        fin: bool,
+        headers: Bytes,
+    },
+    Reply {
+        stream: u32,
+    },
+    /// The payload follows on the wire.
+    Data {
+        stream: u32,
+        fin: bool,
+        length: usize,
+    },
+    Reset {
+        stream: u32,
+    },
+    Ping {
+        id: u32,
+    },
     GoAway,
     Other,
 }
@@ -34,7 +52,7 @@ fn u32_at(bytes: &[u8], at: usize) -> io::Result<u32> {
     part.map(u32::from_be_bytes).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "spdy frame: too short"))
 }
 
-/// Reads the next frame; none at the end of the connection.
+/// Reads the next frame, of data only the head; none at the end of the connection.
 pub(super) async fn read(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Frame>> {
     let mut head = [0u8; 8];
     match from.read_exact(&mut head).await {
@@ -44,15 +62,19 @@ pub(super) async fn read(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Opti
     }
     let flags = head[4];
     let length = u32::from_be_bytes([0, head[5], head[6], head[7]]) as usize;
+    let first = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
+    if first >> 31 == 0 {
+        return Ok(Some(Frame::Data { stream: first, fin: flags & FIN != 0, length }));
+    }
+    let bad = |text| io::Error::new(io::ErrorKind::InvalidData, text);
+    if (first >> 16) as u16 != CONTROL {
+        return Err(bad(format!("spdy frame of version {}", first >> 16 & 0x7fff)));
+    }
     if length > LIMIT {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("spdy frame of {length} bytes")));
+        return Err(bad(format!("spdy control frame of {length} bytes")));
     }
     let mut payload = vec![0u8; length];
     from.read_exact(&mut payload).await?;
-    let first = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
-    if first >> 31 == 0 {
-        return Ok(Some(Frame::Data { stream: first, fin: flags & FIN != 0, payload: payload.into() }));
-    }
     let id = |at| u32_at(&payload, at).map(|v| v & 0x7fff_ffff);
     Ok(Some(match (first & 0xffff) as u16 {
         SYN_STREAM => {
@@ -70,7 +92,7 @@ pub(super) async fn read(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Opti
 
 fn control(kind: u16, flags: u8, payload: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(8 + payload.len());
-    out.extend_from_slice(&0x8003u16.to_be_bytes());
+    out.extend_from_slice(&CONTROL.to_be_bytes());
     out.extend_from_slice(&kind.to_be_bytes());
     out.push(flags);
     out.extend_from_slice(&(payload.len() as u32).to_be_bytes()[1..]);
@@ -83,7 +105,7 @@ pub(super) fn reply(stream: u32, headers: &[u8]) -> Vec<u8> {
     control(SYN_REPLY, 0, &[&stream.to_be_bytes()[..], headers].concat())
 }
 
-/// A refusal or abort. 3 = refused, 5 = cancelled.
+/// A refusal or abort; the status says which.
 pub(super) fn reset(stream: u32, status: u32) -> Vec<u8> {
     control(RST_STREAM, 0, &[stream.to_be_bytes(), status.to_be_bytes()].concat())
 }
@@ -93,9 +115,9 @@ pub(super) fn ping(id: u32) -> Vec<u8> {
     control(PING, 0, &id.to_be_bytes())
 }
 
-/// The end of the connection, in order.
-pub(super) fn go_away(last: u32) -> Vec<u8> {
-    control(GOAWAY, 0, &[last.to_be_bytes(), 0u32.to_be_bytes()].concat())
+/// The end of the connection: 0 = in order, 1 = the peer broke the protocol.
+pub(super) fn go_away(last: u32, status: u32) -> Vec<u8> {
+    control(GOAWAY, 0, &[last.to_be_bytes(), status.to_be_bytes()].concat())
 }
 
 /// The head of a data frame; the payload follows.
@@ -118,11 +140,10 @@ mod tests {
     async fn frames_are_read_as_they_are_written() {
         let mut wire = Vec::new();
         wire.extend(open(1, b"h"));
-        wire.extend(data_head(3, true, 2));
-        wire.extend(b"ab");
         wire.extend(ping(7));
         wire.extend(reset(5, 3));
-        wire.extend(go_away(0));
+        wire.extend(go_away(0, 0));
+        wire.extend(data_head(3, true, 0xff_ffff));
         let mut from = wire.as_slice();
         let mut seen = Vec::new();
         while let Some(frame) = read(&mut from).await.unwrap() {
@@ -132,17 +153,24 @@ mod tests {
             seen,
             [
                 Frame::Open { stream: 1, fin: false, headers: Bytes::from_static(b"h") },
-                Frame::Data { stream: 3, fin: true, payload: Bytes::from_static(b"ab") },
                 Frame::Ping { id: 7 },
                 Frame::Reset { stream: 5 },
                 Frame::GoAway,
+                Frame::Data { stream: 3, fin: true, length: 0xff_ffff },
             ]
         );
     }
 
     #[tokio::test]
-    async fn a_frame_that_is_cut_off_is_an_error() {
-        let wire = &reset(5, 3)[..10];
-        assert!(read(&mut &wire[..]).await.is_err());
+    async fn what_is_cut_off_too_long_or_of_another_version_is_an_error() {
+        let whole = reset(5, 3);
+        let mut other = whole.clone();
+        other[1] = 2;
+        let mut long = whole.clone();
+        long[5] = 1;
+        let short = control(PING, 0, b"x");
+        for wire in [&whole[..10], &other, &long, &short] {
+            assert!(read(&mut &wire[..]).await.is_err(), "{wire:?}");
+        }
     }
 }

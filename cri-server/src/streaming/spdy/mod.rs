@@ -2,6 +2,9 @@
 
 mod frame;
 mod headers;
+mod reader;
 mod session;
+#[cfg(test)]
+mod tests;
 
-pub(crate) use session::{Session, Stream, StreamWriter};
+pub(crate) use session::{Limits, Session, Stream, StreamWriter, Why};

@@ -1,36 +1,71 @@
 //! A connection with its streams: one task reads, one writes. Ends when the peer is gone or when [`Session::close`] is called.
 
-use std::collections::HashMap;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::frame::{self, Frame};
-use super::headers::{Deflater, Headers, Inflater};
+use super::frame;
+use super::headers::{Deflater, Headers};
+use super::reader::{Accepted, Reader};
+use crate::streaming::inbox::Inbox;
+use crate::streaming::wire::Peer;
 
-/// Frames that may wait on one stream, or for the connection; then the sender waits.
+/// Frames that may wait for the connection; then the sender waits.
 const QUEUE: usize = 64;
+/// Small answers (replies, resets, pings) that a peer may have outstanding before it is cut: more than it may have streams.
+const ANSWERS: usize = 16 * 1024;
 /// Payload of one data frame, as the usual clients make them.
 const PIECE: usize = 32 * 1024;
+/// A connection that is being closed ends when nothing more could be sent for that long.
+const STUCK: Duration = Duration::from_secs(30);
+/// How long the peer may take to close its side after us. Closing before it does could destroy what is still on its way to it.
+const GOODBYE: Duration = Duration::from_secs(5);
 
-enum Out {
+/// Why a stream is reset, in the protocol's numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// There is something wrong with how it was opened.
+    Protocol = 1,
+    /// It is not wanted.
+    Refused = 3,
+    /// It is of no use any more.
+    Cancelled = 5,
+    /// Its reader is too slow for the others.
+    FlowControl = 7,
+}
+
+pub(super) enum Out {
     Reply(u32),
     Data { stream: u32, fin: bool, payload: Bytes },
-    Reset(u32),
+    Reset(u32, Why),
     Ping(u32),
     Close,
+}
+
+/// What a session may be asked to bear.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// How long a stream with a full buffer may keep the connection waiting before it is reset. None: for ever, which is right
+    /// where all streams belong to one process.
+    pub(crate) patience: Option<Duration>,
+    /// Streams that may be open at a time; more are refused.
+    pub(crate) streams: usize,
 }
 
 /// A connection.
 pub(crate) struct Session {
     out: mpsc::Sender<Out>,
-    incoming: mpsc::Receiver<Stream>,
+    incoming: Accepted,
     /// Cancelled when the peer is gone.
     pub(crate) gone: CancellationToken,
-    reader: tokio::task::AbortHandle,
+    written: Arc<AtomicU64>,
+    reader: tokio::task::JoinHandle<()>,
     writer: tokio::task::JoinHandle<()>,
 }
 
@@ -39,60 +74,89 @@ pub(crate) struct Stream {
     pub(crate) id: u32,
     pub(crate) headers: Headers,
     /// What the peer sends; ends with its FIN, its reset, or the connection.
-    pub(crate) data: mpsc::Receiver<Bytes>,
+    pub(crate) data: Inbox,
     pub(crate) writer: StreamWriter,
 }
 
 /// The sending side of a stream.
 #[derive(Clone)]
 pub(crate) struct StreamWriter {
-    stream: u32,
-    out: mpsc::Sender<Out>,
+    pub(super) stream: u32,
+    pub(super) out: mpsc::Sender<Out>,
+    /// Cancelled when the stream was reset, by either side.
+    pub(crate) reset: CancellationToken,
+    /// Cancelled when nothing more is sent.
+    pub(super) finished: CancellationToken,
 }
 
-/// The connection is gone.
-fn gone<T>(_: T) -> io::Error {
+/// The connection is gone, or the stream.
+pub(super) fn gone<T>(_: T) -> io::Error {
     io::ErrorKind::BrokenPipe.into()
 }
 
 impl StreamWriter {
+    async fn put(&self, out: Out) -> io::Result<()> {
+        tokio::select! {
+            biased;
+            () = self.reset.cancelled() => Err(gone(())),
+            sent = self.out.send(out) => sent.map_err(gone),
+        }
+    }
+
     /// Sends data; waits while too much is under way.
     pub(crate) async fn send(&self, mut payload: Bytes) -> io::Result<()> {
         while !payload.is_empty() {
             let piece = payload.split_to(payload.len().min(PIECE));
-            self.out.send(Out::Data { stream: self.stream, fin: false, payload: piece }).await.map_err(gone)?;
+            self.put(Out::Data { stream: self.stream, fin: false, payload: piece }).await?;
         }
         Ok(())
     }
 
     /// Nothing more will be sent on this stream.
     pub(crate) async fn finish(&self) -> io::Result<()> {
-        self.out.send(Out::Data { stream: self.stream, fin: true, payload: Bytes::new() }).await.map_err(gone)
+        if self.finished.is_cancelled() {
+            return Ok(());
+        }
+        self.finished.cancel();
+        self.put(Out::Data { stream: self.stream, fin: true, payload: Bytes::new() }).await
     }
 
-    /// Aborts the stream.
-    pub(crate) async fn reset(&self) -> io::Result<()> {
-        self.out.send(Out::Reset(self.stream)).await.map_err(gone)
+    /// Aborts the stream, after what was sent on it.
+    pub(crate) async fn reset(&self, why: Why) -> io::Result<()> {
+        let told = self.put(Out::Reset(self.stream, why)).await;
+        self.reset.cancel();
+        told
     }
 }
 
 impl Session {
     /// Runs a session over a connection. Every stream that the peer opens is accepted, and handed out by [`Session::next`].
-    pub(crate) fn start(io: impl AsyncRead + AsyncWrite + Send + 'static) -> io::Result<Self> {
+    pub(crate) fn start(io: impl AsyncRead + AsyncWrite + Send + 'static, peer: Peer, limits: Limits) -> io::Result<Self> {
         let (read, write) = tokio::io::split(io);
         let (out, queue) = mpsc::channel(QUEUE);
-        let (accepted, incoming) = mpsc::channel(QUEUE);
-        let writer = tokio::spawn(write_frames(write, queue, Deflater::new()?));
-        let replies = out.clone();
-        let gone = CancellationToken::new();
-        let token = gone.clone();
+        let (answers, urgent) = mpsc::channel(ANSWERS);
+        let (accepted, incoming) = mpsc::channel(limits.streams);
+        let (gone, written) = (CancellationToken::new(), Arc::new(AtomicU64::new(0)));
+        let writer = Writer {
+            write: BufWriter::with_capacity(8 * 1024, write),
+            deflate: Deflater::new()?,
+            written: written.clone(),
+            last: 0,
+        };
+        let ended = gone.clone();
+        let writer = tokio::spawn(async move {
+            writer.run(queue, urgent).await;
+            ended.cancel();
+        });
+        let reader = Reader::new(out.clone(), answers, accepted, peer, limits);
+        let ended = gone.clone();
         let reader = tokio::spawn(async move {
-            if let Err(error) = read_frames(read, &replies, &accepted).await {
+            if let Err(error) = reader.run(read).await {
                 tracing::debug!(%error, "spdy connection");
             }
-            token.cancel();
+            ended.cancel();
         });
-        Ok(Self { out, incoming, gone, reader: reader.abort_handle(), writer })
+        Ok(Self { out, incoming, gone, written, reader, writer })
     }
 
     /// The next stream that the peer opens; none when the connection has ended.
@@ -100,125 +164,100 @@ impl Session {
         self.incoming.recv().await
     }
 
-    /// Ends the connection in order: everything sent so far arrives first.
+    /// The reading task's end; a panic of it is passed on.
+    #[cfg(test)]
+    pub(super) async fn reader_ended(mut self) {
+        if let Err(error) = (&mut self.reader).await {
+            std::panic::resume_unwind(error.into_panic());
+        }
+    }
+
+    /// Ends the connection in order: everything sent so far arrives first, as long as the peer takes any of it.
     pub(crate) async fn close(mut self) {
-        let _ = self.out.send(Out::Close).await;
-        let _ = tokio::time::timeout(std::time::Duration::from_secs(5), &mut self.writer).await;
-        self.reader.abort();
+        let sent = self.out.clone();
+        let goodbye = async {
+            let _ = sent.send(Out::Close).await;
+            let _ = (&mut self.writer).await;
+        };
+        tokio::pin!(goodbye);
+        let mut seen = self.written.load(Ordering::Acquire);
+        while tokio::time::timeout(STUCK, &mut goodbye).await.is_err() {
+            let now = self.written.load(Ordering::Acquire);
+            if now == seen {
+                return;
+            }
+            seen = now;
+        }
+        // Nobody looks at new streams any more, nor at what comes on the old ones.
+        self.incoming.close();
+        let _ = tokio::time::timeout(GOODBYE, &mut self.reader).await;
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
         self.reader.abort();
+        self.writer.abort();
     }
 }
 
-async fn write_frames(write: impl AsyncWrite + Unpin, mut queue: mpsc::Receiver<Out>, mut deflate: Deflater) {
-    let mut write = BufWriter::with_capacity(8 * 1024, write);
-    let mut last = 0;
-    while let Some(out) = queue.recv().await {
-        let result = match out {
+struct Writer<W> {
+    write: BufWriter<W>,
+    deflate: Deflater,
+    written: Arc<AtomicU64>,
+    last: u32,
+}
+
+impl<W: AsyncWrite + Unpin> Writer<W> {
+    /// Writes what comes. Small answers go first: they are never behind data that a slow client does not take.
+    async fn run(mut self, mut queue: mpsc::Receiver<Out>, mut urgent: mpsc::Receiver<Out>) {
+        loop {
+            let next = tokio::select! {
+                biased;
+                Some(answer) = urgent.recv() => Some((answer, true)),
+                out = queue.recv() => out.map(|out| (out, false)),
+            };
+            let Some((out, is_answer)) = next else { break };
+            let mut done = Ok(());
+            // Whoever sends data on a stream has seen it accepted: its reply is in the other queue, and must go first.
+            while !is_answer
+                && done.is_ok()
+                && let Ok(answer) = urgent.try_recv()
+            {
+                done = self.put(answer).await;
+            }
+            let closing = matches!(out, Out::Close);
+            if done.is_ok() {
+                done = self.put(out).await;
+            }
+            if done.is_ok() && (closing || queue.is_empty() && urgent.is_empty()) {
+                done = self.write.flush().await;
+            }
+            if done.is_err() || closing {
+                break;
+            }
+        }
+        let _ = self.write.shutdown().await;
+    }
+
+    async fn put(&mut self, out: Out) -> io::Result<()> {
+        let bytes = match out {
             Out::Reply(stream) => {
-                last = stream;
-                match deflate.write(&Headers::new()) {
-                    Ok(headers) => write.write_all(&frame::reply(stream, &headers)).await,
-                    Err(e) => Err(e),
-                }
+                self.last = stream;
+                frame::reply(stream, &self.deflate.write(&Headers::new())?)
             }
-            Out::Data { stream, fin, payload } => match write.write_all(&frame::data_head(stream, fin, payload.len())).await {
-                Ok(()) => write.write_all(&payload).await,
-                Err(e) => Err(e),
-            },
-            Out::Reset(stream) => write.write_all(&frame::reset(stream, 3)).await,
-            Out::Ping(id) => write.write_all(&frame::ping(id)).await,
-            Out::Close => {
-                let _ = write.write_all(&frame::go_away(last)).await;
-                let _ = write.flush().await;
-                let _ = write.shutdown().await;
-                return;
+            Out::Data { stream, fin, payload } => {
+                self.write.write_all(&frame::data_head(stream, fin, payload.len())).await?;
+                self.write.write_all(&payload).await?;
+                self.written.fetch_add(payload.len() as u64, Ordering::AcqRel);
+                return Ok(());
             }
+            Out::Reset(stream, why) => frame::reset(stream, why as u32),
+            Out::Ping(id) => frame::ping(id),
+            Out::Close => frame::go_away(self.last, 0),
         };
-        let flushed = if queue.is_empty() { write.flush().await } else { Ok(()) };
-        if result.and(flushed).is_err() {
-            return;
-        }
-    }
-    let _ = write.shutdown().await;
-}
-
-async fn read_frames(
-    mut read: impl AsyncRead + Unpin,
-    out: &mpsc::Sender<Out>,
-    accepted: &mpsc::Sender<Stream>,
-) -> io::Result<()> {
-    let mut inflate = Inflater::new();
-    let mut streams: HashMap<u32, mpsc::Sender<Bytes>> = HashMap::new();
-    while let Some(frame) = frame::read(&mut read).await? {
-        match frame {
-            Frame::Open { stream, fin, headers } => {
-                let headers = inflate.read(&headers)?;
-                let (sender, data) = mpsc::channel(QUEUE);
-                if !fin {
-                    streams.insert(stream, sender);
-                }
-                // The reply goes before any data on the stream.
-                out.send(Out::Reply(stream)).await.map_err(gone)?;
-                let writer = StreamWriter { stream, out: out.clone() };
-                accepted.send(Stream { id: stream, headers, data, writer }).await.map_err(gone)?;
-            }
-            Frame::Data { stream, fin, payload } => {
-                if let Some(sender) = streams.get(&stream) {
-                    // Whoever reads this stream may have lost interest: that is no error.
-                    if !payload.is_empty() && sender.send(payload).await.is_err() || fin {
-                        streams.remove(&stream);
-                    }
-                }
-            }
-            Frame::Reset { stream } => {
-                streams.remove(&stream);
-            }
-            // Odd ids are the peer's pings, even ones would be answers to ours.
-            Frame::Ping { id } if id % 2 == 1 => out.send(Out::Ping(id)).await.map_err(gone)?,
-            Frame::Ping { .. } | Frame::Reply { .. } | Frame::GoAway | Frame::Other => {}
-        }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tokio::io::AsyncReadExt;
-
-    #[tokio::test]
-    async fn streams_are_replied_to_and_carry_data_both_ways() {
-        let (mut client, server) = tokio::io::duplex(1 << 16);
-        let mut session = Session::start(server).unwrap();
-        let mut deflate = Deflater::new().unwrap();
-        let block = deflate.write(&[("streamtype".to_owned(), "stdin".to_owned())].into()).unwrap();
-        client.write_all(&frame::open(1, &block)).await.unwrap();
-        client.write_all(&frame::data_head(1, true, 5)).await.unwrap();
-        client.write_all(b"hello").await.unwrap();
-        client.write_all(&frame::ping(3)).await.unwrap();
-        let mut stream = session.next().await.unwrap();
-        assert_eq!(stream.headers["streamtype"], "stdin");
-        assert_eq!(stream.data.recv().await.unwrap(), "hello");
-        assert!(stream.data.recv().await.is_none());
-        stream.writer.send(Bytes::from_static(b"world")).await.unwrap();
-        stream.writer.finish().await.unwrap();
-        drop(stream);
-        session.close().await;
-        let mut seen = Vec::new();
-        while let Some(frame) = frame::read(&mut client).await.unwrap() {
-            seen.push(frame);
-        }
-        assert!(matches!(seen[0], Frame::Reply { stream: 1 }));
-        assert!(seen.contains(&Frame::Ping { id: 3 }));
-        assert!(seen.contains(&Frame::Data { stream: 1, fin: false, payload: Bytes::from_static(b"world") }));
-        assert!(seen.contains(&Frame::Data { stream: 1, fin: true, payload: Bytes::new() }));
-        assert_eq!(seen.last(), Some(&Frame::GoAway));
-        let mut rest = Vec::new();
-        client.read_to_end(&mut rest).await.unwrap();
+        self.write.write_all(&bytes).await?;
+        self.written.fetch_add(bytes.len() as u64, Ordering::AcqRel);
+        Ok(())
     }
 }

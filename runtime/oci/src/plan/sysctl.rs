@@ -1,4 +1,4 @@
-//! Which kernel parameters a container may set: those that belong to a namespace of its own.
+//! Which kernel parameters a container or a pod may set: those that belong to a namespace of its own.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,7 +9,20 @@ use super::refuse;
 use crate::Error;
 
 /// Parameters of the IPC namespace below `kernel/`.
-const IPC: [&str; 8] = ["msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced"];
+const IPC: [&str; 12] = [
+    "auto_msgmni",
+    "msg_next_id",
+    "msgmax",
+    "msgmnb",
+    "msgmni",
+    "sem",
+    "sem_next_id",
+    "shm_next_id",
+    "shm_rmid_forced",
+    "shmall",
+    "shmmax",
+    "shmmni",
+];
 
 pub(super) fn plan_sysctls(
     sysctls: &BTreeMap<String, String>,
@@ -18,13 +31,11 @@ pub(super) fn plan_sysctls(
     sysctls
         .iter()
         .map(|(name, value)| {
-            let path = path(name);
-            let kind = namespace(&path);
             let field = format!("linux.sysctl.{name}");
-            match kind {
-                _ if path.split('/').any(|part| part.is_empty() || part == "." || part == "..") => {
-                    Err(refuse(field, "not the name of a kernel parameter"))
-                }
+            let Some(path) = path(name) else {
+                return Err(refuse(field, "not the name of a kernel parameter"));
+            };
+            match namespace(&path) {
                 None => Err(refuse(field, "not in a separate kernel namespace")),
                 Some(kind) if !is_own(kind) => {
                     Err(refuse(field, format!("not allowed in the host's {} namespace", kind.proc_name())))
@@ -35,10 +46,10 @@ pub(super) fn plan_sysctls(
         .collect()
 }
 
-/// The path below /proc/sys. Names are separated by dots or by slashes; which one comes first decides, and the other is then
-/// part of a name (an interface with a dot).
-fn path(name: &str) -> String {
-    match name.find(['.', '/']) {
+/// The path below /proc/sys; none where the name can not be one. Names are separated by dots or by slashes; which one comes
+/// first decides, and the other is then part of a name (`net/ipv4/conf/eth0.1/forwarding` = `net.ipv4.conf.eth0/1.forwarding`).
+pub fn path(name: &str) -> Option<String> {
+    let path = match name.find(['.', '/']) {
         Some(at) if name[at..].starts_with('.') => name
             .chars()
             .map(|c| {
@@ -52,10 +63,13 @@ fn path(name: &str) -> String {
             })
             .collect(),
         _ => name.to_owned(),
-    }
+    };
+    let odd = path.split('/').any(|part| part.is_empty() || part == "." || part == "..");
+    (!odd).then_some(path)
 }
 
-fn namespace(path: &str) -> Option<NamespaceKind> {
+/// The kind of namespace that a parameter belongs to, by its path below /proc/sys; none = it is the whole machine's.
+pub fn namespace(path: &str) -> Option<NamespaceKind> {
     let (top, rest) = path.split_once('/')?;
     match top {
         "net" => Some(NamespaceKind::Net),

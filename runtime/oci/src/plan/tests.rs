@@ -167,6 +167,7 @@ fn only_parameters_of_own_namespaces_can_be_set() {
     own_net.linux.namespaces.push(Namespace { kind: NamespaceType::Network, path: String::new() });
     own_net.linux.sysctl.insert("net/ipv4/conf/eth0.1/forwarding".into(), "1".into());
     assert_eq!(planned(&own_net).unwrap().sysctls[0].0, Path::new("net/ipv4/conf/eth0.1/forwarding"));
+    assert_eq!(super::sysctl::path("net.ipv4.conf.eth0/1.forwarding").unwrap(), "net/ipv4/conf/eth0.1/forwarding");
     // A namespace that is entered but is the machine's own gives no right to its parameters.
     let mut joined = spec();
     joined.linux.sysctl.insert("net.ipv4.ip_forward".into(), "1".into());

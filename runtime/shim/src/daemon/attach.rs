@@ -43,10 +43,8 @@ impl Daemon {
                 (false, true) => Ok(container.stdin.take()),
                 (false, false) => container.stdin.as_ref().map(OwnedFd::try_clone).transpose(),
             };
-            let Some(fd) = fd.map_err(system)? else {
-                return Err(failure(FailureKind::WrongState, format!("container {id} has no open stdin")));
-            };
-            reply.0 = hand_out(fd);
+            // None left, as after a client that was to be the only one: that is no reason to keep the outputs from this one.
+            reply.0 = fd.map_err(system)?.and_then(&mut hand_out);
         }
         let mut taps = Vec::new();
         for (wanted, is_stderr, place) in [(stdout, false, &mut reply.1), (stderr, true, &mut reply.2)] {
@@ -66,13 +64,12 @@ impl Daemon {
     }
 
     pub(super) fn resize(&mut self, id: &str, exec: Option<&str>, width: u16, height: u16) -> Result<(), Failure> {
-        let terminal = match exec {
-            Some(exec) => self.execs.get(exec).filter(|exec| exec.container == id).and_then(|exec| exec.console.as_ref()),
-            None => {
-                let container = self.containers.get(id).ok_or_else(|| Self::no_container(id))?;
-                container.outputs.first().filter(|_| container.tty)
-            }
-        };
+        if let Some(exec) = exec {
+            // It is in the hands of whoever asked for the exec, who can set its size, and hangs it up by letting go of it.
+            return Err(failure(FailureKind::WrongState, format!("the terminal of exec {exec} is not here")));
+        }
+        let container = self.containers.get(id).ok_or_else(|| Self::no_container(id))?;
+        let terminal = container.outputs.first().filter(|_| container.tty);
         let Some(terminal) = terminal else {
             return Err(failure(FailureKind::WrongState, format!("container {id} has no such terminal")));
         };

@@ -35,8 +35,8 @@ pub struct Exec {
     pidfd: Option<PidFd>,
     /// What the agent gets when it runs: stdin, stdout, stderr.
     streams: [Option<OwnedFd>; 3],
-    /// Its terminal, to be resized.
-    pub console: Option<OwnedFd>,
+    /// Its terminal, until the agent has it.
+    console: Option<OwnedFd>,
     /// Its owner has gone.
     doomed: bool,
 }
@@ -167,7 +167,7 @@ impl Daemon {
             fds.len() as FdIndex - 1
         };
         let [stdin, stdout, stderr] = streams.map(|stream| stream.map(&mut hand_out));
-        let console = exec.console.as_ref().and_then(|console| console.try_clone().ok()).map(&mut hand_out);
+        let console = exec.console.take().map(&mut hand_out);
         let pid = exec.pid.map_or(0, |pid| pid.as_raw_nonzero().get());
         self.answer_with(reply, Reply::Execed { pid, stdin, stdout, stderr, console }, fds);
     }

@@ -84,7 +84,7 @@ pub enum Request {
     Attach {
         /// Container.
         id: String,
-        /// Wants to write stdin (an error if the container has none, or if it was closed).
+        /// Wants to write stdin (not given if the container has none, or if it was closed).
         stdin: bool,
         /// Wants stdout (with a tty: everything).
         stdout: bool,
@@ -95,7 +95,7 @@ pub enum Request {
     Resize {
         /// Container.
         id: String,
-        /// The terminal of this exec of it.
+        /// The terminal of this exec of it: refused, it is with whoever asked for the exec. Kept for agents before this was so.
         exec: Option<String>,
         /// Columns.
         width: u16,
