@@ -210,6 +210,9 @@ pub enum Error {
     /// The client of an exec or attach.
     #[error("the client has hung up, or was silent for too long")]
     ClientGone,
+    /// The container of an attach runs on, but its output has ended.
+    #[error("no more output: the container has closed it, or the client was too slow and was cut off")]
+    OutputEnded,
     /// The server is stopping.
     #[error("the runtime is shutting down")]
     Closing,

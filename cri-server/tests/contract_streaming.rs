@@ -596,7 +596,7 @@ fn every_attached_client_sees_the_output_and_a_slow_one_is_cut() {
     in_namespaces(|| {
         let agent = Agent::start();
         let sandbox = agent.run_sandbox("p");
-        let script = "read go; i=0; while [ $i -lt 400 ]; do head -c 65535 /dev/zero; echo; i=$((i+1)); done; echo end; read bye";
+        let script = "while read more; do head -c 400000 /dev/zero; echo end; done";
         let mut config = container("c", &["sh", "-c", script]);
         config.stdin = true;
         let id = agent.create(&sandbox, "p", config).unwrap();
@@ -604,21 +604,33 @@ fn every_attached_client_sees_the_output_and_a_slow_one_is_cut() {
         let slow = attach_url(&agent, &id, false, false);
         let (first, second) = (attach_url(&agent, &id, false, false), attach_url(&agent, &id, true, false));
         agent.client.block_on(async {
-            let (head, slow) = upgrade_websocket(&slow, V4).await;
-            assert!(head.starts_with("HTTP/1.1 101 "));
+            let mut slow = Channels::connect(&slow, V4).await;
             let mut first = Spdy::connect(&first, V4).await;
             let [mut error, mut stdout] = first.streams(["error", "stdout"]).await;
             let mut second = Spdy::connect(&second, V4).await;
             let [_, stdin, mut other] = second.streams(["error", "stdin", "stdout"]).await;
-            // The taps are there when the commands' lists know them: each attach is answered before it is counted.
-            stdin.send(b"go\n").await;
+            // An attach is whole when the first output has come to it.
             let whole = |text: &[u8]| text.ends_with(b"end\n");
-            let (a, b) = tokio::join!(stdout.read_until(whole), other.read_until(whole));
-            assert!(whole(&a) && whole(&b), "{} {}", a.len(), b.len());
-            stdin.send(b"bye\n").await;
+            let mut ready = false;
+            while !ready {
+                stdin.send(b"more\n").await;
+                other.read_until(whole).await;
+                ready = matches!(stdout.events.try_recv(), Ok(Event::Data(_)));
+            }
+            stdout.read_until(whole).await;
+            for round in 0..60 {
+                stdin.send(b"more\n").await;
+                let (a, b) = tokio::join!(stdout.read_until(whole), other.read_until(whole));
+                assert!(whole(&a) && whole(&b), "{round}: {} {}", a.len(), b.len());
+            }
+            // 24 MB that one client did not read: it was cut off, and is told so.
+            let seen = slow.rest().await;
+            assert!(seen[&1].len() < 20_000_000, "{}", seen[&1].len());
+            assert!(String::from_utf8_lossy(&seen[&3]).contains("too slow"), "{:?}", seen.get(&3));
             stdin.finish().await;
+            let mut client = agent.runtime();
+            client.stop_container(v1::StopContainerRequest { container_id: id.clone(), timeout: 0 }).await.unwrap();
             assert_eq!(error.status().await["status"], "Success");
-            drop(slow);
         });
         assert!(wait_until(SOON, || agent.container_status(&id).state == i32::from(v1::ContainerState::ContainerExited)));
         agent.finish();

@@ -148,7 +148,8 @@ fn log_path(spec: &ContainerSpec, log_directory: &str) -> String {
     if log_directory.is_empty() || spec.log_path.is_empty() {
         return String::new();
     }
-    Path::new(log_directory).join(&spec.log_path).to_string_lossy().into_owned()
+    // Below the directory, whatever it begins with: an absolute path would take the directory's place.
+    Path::new(log_directory).join(spec.log_path.trim_start_matches('/')).to_string_lossy().into_owned()
 }
 
 /// What a container will be, before anything of it is made.

@@ -168,6 +168,9 @@ pub(crate) fn container(config: v1::ContainerConfig) -> Result<ContainerSpec, Er
     if image.image.is_empty() {
         return Err(invalid("config.image.image", "empty"));
     }
+    if config.log_path.split('/').any(|part| part == "..") || config.log_path.contains(['\0', '\n']) {
+        return Err(invalid("config.log_path", format!("{:?} is not a path below the log directory", config.log_path)));
+    }
     let linux = config.linux.unwrap_or_default();
     let mut envs = Vec::with_capacity(config.envs.len());
     for pair in config.envs {
@@ -396,6 +399,21 @@ mod tests {
         let spec = sandbox(v1::PodSandboxConfig { metadata: meta(), ..Default::default() }, String::new()).unwrap();
         assert_eq!(spec.namespaces, Namespaces::default());
         assert_eq!(spec.namespaces.pid, NamespaceMode::Pod);
+    }
+
+    #[test]
+    fn a_log_stays_below_its_directory() {
+        let config = |path: &str| v1::ContainerConfig {
+            metadata: Some(v1::ContainerMetadata { name: "c".into(), attempt: 0 }),
+            image: Some(v1::ImageSpec { image: "i".into(), ..Default::default() }),
+            log_path: path.into(),
+            ..Default::default()
+        };
+        for (path, good) in
+            [("c/0.log", true), ("", true), ("a..b/0.log", true), ("../0.log", false), ("c/../../x", false), ("a\0", false)]
+        {
+            assert_eq!(container(config(path)).is_ok(), good, "{path:?}");
+        }
     }
 
     #[test]

@@ -195,7 +195,7 @@ async fn dial(live: &Arc<Live>, ip: IpAddr, port: u16) -> Result<TcpStream, Dial
 }
 
 /// Copies both ways; each direction ends on its own. `error` is finished with the pod's last word: clients wait for it then.
-/// True when the client has ended its direction.
+/// Without one the protocol has no half-close, and the pod's last word is the end. True when the client has ended its direction.
 pub(super) async fn join(tcp: TcpStream, mut from: Inbox, to: &Out, error: Option<&Out>) -> bool {
     let (mut read, mut write) = tcp.into_split();
     let sent = AtomicU64::new(0);
@@ -243,6 +243,9 @@ pub(super) async fn join(tcp: TcpStream, mut from: Inbox, to: &Out, error: Optio
             }
         },
         () = &mut down => {}
+    }
+    if error.is_none() {
+        return false;
     }
     let mut seen = sent.load(Ordering::Relaxed);
     loop {

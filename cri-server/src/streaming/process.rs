@@ -20,7 +20,8 @@ use crate::error::{Error, text};
 use crate::exec;
 use crate::id::ContainerId;
 
-/// How long output is read on after the process has ended while others keep its pipes open.
+/// How long output is read on after the process has ended while others keep its pipes open; and how long the end of a container
+/// whose output has ended may take to be known.
 const DRAIN: Duration = Duration::from_secs(2);
 const BUFFER: usize = 16 * 1024;
 
@@ -32,7 +33,13 @@ pub(super) async fn exec(
     tty: bool,
     wires: &mut Wires,
 ) -> Outcome {
-    match try_exec(server, container, command, tty, wires).await {
+    let closing = wires.closing.clone();
+    let ended = tokio::select! {
+        ended = try_exec(server, container, command, tty, wires) => ended,
+        // What was begun is dropped, and the command killed with it.
+        () = closing.cancelled() => Err(Arc::new(Error::Closing)),
+    };
+    match ended {
         Ok(code) => Outcome::Exit(code),
         Err(error) => Outcome::Failure(text(&*error)),
     }
@@ -86,7 +93,6 @@ async fn try_exec(
                 tokio::spawn(async move { running.handle.wait().await });
                 return Err(Arc::new(Error::ClientGone));
             }
-            () = wires.closing.cancelled() => return Err(Arc::new(Error::Closing)),
         }
     };
     drop(inputs);
@@ -238,7 +244,12 @@ impl Sizes {
 
 /// An attach for a client, until the container's output or the client ends.
 pub(super) async fn attach(server: &Arc<Server>, container: &ContainerId, tty: bool, wires: &mut Wires) -> Outcome {
-    match try_attach(server, container, tty, wires).await {
+    let closing = wires.closing.clone();
+    let ended = tokio::select! {
+        ended = try_attach(server, container, tty, wires) => ended,
+        () = closing.cancelled() => Err(Arc::new(Error::Closing)),
+    };
+    match ended {
         Ok(()) => Outcome::Exit(0),
         Err(error) => Outcome::Failure(text(&*error)),
     }
@@ -287,9 +298,8 @@ async fn try_attach(server: &Arc<Server>, container: &ContainerId, tty: bool, wi
     tokio::pin!(ended);
     loop {
         tokio::select! {
-            () = &mut ended => return Ok(()),
+            () = &mut ended => return if runs_on(server, &container).await { Err(Arc::new(Error::OutputEnded)) } else { Ok(()) },
             () = wires.gone.cancelled() => return Err(Arc::new(Error::ClientGone)),
-            () = wires.closing.cancelled() => return Err(Arc::new(Error::Closing)),
             chunk = next(&mut resize) => match chunk {
                 Some(chunk) => for (width, height) in sizes.push(&chunk) {
                     let request = ShimRequest::Resize { id: container.as_str().into(), exec: None, width, height };
@@ -299,6 +309,19 @@ async fn try_attach(server: &Arc<Server>, container: &ContainerId, tty: bool, wi
             },
         }
     }
+}
+
+/// Whether a container whose output has ended is still running a moment later: its end may be heard of after that of its output.
+async fn runs_on(server: &Server, container: &ContainerId) -> bool {
+    let mut events = server.events.listen();
+    let exited = async {
+        while server.board.container(container.as_str()).is_some_and(|c| c.state == ContainerState::Running) {
+            if let Err(tokio::sync::broadcast::error::RecvError::Closed) = events.recv().await {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(DRAIN, exited).await.is_err()
 }
 
 #[cfg(test)]
