@@ -383,13 +383,24 @@ fn a_thousand_connections_go_through_one_port_forward() {
     in_namespaces(|| {
         let agent = Agent::start();
         let (pod, id) = pod(&agent, "p");
-        let listener = listen(&agent, &id, "127.0.0.1:80");
-        let (spdy, tunnel) = (forward_url(&agent, &pod, vec![]), forward_url(&agent, &pod, vec![]));
+        let (listener, url) = (listen(&agent, &id, "127.0.0.1:80"), forward_url(&agent, &pod, vec![]));
         agent.client.block_on(async {
-            let server = tokio::spawn(echo(listener));
-            thousand(Spdy::connect(&spdy, FORWARD).await, 80).await;
-            thousand(Spdy::tunnel(&tunnel).await, 80).await;
-            server.abort();
+            tokio::spawn(echo(listener));
+            thousand(Spdy::connect(&url, FORWARD).await, 80).await;
+        });
+        agent.finish();
+    });
+}
+
+#[test]
+fn a_thousand_connections_go_through_one_tunnelled_port_forward() {
+    in_namespaces(|| {
+        let agent = Agent::start();
+        let (pod, id) = pod(&agent, "p");
+        let (listener, url) = (listen(&agent, &id, "127.0.0.1:80"), forward_url(&agent, &pod, vec![]));
+        agent.client.block_on(async {
+            tokio::spawn(echo(listener));
+            thousand(Spdy::tunnel(&url).await, 80).await;
         });
         agent.finish();
     });
@@ -596,7 +607,7 @@ fn every_attached_client_sees_the_output_and_a_slow_one_is_cut() {
     in_namespaces(|| {
         let agent = Agent::start();
         let sandbox = agent.run_sandbox("p");
-        let script = "while read more; do head -c 400000 /dev/zero; echo end; done";
+        let script = "while read more; do head -c 400000 /dev/zero; echo end $more; done";
         let mut config = container("c", &["sh", "-c", script]);
         config.stdin = true;
         let id = agent.create(&sandbox, "p", config).unwrap();
@@ -609,18 +620,18 @@ fn every_attached_client_sees_the_output_and_a_slow_one_is_cut() {
             let [mut error, mut stdout] = first.streams(["error", "stdout"]).await;
             let mut second = Spdy::connect(&second, V4).await;
             let [_, stdin, mut other] = second.streams(["error", "stdin", "stdout"]).await;
+            let until = |word: String| move |text: &[u8]| text.ends_with(format!("end {word}\n").as_bytes());
             // An attach is whole when the first output has come to it.
-            let whole = |text: &[u8]| text.ends_with(b"end\n");
-            let mut ready = false;
-            while !ready {
-                stdin.send(b"more\n").await;
-                other.read_until(whole).await;
-                ready = matches!(stdout.events.try_recv(), Ok(Event::Data(_)));
+            let mut tries = 0;
+            while !matches!(stdout.events.try_recv(), Ok(Event::Data(_))) {
+                tries += 1;
+                stdin.send(format!("try{tries}\n").as_bytes()).await;
+                other.read_until(until(format!("try{tries}"))).await;
             }
-            stdout.read_until(whole).await;
             for round in 0..60 {
-                stdin.send(b"more\n").await;
-                let (a, b) = tokio::join!(stdout.read_until(whole), other.read_until(whole));
+                stdin.send(format!("round{round}\n").as_bytes()).await;
+                let whole = until(format!("round{round}"));
+                let (a, b) = tokio::join!(stdout.read_until(&whole), other.read_until(&whole));
                 assert!(whole(&a) && whole(&b), "{round}: {} {}", a.len(), b.len());
             }
             // 24 MB that one client did not read: it was cut off, and is told so.
