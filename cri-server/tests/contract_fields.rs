@@ -179,7 +179,8 @@ fn streaming_lists_carry_every_item_and_no_empty_message() {
             assert!(lists.len() > 1 && lists.iter().all(|l| !l.containers.is_empty()));
             let mut seen: Vec<_> = lists.into_iter().flat_map(|l| l.containers).map(|c| c.id).collect();
             let mut want = ids.clone();
-            (seen.sort(), want.sort());
+            seen.sort();
+            want.sort();
             assert_eq!(seen, want);
             let pods: Vec<_> = client
                 .stream_pod_sandboxes(v1::StreamPodSandboxesRequest::default())

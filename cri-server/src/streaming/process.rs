@@ -160,7 +160,7 @@ async fn copy(from: Watched, to: Option<Out>, gone: CancellationToken, ended: Ca
             biased;
             () = gone.cancelled() => return,
             () = ended.cancelled(), if left.is_none() => {
-                left = Some(rustix::io::ioctl_fionread(&*from.get_ref()).unwrap_or(0));
+                left = Some(rustix::io::ioctl_fionread(from.get_ref()).unwrap_or(0));
                 continue;
             }
             // Whoever writes for ever gets no more time than who is silent.

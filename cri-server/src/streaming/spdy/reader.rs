@@ -114,7 +114,7 @@ impl Reader {
     }
 
     fn open(&mut self, stream: u32, fin: bool, headers: super::headers::Headers) -> io::Result<()> {
-        if stream % 2 == 0 || stream <= self.last {
+        if stream.is_multiple_of(2) || stream <= self.last {
             return Err(bad(format!("spdy stream {stream} after {}", self.last)));
         }
         self.last = stream;
