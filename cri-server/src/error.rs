@@ -84,6 +84,14 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// A container could not be checkpointed.
+    #[error("checkpoint container {id}: {reason}")]
+    Checkpoint {
+        /// The container.
+        id: String,
+        /// Why, as CRIU words it.
+        reason: String,
+    },
     /// A foreign OCI runtime does not work.
     #[error("OCI runtime {name}: {reason}")]
     Runtime {

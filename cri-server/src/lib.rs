@@ -4,6 +4,7 @@
 mod board;
 mod cdi;
 mod cgroups;
+mod checkpoint;
 mod clock;
 mod config;
 mod container;

@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use crate::board::Board;
 use crate::cdi::Registry;
 use crate::cgroups::Cgroups;
+use crate::checkpoint::Checkpoints;
 use crate::config::Config;
 use crate::container::apparmor::AppArmor;
 use crate::container::security::FilterCache;
@@ -62,6 +63,7 @@ pub(crate) struct Server {
     pub(crate) bounding: CapSet,
     pub(crate) features: Features,
     pub(crate) handlers: Arc<Handlers>,
+    pub(crate) checkpoints: Checkpoints,
     /// Operations under way.
     pub(crate) tasks: TaskTracker,
     closing: CancellationToken,
@@ -102,6 +104,7 @@ impl Server {
             bounding: berth_linux::caps::bounding(),
             features: Features::detect(),
             handlers: Arc::new(Handlers::new(&config.runtime_handlers)?),
+            checkpoints: Checkpoints::default(),
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
             said: Mutex::default(),

@@ -18,7 +18,7 @@ use crate::convert::{request, resources, status};
 use crate::error::{Error, Shared, invalid};
 use crate::sandbox::owner;
 use crate::sandbox::state::{Op, Resize};
-use crate::{exec, metrics, stats, streaming};
+use crate::{checkpoint, exec, metrics, stats, streaming};
 
 /// The edge of the RuntimeService.
 #[derive(Clone)]
@@ -317,8 +317,11 @@ impl RuntimeService for RuntimeEdge {
         &self,
         request: Request<v1::CheckpointContainerRequest>,
     ) -> Answer<v1::CheckpointContainerResponse> {
-        self.container(&request.into_inner().container_id)?;
-        Err(Error::Unsupported { what: "CheckpointContainer", reason: "checkpoints are not built in yet".into() }.into())
+        let request = request.into_inner();
+        let limit = u64::try_from(request.timeout).map_err(|_| invalid("timeout", "negative"))?;
+        let limit = (limit > 0).then(|| Duration::from_secs(limit));
+        checkpoint::run(&self.server, &request.container_id, &request.location, limit).await?;
+        Ok(Response::new(v1::CheckpointContainerResponse {}))
     }
 
     type GetContainerEventsStream = Stream<v1::ContainerEventResponse>;
