@@ -27,7 +27,7 @@ const SCOPE_PREFIX: &str = "berth";
 pub(crate) struct Cgroups {
     layout: Arc<Layout>,
     driver: CgroupDriver,
-    top: String,
+    tops: [String; 2],
 }
 
 fn failed(action: &'static str, subject: &str) -> impl FnOnce(berth_cgroup::Error) -> Error {
@@ -42,11 +42,18 @@ impl Cgroups {
             let reason = "the systemd cgroup driver needs a running systemd (/run/systemd/system), which this machine has not";
             return Err(Error::Unsupported { what: "cgroupDriver: systemd", reason: reason.into() });
         }
-        let top = match driver {
-            CgroupDriver::Cgroupfs => format!("/berth-{instance}"),
-            CgroupDriver::Systemd => format!("/berth.slice/berth-{instance}.slice"),
-        };
-        Ok(Self { layout: Arc::new(layout), driver, top })
+        let mut tops = [format!("/berth-{instance}"), format!("/berth.slice/berth-{instance}.slice")];
+        if driver == CgroupDriver::Systemd {
+            tops.reverse();
+        }
+        Ok(Self { layout: Arc::new(layout), driver, tops })
+    }
+
+    /// A tree of v2 in a folder, for tests.
+    #[cfg(test)]
+    pub(crate) fn in_tree(mount: &std::path::Path) -> Self {
+        let layout = Arc::new(Layout::V2 { mount: mount.into() });
+        Self { layout, driver: CgroupDriver::Cgroupfs, tops: ["/berth-x".into(), "/berth.slice/berth-x.slice".into()] }
     }
 
     /// Who makes cgroups.
@@ -61,12 +68,12 @@ impl Cgroups {
 
     /// The cgroup of pods without a parent.
     pub(crate) fn top(&self) -> &str {
-        &self.top
+        &self.tops[0]
     }
 
     fn parent<'a>(&'a self, parent: &'a str) -> &'a str {
         let trimmed = parent.trim_end_matches('/');
-        if trimmed.is_empty() { &self.top } else { trimmed }
+        if trimmed.is_empty() { self.top() } else { trimmed }
     }
 
     /// The leaf cgroup of a sandbox's shim.
@@ -124,16 +131,25 @@ impl Cgroups {
         crate::blocking(move || this.remove_now(&text, &subject)).await
     }
 
-    /// Removes the cgroup of pods without a parent. Blocking.
-    pub(crate) fn remove_top(&self) -> Result<(), Error> {
+    /// Removes the cgroups of pods without a parent, also that of the driver which is not in use (any more). Blocking.
+    pub(crate) fn remove_tops(&self) -> Result<(), Error> {
         let subject = "this instance";
-        match CgroupPath::of_slice(&self.top).filter(|_| self.driver == CgroupDriver::Systemd) {
-            None => self.remove_now(&self.top, subject),
-            Some(slice) => {
-                let cgroup = Cgroup::at(&self.layout, &slice).map_err(failed("open", subject))?;
-                if cgroup.exists() { cgroup.delete().map_err(failed("remove", subject)) } else { Ok(()) }
+        for top in &self.tops {
+            // A folder of this name that systemd has not made is no unit of its.
+            let slice = CgroupPath::of_slice(top).filter(|_| berth_cgroup::systemd::is_running());
+            let path = slice.map_or_else(|| self.path(top, subject), Ok)?;
+            let cgroup = Cgroup::at(&self.layout, &path).map_err(failed("open", subject))?;
+            if cgroup.exists() {
+                cgroup.kill_all().map_err(failed("kill", subject))?;
+                cgroup.delete().map_err(failed("remove", subject))?;
             }
         }
+        Ok(())
+    }
+
+    /// Where pods without a parent of their own are: by the driver in use, then by the other one.
+    pub(crate) fn tops(&self) -> &[String; 2] {
+        &self.tops
     }
 
     /// [`Self::remove`], blocking.
@@ -190,6 +206,12 @@ impl Cgroups {
     pub(crate) fn process_count(&self, text: &str) -> usize {
         let cgroup = CgroupPath::parse(text).and_then(|path| Cgroup::at(&self.layout, &path));
         cgroup.and_then(|c| c.process_count()).unwrap_or_default()
+    }
+
+    /// Whether a cgroup is there and holds no process. Blocking.
+    pub(crate) fn is_idle(&self, text: &str) -> bool {
+        let cgroup = CgroupPath::parse(text).and_then(|path| Cgroup::open(&self.layout, &path));
+        cgroup.and_then(|c| c.procs()).is_ok_and(|pids| pids.is_empty())
     }
 
     /// The processes in a cgroup and below it; none when it is gone. Blocking.
@@ -280,7 +302,7 @@ mod tests {
 
     fn cgroups(driver: CgroupDriver, top: &str) -> Cgroups {
         let layout = Arc::new(Layout::V2 { mount: "/sys/fs/cgroup".into() });
-        Cgroups { layout, driver, top: top.into() }
+        Cgroups { layout, driver, tops: [top.into(), String::new()] }
     }
 
     #[test]

@@ -79,6 +79,9 @@ fn names(folder: &Path) -> Vec<String> {
     entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).filter(|name| is_id(name)).collect()
 }
 
+/// Where kubelets keep their pods' cgroups, by either driver.
+const KUBEPODS: [&str; 2] = ["/kubepods", "/kubepods.slice"];
+
 /// Where to look.
 #[derive(Clone)]
 struct Ground {
@@ -87,6 +90,14 @@ struct Ground {
     cgroups: Cgroups,
     /// Nobody is at work on the trash: what lies there stays.
     idle: bool,
+}
+
+impl Ground {
+    /// The sandboxes' and containers' cgroups in one: (id, name).
+    fn leaves(&self, parent: &str) -> Vec<(String, String)> {
+        let names = self.cgroups.children(parent).into_iter();
+        names.filter_map(|name| Cgroups::id_of(&name).map(str::to_owned).map(|id| (id, name))).collect()
+    }
 }
 
 /// One line for each thing without an owner.
@@ -153,14 +164,13 @@ impl Seen {
     fn take(ground: &Ground, mut parents: BTreeSet<String>) -> Self {
         let mut seen = Self::default();
         seen.processes(ground);
-        parents.insert(ground.cgroups.top().to_owned());
-        for parent in parents {
-            for name in ground.cgroups.children(&parent) {
-                if let Some(id) = Cgroups::id_of(&name) {
-                    seen.known.push((id.to_owned(), format!("cgroup {parent}/{name}")));
-                }
+        parents.extend(ground.cgroups.tops().iter().cloned());
+        for parent in &parents {
+            for (id, name) in ground.leaves(parent) {
+                seen.known.push((id, format!("cgroup {parent}/{name}")));
             }
         }
+        seen.forgotten(ground, &parents);
         seen.mounts(ground);
         seen.folders(ground);
         seen
@@ -174,6 +184,26 @@ impl Seen {
         };
         out.extend(self.known.into_iter().filter(|(id, _)| !known(id)).map(|(_, line)| line));
         out.extend(self.ownerless);
+    }
+
+    /// Cgroups below the kubelet's, of pods that are not on record any more. Other runtimes have theirs there too, under the same
+    /// names, so only those without a process count: a container of theirs has one for as long as it has a cgroup.
+    fn forgotten(&mut self, ground: &Ground, searched: &BTreeSet<String>) {
+        let mut pending: Vec<(String, usize)> = KUBEPODS.map(|top| (top.to_owned(), 0)).into();
+        while let Some((parent, depth)) = pending.pop() {
+            for name in ground.cgroups.children(&parent) {
+                let path = format!("{parent}/{name}");
+                match Cgroups::id_of(&name) {
+                    Some(id) if !searched.contains(&parent) && ground.cgroups.is_idle(&path) => {
+                        self.known.push((id.to_owned(), format!("cgroup {path}")));
+                    }
+                    Some(_) => {}
+                    // The class, the pod, its containers.
+                    None if depth < 2 => pending.push((path, depth + 1)),
+                    None => {}
+                }
+            }
+        }
     }
 
     /// Shims. Ours are those whose sandbox folder is below our state.
@@ -233,12 +263,40 @@ impl Seen {
 /// Whether a shim listens in our state folder, or is in our cgroup.
 fn is_ours(ground: &Ground, pid: i32, id: &str) -> bool {
     let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    ground.paths.live_sandbox(&id.into()).exists() || cgroup.lines().any(|line| line.contains(ground.cgroups.top()))
+    ground.paths.live_sandbox(&id.into()).exists() || ground.cgroups.tops().iter().any(|top| cgroup.contains(top.as_str()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn forgotten_cgroups_below_the_kubelets_are_found_and_those_with_processes_left_to_their_owners() {
+        let (tree, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let id = |letter: &str| letter.repeat(64);
+        let class = "kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-podx.slice";
+        let scope = format!("{class}/berth-{}.scope", id("c"));
+        for folder in [
+            &format!("kubepods/burstable/podu/{}", id("a")),
+            &format!("kubepods/podv/{}", id("b")),
+            &scope,
+            "kubepods/podv/other",
+        ] {
+            std::fs::create_dir_all(tree.path().join(folder)).unwrap();
+        }
+        std::fs::write(tree.path().join(format!("kubepods/podv/{}/cgroup.procs", id("b"))), "1\n").unwrap();
+        let ground = Ground {
+            instance: "x".into(),
+            paths: Paths::new(state.path(), state.path()),
+            cgroups: Cgroups::in_tree(tree.path()),
+            idle: true,
+        };
+        let mut seen = Seen::default();
+        seen.forgotten(&ground, &BTreeSet::new());
+        seen.known.sort();
+        let line = |path: String, letter: &str| (id(letter), format!("cgroup /{path}"));
+        assert_eq!(seen.known, [line(format!("kubepods/burstable/podu/{}", id("a")), "a"), line(scope, "c")]);
+    }
 
     #[test]
     fn what_is_being_made_or_torn_down_has_an_owner_and_the_rest_is_a_leak() {

@@ -108,7 +108,7 @@ impl CriServer {
         })?;
         let server = self.server.clone();
         blocking(move || {
-            server.cgroups.remove_top()?;
+            server.cgroups.remove_tops()?;
             server.reaper.settle();
             Ok(())
         })
