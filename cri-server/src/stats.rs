@@ -19,12 +19,13 @@ use crate::sandbox::holdings::Live;
 use crate::sandbox::owner;
 use crate::sandbox::state::Op;
 
+/// How many are read one after another: some milliseconds' worth.
+const PART: usize = 32;
+
 /// Statistics of the containers that a predicate picks. One that is vanishing is left out.
 pub(crate) async fn containers(server: &Arc<Server>, picks: impl Fn(&ContainerView) -> bool) -> Vec<v1::ContainerStats> {
     let views: Vec<_> = server.board.containers().into_iter().filter(|v| picks(v)).collect();
-    let this = server.clone();
-    let read = move || Ok(views.iter().filter_map(|view| container(&this, view)).collect());
-    crate::blocking(read).await.unwrap_or_default()
+    in_parts(server, views, |server, views| views.iter().filter_map(|view| container(server, view)).collect()).await
 }
 
 /// Statistics of the sandboxes that a predicate picks.
@@ -36,18 +37,37 @@ pub(crate) async fn sandboxes(server: &Arc<Server>, picks: impl Fn(&SandboxView)
         (view, live)
     }))
     .await;
-    let this = server.clone();
-    let read = move || {
-        let netns_of = |live: &Option<Arc<Live>>| live.as_ref().is_some_and(|live| live.netns.is_some());
-        let namespaces = views.iter().filter_map(|(_, live)| Some(live.as_ref()?.netns.as_ref()?.as_fd()));
-        let mut networks = network::read_each(namespaces).into_iter();
-        let one = |(view, live): &(Arc<SandboxView>, Option<Arc<Live>>)| {
-            let interfaces = if netns_of(live) { networks.next().flatten() } else { None };
-            sandbox(&this, view, interfaces.and_then(network))
-        };
-        Ok(views.iter().map(one).collect())
+    in_parts(server, views, sandboxes_now).await
+}
+
+type Looked = (Arc<SandboxView>, Option<Arc<Live>>);
+
+/// [`sandboxes`] of what was looked up. Blocking.
+fn sandboxes_now(server: &Server, views: &[Looked]) -> Vec<v1::PodSandboxStats> {
+    let has_netns = |live: &Option<Arc<Live>>| live.as_ref().is_some_and(|live| live.netns.is_some());
+    let namespaces = views.iter().filter_map(|(_, live)| Some(live.as_ref()?.netns.as_ref()?.as_fd()));
+    let mut networks = network::read_each(namespaces).into_iter();
+    let one = |(view, live): &Looked| {
+        let interfaces = if has_netns(live) { networks.next().flatten() } else { None };
+        sandbox(server, view, interfaces.and_then(network))
     };
-    crate::blocking(read).await.unwrap_or_default()
+    views.iter().map(one).collect()
+}
+
+/// Runs blocking work on parts of a list at the same time, and puts the results together in order. A part is what a thread of the pool is
+/// held for.
+async fn in_parts<T, R>(server: &Arc<Server>, mut all: Vec<T>, work: fn(&Server, &[T]) -> Vec<R>) -> Vec<R>
+where
+    T: Send + 'static,
+    R: Send + 'static,
+{
+    let mut parts = Vec::new();
+    while !all.is_empty() {
+        let rest = all.split_off(all.len().min(PART));
+        let (this, part) = (server.clone(), std::mem::replace(&mut all, rest));
+        parts.push(crate::blocking(move || Ok(work(&this, &part))));
+    }
+    futures::future::join_all(parts).await.into_iter().flat_map(Result::unwrap_or_default).collect()
 }
 
 fn value(value: u64) -> Option<v1::UInt64Value> {

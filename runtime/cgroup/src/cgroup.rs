@@ -339,6 +339,10 @@ pub(crate) fn collect_procs(dir: &Path, pids: &mut BTreeSet<i32>) -> Result<()> 
 /// The processes in a folder and below it, of other PID namespaces too.
 fn count_procs(dir: &Path) -> Result<usize> {
     let own = file::read_optional(&dir.join("cgroup.procs"))?.map_or(0, |text| text.lines().count());
+    // A folder has a link of its own, one in its parent, and one in each folder below; where that is not counted it is 1.
+    if rustix::fs::stat(dir).is_ok_and(|stat| stat.st_nlink == 2) {
+        return Ok(own);
+    }
     child_names(dir)?.iter().try_fold(own, |sum, name| Ok(sum + count_procs(&dir.join(name))?))
 }
 

@@ -145,7 +145,7 @@ fn table(legs: &[Leg], lines: &[Line], voids: &[String], about: &[String]) -> St
         "- {rounds} rounds after the warm-up, {} legs; the machine was at most {busy:.0} % busy with other things before a leg",
         legs.len()
     );
-    if legs.iter().any(|l| l.quick) {
+    if legs.iter().any(|l| l.quick && l.round > 0) {
         text.push_str("- **quick counts: whether everything works, not how fast**\n");
     }
     text.push_str("\n| workload | unit | berth, p50 / p99 | containerd, p50 / p99 | ratio [min–max] | CPU, side / machine | target | met |\n");
