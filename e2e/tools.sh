@@ -4,6 +4,7 @@
 #   cri-tools  crictl and critest (critest pulls one image by digest: it is built with the digest of our own copy)
 #   containerd containerd, its shim and ctr, the peer we measure against and the caller of `berth oci`
 #   runc       the peer's OCI runtime
+#   nri-plugin a plugin made with NRI's stock stub
 #   images     the images of critest, as a registry's storage folder
 #   vm         qemu, and for its guest Debian's cloud kernel and AppArmor parser
 #   kubernetes the control plane, kubelet and kubectl, and etcd (ten minutes of two cores, once)
@@ -92,6 +93,16 @@ runc() {
   publish "$out" "$RUNC"
 }
 
+nri-plugin() {
+  local src out
+  [ -x "$NRI_PLUGIN/nri-plugin" ] && return
+  src=$(mktemp -d "$BERTH_TOOLS/.src.XXXXXX"); out=$(mktemp -d "$BERTH_TOOLS/.out.XXXXXX")
+  cp "$HERE"/nri-plugin/* "$src"
+  (cd "$src" && GOWORK=off CGO_ENABLED=0 go build -trimpath -o "$out/nri-plugin" -ldflags "-s -w" .)
+  rm -rf "$src"
+  publish "$out" "$NRI_PLUGIN"
+}
+
 kubernetes() {
   local src out name
   [ -x "$KUBERNETES/kubectl" ] && return
@@ -134,6 +145,6 @@ images() {
   publish "$out" "$IMAGES"
 }
 
-[ $# -gt 0 ] || set -- packages runc containerd images cri-tools
-[ "$1" != all ] || set -- packages runc containerd images cri-tools kubernetes # what `make test` needs
+[ $# -gt 0 ] || set -- packages runc containerd nri-plugin images cri-tools
+[ "$1" != all ] || set -- packages runc containerd nri-plugin images cri-tools kubernetes # what `make test` needs
 for tool in "$@"; do "$tool"; done

@@ -67,6 +67,8 @@ pub struct NodeConfiguration {
     pub cdi_spec_dirs: Option<Vec<PathBuf>>,
     /// `--cgroup-driver`
     pub cgroup_driver: Option<crate::cli::CgroupDriver>,
+    /// NRI plugins.
+    pub nri: Option<Nri>,
     /// `--pod-cidr`
     #[serde(rename = "podCIDR")]
     pub pod_cidr: Option<String>,
@@ -96,6 +98,24 @@ pub struct RuntimeHandler {
     pub args: Vec<String>,
     /// How long one call of it may take, a Go duration such as `90s`.
     pub timeout: Option<String>,
+}
+
+/// `nri` of NodeConfiguration, with containerd's names. Durations as `5s`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Nri {
+    /// No plugins at all.
+    pub disable: bool,
+    /// The socket that plugins connect to.
+    pub socket_path: Option<PathBuf>,
+    /// Plugins that are started with the runtime.
+    pub plugin_path: Option<PathBuf>,
+    /// Their configurations.
+    pub plugin_config_path: Option<PathBuf>,
+    /// From the connection of a plugin to its registration.
+    pub registration_timeout: Option<String>,
+    /// For each request to a plugin.
+    pub request_timeout: Option<String>,
 }
 
 /// The documents of one file.

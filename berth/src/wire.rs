@@ -79,6 +79,44 @@ pub fn cri(global: &cli::Global, flags: &cli::Cri, file: &config::File) -> Resul
     Ok(config)
 }
 
+/// The CRI server's configuration where it serves: with NRI plugins.
+///
+/// # Errors
+/// When the file holds values that cannot be meant.
+pub fn serving_cri(global: &cli::Global, flags: &cli::Cri, file: &config::File) -> Result<berth_cri_server::Config> {
+    Ok(berth_cri_server::Config { nri: nri(global, file)?, ..cri(global, flags, file)? })
+}
+
+/// NRI as containerd has it; an instance other than the default one has a socket of its own, and starts no installed plugins
+/// unless it is told where they are.
+fn nri(global: &cli::Global, file: &config::File) -> Result<berth_cri_server::NriConfig> {
+    let mut nri = berth_cri_server::NriConfig::default();
+    if global.state != Path::new(DEFAULT_STATE) {
+        nri.socket_path = global.state.join("nri.sock");
+        nri.plugin_path = PathBuf::new();
+    }
+    let Some(asked) = &file.node.nri else { return Ok(nri) };
+    nri.disable = asked.disable;
+    for (to, from) in [
+        (&mut nri.socket_path, &asked.socket_path),
+        (&mut nri.plugin_path, &asked.plugin_path),
+        (&mut nri.plugin_config_path, &asked.plugin_config_path),
+    ] {
+        if let Some(from) = from {
+            to.clone_from(from);
+        }
+    }
+    for (to, from, name) in [
+        (&mut nri.registration_timeout, &asked.registration_timeout, "nri.registrationTimeout"),
+        (&mut nri.request_timeout, &asked.request_timeout, "nri.requestTimeout"),
+    ] {
+        if let Some(from) = from {
+            *to = config::duration(from).context(name)?;
+        }
+    }
+    Ok(nri)
+}
+
 /// The socket that the CRI is served on.
 pub fn listen(global: &cli::Global, flags: &cli::Cri, file: &config::File) -> PathBuf {
     match flags.listen.as_ref().or(file.node.listen.as_ref()) {

@@ -45,6 +45,8 @@ pub struct Config {
     pub cdi_spec_dirs: Vec<PathBuf>,
     /// RuntimeClass handlers besides the built-in one.
     pub runtime_handlers: Vec<RuntimeHandler>,
+    /// NRI plugins. Off here: the socket is one for the machine.
+    pub nri: berth_nri::Config,
     /// Address of the streaming server (exec, attach, port-forward); port 0 is any free one.
     pub streaming: std::net::SocketAddr,
     /// A streaming connection on which nothing travels for that long is closed. Default 4 h, as in containerd and the kubelet.
@@ -71,6 +73,7 @@ impl Config {
             hosts: "/etc/hosts".into(),
             cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             runtime_handlers: Vec::new(),
+            nri: berth_nri::Config { disable: true, ..Default::default() },
             streaming: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
             streaming_idle: Duration::from_secs(4 * 60 * 60),
             streaming_patience: Duration::from_secs(30),

@@ -181,6 +181,13 @@ pub enum Error {
         /// What the parser said.
         reason: String,
     },
+    /// An NRI plugin refused, or two want different things.
+    #[error("NRI")]
+    Nri {
+        /// The cause, which names them.
+        #[source]
+        source: Box<berth_nri::Error>,
+    },
     /// A cgroup operation failed.
     #[error("{action} cgroup of {subject}")]
     Cgroup {

@@ -17,6 +17,7 @@ mod handlers;
 mod id;
 mod leaks;
 mod metrics;
+mod nri;
 mod paths;
 mod reaper;
 mod records;
@@ -37,6 +38,7 @@ use berth_cri_api::v1::runtime_service_server::RuntimeServiceServer;
 use sandbox::owner;
 use sandbox::state::Op;
 
+pub use berth_nri::Config as NriConfig;
 pub use cgroups::CgroupDriver;
 pub use config::{Config, RuntimeHandler};
 pub use edge::{ImageEdge, RuntimeEdge};
@@ -55,6 +57,10 @@ impl CriServer {
         recover::recover(&server).await?;
         server.images.start_reaper();
         streaming::listen(&server).await?;
+        // Pods run without plugins rather than not at all.
+        if let Err(error) = server.nri.start(Arc::new(nri::Node::of(&server))).await {
+            tracing::warn!(error = %error::text(&error), "no NRI plugins");
+        }
         // What was read at the start is not needed again.
         berth_linux::heap::trim();
         Ok(Self { server })
@@ -79,6 +85,7 @@ impl CriServer {
         if tokio::time::timeout(Duration::from_secs(10), self.server.tasks.wait()).await.is_err() {
             tracing::warn!("operations are still under way: the next start undoes them");
         }
+        self.server.nri.stop();
         let server = self.server.clone();
         let _ = blocking(move || {
             server.durable.flush();

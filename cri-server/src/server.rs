@@ -7,6 +7,7 @@ use berth_cni::{Network, NetworkConfig};
 use berth_image::{ImageStore, StoreConfig};
 use berth_linux::caps::CapSet;
 use berth_linux::instance::InstanceId;
+use berth_nri::Nri;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
@@ -54,6 +55,7 @@ pub(crate) struct Server {
     pub(crate) cdi: Registry,
     pub(crate) apparmor: AppArmor,
     pub(crate) selinux: SeLinuxHost,
+    pub(crate) nri: Nri,
     pub(crate) tokens: Tokens,
     /// What writable layers take.
     pub(crate) layers: Layers,
@@ -95,6 +97,7 @@ impl Server {
             owners: Owners::default(),
             events: Events::default(),
             filters: FilterCache::default(),
+            nri: Nri::new(config.nri.clone()),
             cdi: Registry::new(config.cdi_spec_dirs.clone()),
             apparmor: AppArmor::new(paths.apparmor()),
             selinux: SeLinuxHost::detect(),

@@ -12,10 +12,11 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("berth-shim", &["berth-linux", "berth-cgroup", "berth-oci"]),
         ("berth-cni", &["berth-linux"]),
         ("berth-image", &["berth-linux"]),
+        ("berth-nri", &["berth-linux"]),
         ("berth-cri-api", &[]),
         (
             "berth-cri-server",
-            &["berth-cri-api", "berth-shim", "berth-cgroup", "berth-cni", "berth-image", "berth-oci", "berth-linux"],
+            &["berth-cri-api", "berth-shim", "berth-cgroup", "berth-cni", "berth-image", "berth-nri", "berth-oci", "berth-linux"],
         ),
         ("berth-kubelet", &["berth-cri-api", "berth-cgroup", "berth-linux"]),
         ("berth-testkit", &[]),

@@ -18,7 +18,8 @@ pub fn run(global: &cli::Global, args: &cli::Node) -> Result<ExitCode> {
     let _root = state_dir::hold_root(&global.root)?;
     crate::runtime(agent::WORKERS)?.block_on(async {
         let stop = agent::stop_on_signals()?;
-        let server = Arc::new(CriServer::start(wire::cri(global, &args.cri, &file)?).await.context("starting the CRI server")?);
+        let server =
+            Arc::new(CriServer::start(wire::serving_cri(global, &args.cri, &file)?).await.context("starting the CRI server")?);
         admin::spawn(&server, &global.state, stop.clone())?;
         let path = wire::listen(global, &args.cri, &file);
         let listener = listen::bind(&path)?;

@@ -3,19 +3,54 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use berth_nri::api::Event;
 use berth_shim::protocol::{ExitRecord, Reply, Request};
 
 use crate::Server;
 use crate::error::{Error, file};
 use crate::id::{ContainerId, SandboxId};
+use crate::nri;
 use crate::records::{self, ContainerRecord};
 use crate::sandbox::holdings::Live;
 use crate::sandbox::run::process_exit;
 use crate::sandbox::state::ProcessExit;
 use crate::spec::{Resources, SandboxSpec};
 
+/// Asks the plugins, starts it, and tells them. What a plugin refuses does not start, and does not wait for a start for ever.
+pub(crate) async fn ask_and_start(server: &Arc<Server>, live: &Live, id: &ContainerId) -> Result<i64, Error> {
+    if let Err(refused) = nri::start(server, id).await {
+        if let Err(error) = signal(live, id, 9, true).await {
+            tracing::warn!(container = %id, error = %crate::error::text(&error), "ending a container that may not start");
+        }
+        return Err(Error::Start { id: id.as_str().into(), message: crate::error::text(&refused) });
+    }
+    let at = start(server, live, id).await?;
+    nri::started(server, id, at).await;
+    Ok(at)
+}
+
+/// Asks the plugins what the limits shall be, applies them, and tells. Returns all limits as they are then.
+pub(crate) async fn ask_and_update(
+    server: &Arc<Server>,
+    live: &Live,
+    id: &ContainerId,
+    mut asked: Resources,
+    mut merged: Resources,
+    by_plugin: bool,
+) -> Result<Resources, Error> {
+    if !by_plugin && let Some(wanted) = nri::update(server, id, &asked).await? {
+        merged = merged.merged(&wanted);
+        asked = wanted;
+    }
+    update(server, live, id, &asked, &merged).await?;
+    if !by_plugin {
+        nri::container(server, id, Event::PostUpdateContainer).await;
+    }
+    Ok(merged)
+}
+
 /// Opens the gate. Returns when the program runs, with the time of its start.
-pub(crate) async fn start(server: &Arc<Server>, live: &Live, id: &ContainerId) -> Result<i64, Error> {
+async fn start(server: &Arc<Server>, live: &Live, id: &ContainerId) -> Result<i64, Error> {
     let shim = live.shim()?;
     let answer =
         shim.call("start container", Request::Start { id: id.as_str().into() }, Vec::new()).await.map_err(|e| match e {
@@ -81,13 +116,7 @@ fn cgroup_of(server: &Server, spec: &SandboxSpec, id: &ContainerId) -> String {
 }
 
 /// Applies new limits: what was not named stays.
-pub(crate) async fn update(
-    server: &Arc<Server>,
-    live: &Live,
-    id: &ContainerId,
-    asked: &Resources,
-    merged: &Resources,
-) -> Result<(), Error> {
+async fn update(server: &Arc<Server>, live: &Live, id: &ContainerId, asked: &Resources, merged: &Resources) -> Result<(), Error> {
     let cgroup = cgroup_of(server, &live.spec, id);
     let limits = crate::cgroups::limits(asked);
     let (this, subject) = (server.clone(), id.as_str().to_owned());

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use berth_image::{Hold, Image, ImageConfig, Rootfs};
+use berth_nri::api::Container;
 use berth_shim::protocol::{CreateExt, LogSpec, PidMode, Reply, Request, Root};
 use rustix::fs::OFlags;
 
@@ -19,6 +20,7 @@ use crate::Server;
 use crate::board::{ContainerFacts, RunUser};
 use crate::error::{Error, file, invalid};
 use crate::id::ContainerId;
+use crate::nri::{self, Adjusted, PidNamespace};
 use crate::records::{self, ContainerRecord};
 use crate::sandbox::files;
 use crate::sandbox::holdings::Live;
@@ -45,28 +47,60 @@ pub(crate) async fn create(
     let rootfs = server.images.rootfs(&image.id).map_err(|e| image_error("use", &spec.image.image, e))?;
     let mut holds = hold_volumes(server, &mut spec)?;
     holds.push(hold);
-    let source = Source { image, config, rootfs };
-    let prepared = {
-        let (server, live, id, log_directory) = (server.clone(), live.clone(), id.clone(), log_directory.to_owned());
-        crate::blocking(move || {
-            let shaped = shape(&server, &live, &id, spec, &source)?;
-            finish(&server, &live, &id, shaped, &source, &log_directory)
-        })
-        .await
-    };
-    let made = match prepared {
+    let source = Arc::new(Source { image, config, rootfs });
+    let mut told = None;
+    let made = match prepare(server, live, id, spec, source, log_directory, &mut told).await {
         Ok(prepared) => launch(server, live, id, prepared).await,
         Err(error) => Err(error),
     };
     match made {
-        Ok((facts, created_at, pid)) => Ok(CreatedContainer { facts, created_at, pid, hold: Some(Arc::new(holds)) }),
+        Ok((facts, created_at, pid)) => {
+            if let Some(container) = told {
+                nri::created(server, live, container, created_at, pid).await;
+            }
+            Ok(CreatedContainer { facts, created_at, pid, hold: Some(Arc::new(holds)) })
+        }
         Err(error) => {
+            if let Some(container) = told {
+                nri::undo_create(server, live, container).await;
+            }
             if let Err(undo) = super::control::erase(server, &live.id, id).await {
                 tracing::warn!(container = %id, error = %crate::error::text(&undo), "undoing a failed container");
             }
             Err(error)
         }
     }
+}
+
+/// Shapes the container, lets plugins change it if there are any (`told`: what they were told), and opens what it needs.
+async fn prepare(
+    server: &Arc<Server>,
+    live: &Arc<Live>,
+    id: &ContainerId,
+    spec: ContainerSpec,
+    source: Arc<Source>,
+    log_directory: &str,
+    told: &mut Option<Container>,
+) -> Result<Prepared, Error> {
+    let own = || (server.clone(), live.clone(), id.clone(), source.clone());
+    let log_directory = log_directory.to_owned();
+    let (server_, live_, id_, source_) = own();
+    if !server.nri.active() {
+        return crate::blocking(move || {
+            let shaped = shape(&server_, &live_, &id_, spec, &source_)?;
+            finish(&server_, &live_, &id_, shaped, &source_, &log_directory)
+        })
+        .await;
+    }
+    let mut shaped = crate::blocking(move || shape(&server_, &live_, &id_, spec, &source_)).await?;
+    let container = nri::new_container(live, id, &shaped.spec, &shaped.oci);
+    let adjust = nri::create(server, live, told.insert(container).clone()).await?;
+    let (server, live, id, source) = own();
+    crate::blocking(move || {
+        shaped.adjusted = nri::adjust(&server.cdi, &mut shaped.oci, &mut shaped.spec.resources, adjust)?;
+        finish(&server, &live, &id, shaped, &source, &log_directory)
+    })
+    .await
 }
 
 fn image_error(action: &'static str, image: &str, error: berth_image::Error) -> Error {
@@ -160,6 +194,8 @@ struct Shaped {
     user: RunUser,
     image_name: String,
     cgroup: String,
+    /// By plugins, as far as it is not in the OCI spec.
+    adjusted: Adjusted,
 }
 
 /// The image as it is needed here.
@@ -206,7 +242,7 @@ fn shape(server: &Server, live: &Live, id: &ContainerId, spec: ContainerSpec, so
         unified: server.cgroups.is_v2(),
     })?;
     server.cdi.inject(&mut oci, &spec.cdi_devices)?;
-    Ok(Shaped { spec, oci, volumes, user: resolved.user, image_name, cgroup })
+    Ok(Shaped { spec, oci, volumes, user: resolved.user, image_name, cgroup, adjusted: Adjusted::default() })
 }
 
 /// The part that opens and makes files. Blocking.
@@ -219,7 +255,7 @@ fn finish(
     log_directory: &str,
 ) -> Result<Prepared, Error> {
     let Source { image, config, rootfs } = source;
-    let Shaped { spec, oci, volumes, user, image_name, cgroup } = shaped;
+    let Shaped { spec, oci, volumes, user, image_name, cgroup, adjusted } = shaped;
     let filter = oci.linux.seccomp.as_ref().map(|profile| server.filters.get(profile)).transpose()?;
     let mut fds = Vec::new();
     let mut pass = |fd: OwnedFd| {
@@ -267,13 +303,14 @@ fn finish(
         console_size: (0, 0),
         shm: pod_shm(&oci, &live.spec),
         mounts: trees,
-        pid: match spec.security.namespaces.pid {
-            NamespaceMode::Pod => PidMode::Pod,
-            NamespaceMode::Container => PidMode::Container,
-            NamespaceMode::Node => PidMode::Node,
-            NamespaceMode::Target => PidMode::Target(spec.security.namespaces.target_id.clone()),
+        pid: match (adjusted.pid, spec.security.namespaces.pid) {
+            (Some(PidNamespace::Host), _) => PidMode::Node,
+            (Some(PidNamespace::Spec), _) | (None, NamespaceMode::Container) => PidMode::Container,
+            (None, NamespaceMode::Pod) => PidMode::Pod,
+            (None, NamespaceMode::Node) => PidMode::Node,
+            (None, NamespaceMode::Target) => PidMode::Target(spec.security.namespaces.target_id.clone()),
         },
-        stay_out: Vec::new(),
+        stay_out: adjusted.stay_out,
     };
     let json = serde_json::to_vec(&oci).map_err(|e| invalid("config", e.to_string()))?;
     let stop_signal = crate::convert::signal::linux_number(spec.stop_signal)

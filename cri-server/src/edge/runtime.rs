@@ -186,7 +186,7 @@ impl RuntimeService for RuntimeEdge {
         let view = self.container(&request.container_id)?;
         if let Some(linux) = request.linux {
             let resources = Box::new(resources(linux));
-            let op = |reply| Op::Update { id: view.id.clone(), resources, reply };
+            let op = |reply| Op::Update { id: view.id.clone(), resources, by_plugin: false, reply };
             reply(owner::submit(&self.server, &view.sandbox, op).await)?;
         }
         Ok(Response::new(v1::UpdateContainerResourcesResponse {}))

@@ -4,17 +4,19 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use berth_nri::api::Event as NriEvent;
 use tokio::sync::{mpsc, oneshot};
 
 use super::run;
-use super::state::{Done, Event, Machine, Op, Outbox, Reply, Task};
+use super::state::{Change, Done, Event, Machine, Op, Outbox, Reply, Task};
 use crate::Server;
 use crate::board::{ContainerView, SandboxView};
 use crate::container;
 use crate::error::{Error, Shared};
 use crate::id::{ContainerId, SandboxId};
+use crate::nri;
 use crate::records::{self, ContainerRecord};
-use crate::spec::{SandboxMetadata, SandboxSpec};
+use crate::spec::{Resources, SandboxMetadata, SandboxSpec};
 
 /// Where an owner gets its events.
 pub(crate) type Mail = mpsc::UnboundedSender<Event>;
@@ -150,10 +152,15 @@ pub(crate) async fn own(server: Arc<Server>, mut machine: Machine, mail: Mail, m
         for (id, change) in &out.events {
             tracing::debug!(sandbox = %machine.id, pod = machine.spec.metadata.name, id, ?change, "lifecycle");
             server.events.announce(&server.board, || sandbox_view(&machine, &server), id, *change);
+            if *change == Change::Stopped {
+                nri::stopped(&server, id);
+            }
         }
         for answer in out.answers {
             answer();
         }
+        // What was done can be seen: plugins may be told of it.
+        drop(out.pass);
         for task in out.tasks {
             server.tasks.spawn(perform(
                 server.clone(),
@@ -251,6 +258,7 @@ fn keep(server: &Server, view: &ContainerView) {
 
 /// Does one piece of slow work and reports back.
 async fn perform(server: Arc<Server>, id: SandboxId, spec: Arc<SandboxSpec>, created_at: i64, task: Task, mail: Mail) {
+    let pass = if task.changes_what_there_is() { server.nri.enter().await } else { None };
     let done = match task {
         Task::Run => Done::Ran(run::run(server, id, spec, created_at, mail.clone()).await),
         Task::Create { id: container, spec, log_directory, live } => {
@@ -258,7 +266,7 @@ async fn perform(server: Arc<Server>, id: SandboxId, spec: Arc<SandboxSpec>, cre
             Done::Created { id: container, result }
         }
         Task::Start { id: container, live } => {
-            let result = container::control::start(&server, &live, &container).await;
+            let result = container::control::ask_and_start(&server, &live, &container).await;
             let at = result.as_ref().copied().unwrap_or_else(|_| crate::clock::now_ns());
             Done::Started { id: container, at, result: result.map(|_| ()) }
         }
@@ -271,23 +279,32 @@ async fn perform(server: Arc<Server>, id: SandboxId, spec: Arc<SandboxSpec>, cre
             Done::Signalled { id: container, result }
         }
         Task::Delete { id: container, live } => {
+            nri::container(&server, &container, NriEvent::RemoveContainer).await;
             let result = container::control::delete(&server, &id, live.as_deref(), &spec, &container).await;
             Done::Deleted { id: container, result }
         }
-        Task::Update { id: container, resources, merged, reply, live } => {
-            let result = container::control::update(&server, &live, &container, &resources, &merged).await;
-            Done::Updated { id: container, resources: merged, reply, result }
+        Task::Update { id: container, resources, merged, by_plugin, reply, live } => {
+            let changed = container::control::ask_and_update(&server, &live, &container, *resources, *merged, by_plugin).await;
+            let (resources, result) = match changed {
+                Ok(merged) => (merged, Ok(())),
+                Err(error) => (Resources::default(), Err(error)),
+            };
+            Done::Updated { id: container, resources: Box::new(resources), reply, result }
         }
         Task::ReopenLog { id: container, reply, live } => {
             let _ = reply.send(container::control::reopen_log(&live, &container).await.map_err(Arc::new));
             return;
         }
         Task::Resize { spec, reply, live } => {
-            let result = note(&server, &live, &spec, created_at, false).await;
+            let result = match nri::update_pod(&server, &id, &spec).await {
+                Ok(()) => note(&server, &live, &spec, created_at, false).await,
+                refused => refused,
+            };
             Done::Resized { spec, reply, result }
         }
         Task::Bury { live, containers } => Done::Lost(container::control::bury(&server, &live, containers).await),
         Task::TearDown { live } => {
+            nri::pod(&server, &id, NriEvent::StopPodSandbox).await;
             // With the shim go its exit records, and the durable ones are written off this path: the state folder has them.
             container::control::note_exits(&server, &id).await;
             let result = live.give_back(&server).await;
@@ -300,9 +317,12 @@ async fn perform(server: Arc<Server>, id: SandboxId, spec: Arc<SandboxSpec>, cre
             let rest = result.is_err().then_some(live);
             Done::TornDown { rest, result }
         }
-        Task::Erase => Done::Erased(run::erase(&server, &id).await),
+        Task::Erase => {
+            nri::pod(&server, &id, NriEvent::RemovePodSandbox).await;
+            Done::Erased(run::erase(&server, &id).await)
+        }
     };
-    let _ = mail.send(Event::Done(done));
+    let _ = mail.send(Event::Done(done, pass));
 }
 
 /// Writes the records of a sandbox that was ready: as it is now, or that nothing of it lives any more.

@@ -105,6 +105,7 @@ async fn build(server: &Arc<Server>, live: &mut Live, created_at: i64, mail: &Ma
     if !live.spec.host_network() {
         attach(server, live).await?;
     }
+    crate::nri::run_pod(server, live).await?;
     record.ready = true;
     let (state, kept) =
         (crate::paths::record(&server.paths.live_sandbox(&live.id)), crate::paths::record(&server.paths.kept_sandbox(&live.id)));

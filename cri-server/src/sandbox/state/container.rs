@@ -59,7 +59,7 @@ pub(crate) struct Container {
     pub(super) early_exit: Option<ProcessExit>,
     /// Limits are being written; the next change waits, because it is merged with what this one leaves.
     pub(super) updating: bool,
-    pub(super) updates: VecDeque<(Box<Resources>, Reply<()>)>,
+    pub(super) updates: VecDeque<(Box<Resources>, bool, Reply<()>)>,
     pub(super) deleting: bool,
     pub(super) claimed: bool,
     pub(super) hold: Option<Hold>,

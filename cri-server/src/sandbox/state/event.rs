@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use berth_nri::Pass;
 use tokio::sync::oneshot;
 
 use super::{CreatedContainer, H, ProcessExit};
@@ -58,6 +59,8 @@ pub(crate) enum Op {
     Update {
         id: ContainerId,
         resources: Box<Resources>,
+        /// An NRI plugin asks: plugins are not asked in turn.
+        by_plugin: bool,
         reply: Reply<()>,
     },
     ReopenLog {
@@ -117,7 +120,8 @@ pub(crate) enum Done {
 /// What can happen to a sandbox.
 pub(crate) enum Event {
     Op(Op),
-    Done(Done),
+    /// A task is done; with the pass that it held, which is given back when everybody can see what came of it.
+    Done(Done, Option<Pass>),
     /// The shim says that a container's first process ended.
     Exited {
         id: ContainerId,
@@ -162,6 +166,7 @@ pub(crate) enum Task {
         id: ContainerId,
         resources: Box<Resources>,
         merged: Box<Resources>,
+        by_plugin: bool,
         reply: Reply<()>,
         live: Arc<H>,
     },
@@ -186,6 +191,16 @@ pub(crate) enum Task {
     Erase,
 }
 
+impl Task {
+    /// Whether pods or containers come, go or change their state by it.
+    pub(crate) fn changes_what_there_is(&self) -> bool {
+        matches!(
+            self,
+            Self::Run | Self::Create { .. } | Self::Start { .. } | Self::Delete { .. } | Self::TearDown { .. } | Self::Erase
+        )
+    }
+}
+
 /// What clients may be told happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change {
@@ -204,4 +219,5 @@ pub(crate) struct Outbox {
     pub(crate) events: Vec<(String, Change)>,
     pub(crate) answers: Vec<Box<dyn FnOnce() + Send>>,
     pub(crate) tasks: Vec<Task>,
+    pub(crate) pass: Option<Pass>,
 }

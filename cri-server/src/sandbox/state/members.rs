@@ -114,15 +114,22 @@ impl Machine {
         }
     }
 
-    pub(super) fn update(&mut self, id: &ContainerId, resources: Box<Resources>, reply: Reply<()>, out: &mut Outbox) {
+    pub(super) fn update(
+        &mut self,
+        id: &ContainerId,
+        resources: Box<Resources>,
+        by_plugin: bool,
+        reply: Reply<()>,
+        out: &mut Outbox,
+    ) {
         if let Some(container) = self.containers.get_mut(id).filter(|container| container.updating) {
-            container.updates.push_back((resources, reply));
+            container.updates.push_back((resources, by_plugin, reply));
             return;
         }
         match self.alive(id, false) {
             Ok((container, live)) => {
                 let merged = Box::new(container.resources.merged(&resources));
-                out.tasks.push(Task::Update { id: id.clone(), resources, merged, reply, live });
+                out.tasks.push(Task::Update { id: id.clone(), resources, merged, by_plugin, reply, live });
                 if let Some(container) = self.containers.get_mut(id) {
                     container.updating = true;
                 }
@@ -151,8 +158,8 @@ impl Machine {
             None => Default::default(),
         };
         answer(out, reply, result.map_err(Arc::new));
-        for (resources, reply) in waiting {
-            self.update(&id, resources, reply, out);
+        for (resources, by_plugin, reply) in waiting {
+            self.update(&id, resources, by_plugin, reply, out);
         }
     }
 
@@ -161,6 +168,8 @@ impl Machine {
             Ok(made) => {
                 let Some(container) = self.containers.get_mut(&id) else { return };
                 container.phase = Phase::Created;
+                // Plugins may have changed them.
+                container.resources = made.facts.spec.resources.clone().unwrap_or_default();
                 container.facts = Some(made.facts);
                 container.created_at = made.created_at;
                 container.pid = Some(made.pid);

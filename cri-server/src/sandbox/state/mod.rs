@@ -158,7 +158,10 @@ impl Machine {
         let mut out = Outbox::default();
         match event {
             Event::Op(op) => self.op(op, now, &mut out),
-            Event::Done(done) => self.done(done, now, &mut out),
+            Event::Done(done, pass) => {
+                out.pass = pass;
+                self.done(done, now, &mut out);
+            }
             Event::Exited { id, exit } => self.exited(&id, exit, &mut out),
             Event::ShimGone => self.shim_gone(&mut out),
             Event::Tick => {}
@@ -182,7 +185,7 @@ impl Machine {
             Op::StartContainer { id, reply } => self.start(&id, reply, out),
             Op::StopContainer { id, timeout, reply } => self.stop_container(&id, now, timeout, reply, out),
             Op::RemoveContainer { id, reply } => self.remove_container(&id, reply, now, out),
-            Op::Update { id, resources, reply } => self.update(&id, resources, reply, out),
+            Op::Update { id, resources, by_plugin, reply } => self.update(&id, resources, by_plugin, reply, out),
             Op::ReopenLog { id, reply } => match self.alive(&id, true) {
                 Ok((_, live)) => out.tasks.push(Task::ReopenLog { id, reply, live }),
                 Err(error) => answer(out, reply, Err(error.into())),

@@ -76,7 +76,7 @@ impl Rig {
     }
 
     fn done(&mut self, done: Done) {
-        self.apply(Event::Done(done));
+        self.apply(Event::Done(done, None));
     }
 
     fn create(&mut self, name: &str) -> Wait<ContainerId> {
@@ -404,7 +404,7 @@ fn limits_change_only_when_they_were_applied() {
     for (result, want) in [(Err(failure()), 0), (Ok(()), 512)] {
         let resources = Box::new(Resources { cpu_shares: 512, ..Default::default() });
         let good = result.is_ok();
-        let waiting = rig.op(|reply| Op::Update { id: id.clone(), resources, reply });
+        let waiting = rig.op(|reply| Op::Update { id: id.clone(), resources, by_plugin: false, reply });
         let Some(Task::Update { id: of, merged, reply, .. }) = rig.tasks.pop() else { panic!("no update") };
         rig.done(Done::Updated { id: of, resources: merged, reply, result });
         assert_eq!(answer_of(waiting).is_ok(), good);
@@ -415,7 +415,7 @@ fn limits_change_only_when_they_were_applied() {
 #[test]
 fn updates_of_one_container_are_done_one_after_the_other_and_none_is_lost() {
     let (mut rig, id) = Rig::running("a");
-    let of = |resources| |reply| Op::Update { id: id.clone(), resources: Box::new(resources), reply };
+    let of = |resources| |reply| Op::Update { id: id.clone(), resources: Box::new(resources), by_plugin: false, reply };
     let shares = rig.op(of(Resources { cpu_shares: 512, ..Default::default() }));
     let mut memory = rig.op(of(Resources { memory_limit: 1 << 20, ..Default::default() }));
     for waiting in [shares, {
