@@ -9,7 +9,7 @@ use std::process::{Child, Command};
 use berth_e2e::cri::{self, PidShape};
 use berth_e2e::crictl::Crictl;
 use berth_e2e::node::{Berth, Half};
-use berth_e2e::{SOON, text, tools};
+use berth_e2e::{SOON, memory, text, tools};
 use berth_testkit::{Sandbox, wait_until};
 use serde_json::{Value, json};
 
@@ -303,7 +303,9 @@ fn installed_plugins_are_started_with_the_agent_and_end_with_it() {
         let pod = Pod::run(&node, "pod");
         assert!(plugin.log().contains("RunPodSandbox pod=default/pod"), "{}", plugin.log());
         drop(pod);
+        let started = || memory::processes(|_, _, command| command.contains("15-installed")).len();
+        assert_eq!(started(), 1);
         node.finish();
-        plugin.wait("closed");
+        assert!(wait_until(SOON, || started() == 0));
     });
 }
