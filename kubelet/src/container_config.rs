@@ -91,6 +91,9 @@ fn annotations(pod: &Pod, container: &Container, context: &ContainerContext<'_>)
     if let Some(grace) = pod::spec(pod).termination_grace_period_seconds {
         annotations.insert(keys::GRACE.to_owned(), grace.to_string());
     }
+    if let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref()) {
+        annotations.insert(keys::PRE_STOP.to_owned(), serde_json::to_string(hook).unwrap_or_default());
+    }
     if let Some(ports) = container.ports.as_ref().filter(|p| !p.is_empty()) {
         let json = serde_json::to_string(ports).unwrap_or_default();
         annotations.insert("io.kubernetes.container.ports".to_owned(), json);

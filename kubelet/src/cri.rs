@@ -34,6 +34,8 @@ pub mod keys {
     pub const MESSAGE_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";
     /// Annotation: grace period of the pod.
     pub const GRACE: &str = "io.kubernetes.pod.terminationGracePeriod";
+    /// Annotation: the preStop hook as JSON, for a kubelet that has lost the pod's spec.
+    pub const PRE_STOP: &str = "io.kubernetes.container.preStopHandler";
     /// Annotation of ours: size at which the log is rotated.
     pub const LOG_MAX_BYTES: &str = "berth/log-max-bytes";
     /// Annotation of ours: how many log files are kept.
@@ -257,6 +259,14 @@ impl Runtime {
         let request = cri::ExecSyncRequest { container_id: id.to_owned(), cmd, timeout: seconds };
         let mut client = self.runtime.clone();
         limited("ExecSync", self.timing.cri_call + timeout, client.exec_sync(request)).await
+    }
+
+    /// Runs a command in a container for as long as it takes. Dropping the future gives up.
+    pub async fn exec_sync_unlimited(&self, id: &str, cmd: Vec<String>) -> Result<cri::ExecSyncResponse> {
+        let request = cri::ExecSyncRequest { container_id: id.to_owned(), cmd, timeout: 0 };
+        let mut client = self.runtime.clone();
+        let answer = client.exec_sync(request).await;
+        answer.map(Response::into_inner).map_err(|source| Error::Cri { call: "ExecSync", source: Box::new(source) })
     }
 
     /// An image; `None` when it is absent.

@@ -2,6 +2,7 @@
 //! from what is then there.
 
 mod start;
+mod stop;
 
 use std::fs;
 use std::io;
@@ -90,8 +91,11 @@ pub async fn run_pass(
                 batch.push(next);
             }
         }
-        let run = batch.iter().map(|op| executor.run(op, &pod, &observed, &cancel));
-        let outcomes = join_all(run).await;
+        let outcomes = if matches!(batch[0], PodOp::StopContainer { .. }) {
+            executor.stop_containers(&batch, &pod, &observed, &cancel).await
+        } else {
+            join_all(batch.iter().map(|op| executor.run(op, &pod, &observed, &cancel))).await
+        };
         let mut go_on = true;
         for (op, outcome) in batch.into_iter().zip(outcomes) {
             go_on &= match &outcome {
@@ -122,14 +126,8 @@ impl Executor {
         };
         match op {
             PodOp::Prepare => self.prepare(pod).await,
-            PodOp::StopContainer { id, grace, message, .. } => {
-                tracing::info!(pod = %pod::format_pod(pod), grace, "{message}");
-                let stopped = tokio::select! {
-                    stopped = self.runtime.stop_container(id, *grace) => stopped,
-                    () = cancel.cancelled() => return OpResult::Cancelled,
-                };
-                stopped.map_or_else(|e| failed("FailedKillPod", "error killing pod", &e), |()| OpResult::Done)
-            }
+            // Stops come in batches.
+            PodOp::StopContainer { .. } => OpResult::Cancelled,
             PodOp::StopSandbox { id } => match self.runtime.stop_pod_sandbox(id).await {
                 Ok(()) => OpResult::Done,
                 Err(e) => failed("FailedKillPod", "error killing pod", &e),

@@ -16,6 +16,7 @@ pub mod env;
 pub mod error;
 pub mod events;
 pub mod execute;
+pub mod hooks;
 pub mod host_ports;
 pub mod hosts;
 mod housekeeping;

@@ -88,6 +88,8 @@ pub struct Container {
     pub user: Option<User>,
     /// Log file.
     pub log_path: String,
+    /// Its preStop hook, as the container itself tells it.
+    pub pre_stop: Option<String>,
 }
 
 /// The resizable limits of a container.
@@ -230,6 +232,7 @@ async fn container_from(status: cri::ContainerStatus, sandbox_id: String, logs: 
         image: if image.user_specified_image.is_empty() { image.image } else { image.user_specified_image },
         image_ref: if status.image_ref.is_empty() { status.image_id.clone() } else { status.image_ref.clone() },
         hash: annotation(keys::CONTAINER_HASH),
+        pre_stop: status.annotations.get(keys::PRE_STOP).cloned(),
         resources: linux.map(Limits::from),
         user: user.map(|u| User { uid: u.uid, gid: u.gid, groups: u.supplemental_groups }),
         log_path: status.log_path.clone(),

@@ -3,7 +3,7 @@
 
 mod container;
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, ContainerRestartRule, Pod};
 use tokio::time::Instant;
 
 use self::container::{plan_first_start, plan_init, plan_restart, plan_running};
@@ -15,7 +15,7 @@ use crate::pod;
 use crate::source::static_pod::digest;
 use crate::status;
 
-/// One step of a plan. Steps run in order; neighbouring stops of containers run together.
+/// One step of a plan. Steps run in order; neighbouring stops of containers run together, stage by stage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PodOp {
     /// Folders, cgroup and volumes.
@@ -28,6 +28,8 @@ pub enum PodOp {
         name: String,
         /// Seconds.
         grace: i64,
+        /// Stops of one stage run together, those of the next after them: sidecars end after what they serve.
+        stage: usize,
         /// For users.
         message: String,
     },
@@ -106,8 +108,12 @@ pub struct Situation<'a> {
     pub now: Now,
 }
 
-/// Whether the pod's policy lets a container run again after this exit code.
+/// Whether the pod's policy lets a container run again after this exit code: the first of its rules that matches decides,
+/// else its own policy, else the pod's.
 pub fn restarts(pod: &Pod, container: &Container, exit_code: i32) -> bool {
+    if container.restart_policy_rules.iter().flatten().any(|rule| matches_exit(rule, exit_code)) {
+        return true;
+    }
     let own = container.restart_policy.as_deref();
     match own.or(pod::spec(pod).restart_policy.as_deref()) {
         Some("Never") => false,
@@ -116,9 +122,15 @@ pub fn restarts(pod: &Pod, container: &Container, exit_code: i32) -> bool {
     }
 }
 
+fn matches_exit(rule: &ContainerRestartRule, exit_code: i32) -> bool {
+    let Some(codes) = &rule.exit_codes else { return false };
+    let listed = codes.values.iter().flatten().any(|code| *code == exit_code);
+    rule.action == "Restart" && listed == (codes.operator == "In")
+}
+
 /// As [`restarts`], for an init container: `Always` means until it succeeds.
-pub fn init_restarts(pod: &Pod, exit_code: i32) -> bool {
-    exit_code != 0 && pod::spec(pod).restart_policy.as_deref() != Some("Never")
+pub fn init_restarts(pod: &Pod, container: &Container, exit_code: i32) -> bool {
+    exit_code != 0 && restarts(pod, container, exit_code)
 }
 
 /// Hash of what a running container cannot change: name and image.
@@ -130,7 +142,7 @@ pub fn container_hash(container: &Container) -> String {
 pub fn plan(situation: &Situation<'_>) -> Plan {
     let Situation { pod, observed, memory, .. } = *situation;
     if let Some(termination) = memory.terminating {
-        return plan_end(observed, memory, termination);
+        return plan_end(pod, observed, memory, termination);
     }
     if status::is_terminal(pod, observed, memory) || memory.deadline_exceeded {
         return plan_rest(pod, observed, memory);
@@ -144,7 +156,7 @@ pub fn plan(situation: &Situation<'_>) -> Plan {
         }
         SandboxVerdict::Leave => return plan_rest(pod, observed, memory),
         SandboxVerdict::Replace { attempt } => {
-            stop_all(observed, pod::grace_seconds(pod), &mut plan.ops);
+            stop_all(pod, observed, pod::grace_seconds(pod), &mut plan.ops);
             plan.ops.push(PodOp::Prepare);
             plan.ops.push(PodOp::CreateSandbox { attempt });
         }
@@ -178,9 +190,9 @@ fn sooner(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
 }
 
 /// The pod's source does not have it any more: stop, then forget everything.
-fn plan_end(observed: &PodObserved, memory: &PodMemory, termination: Termination) -> Plan {
+fn plan_end(pod: &Pod, observed: &PodObserved, memory: &PodMemory, termination: Termination) -> Plan {
     let mut plan = Plan::default();
-    stop_all(observed, termination.grace, &mut plan.ops);
+    stop_all(pod, observed, termination.grace, &mut plan.ops);
     if !plan.ops.is_empty() {
         return plan;
     }
@@ -198,7 +210,7 @@ fn plan_end(observed: &PodObserved, memory: &PodMemory, termination: Termination
 /// The pod has nothing more to run: stop what is left, keep the records.
 fn plan_rest(pod: &Pod, observed: &PodObserved, memory: &PodMemory) -> Plan {
     let mut plan = Plan::default();
-    stop_all(observed, pod::grace_seconds(pod), &mut plan.ops);
+    stop_all(pod, observed, pod::grace_seconds(pod), &mut plan.ops);
     if plan.ops.is_empty() && !memory.released {
         plan.ops.push(PodOp::Release { forget: false });
     }
@@ -206,17 +218,23 @@ fn plan_rest(pod: &Pod, observed: &PodObserved, memory: &PodMemory) -> Plan {
     plan
 }
 
-fn stop_all(observed: &PodObserved, grace: i64, ops: &mut Vec<PodOp>) {
-    for container in observed.containers.iter().filter(|c| c.may_run()) {
+/// Everything that may run is stopped: the sidecars after all others, in the reverse order of their start.
+fn stop_all(pod: &Pod, observed: &PodObserved, grace: i64, ops: &mut Vec<PodOp>) {
+    let sidecars: Vec<&str> = pod::sidecars(pod).map(|c| c.name.as_str()).collect();
+    let stage = |name: &str| sidecars.iter().position(|sidecar| *sidecar == name).map_or(0, |at| sidecars.len() - at);
+    let mut running: Vec<_> = observed.containers.iter().filter(|c| c.may_run()).map(|c| (stage(&c.name), c)).collect();
+    running.sort_by_key(|(stage, _)| *stage);
+    for (stage, container) in running {
         let message = format!("Stopping container {}", container.name);
-        ops.push(stop(container, grace, message));
+        let (id, name) = (container.id.clone(), container.name.clone());
+        ops.push(PodOp::StopContainer { id, name, grace, stage, message });
     }
     let ready = observed.sandboxes.iter().filter(|s| s.ready);
     ops.extend(ready.map(|s| PodOp::StopSandbox { id: s.id.clone() }));
 }
 
 fn stop(container: &observed::Container, grace: i64, message: String) -> PodOp {
-    PodOp::StopContainer { id: container.id.clone(), name: container.name.clone(), grace, message }
+    PodOp::StopContainer { id: container.id.clone(), name: container.name.clone(), grace, stage: 0, message }
 }
 
 enum SandboxVerdict {
@@ -260,38 +278,48 @@ fn anything_to_start(situation: &Situation<'_>) -> bool {
 
 /// Plans the containers of a good sandbox; whether there is anything to run.
 fn plan_containers(situation: &Situation<'_>, plan: &mut Plan) -> bool {
-    let Situation { pod, observed, .. } = *situation;
+    let Situation { pod, observed, memory, .. } = *situation;
     let sandbox = observed.sandbox().map(|s| s.id.as_str()).unwrap_or_default();
-    if !status::is_initialized(pod, observed) {
+    if !status::is_initialized(pod, observed, memory) {
         plan_init(situation, sandbox, plan);
         return true;
     }
-    let mut alive = false;
+    let (mut alive, mut regular) = (false, Plan::default());
     for container in &pod::spec(pod).containers {
-        let record = observed.newest(&container.name);
-        match record {
-            Some(running) if running.state == State::Running && running.sandbox_id == sandbox => {
-                alive = true;
-                plan_running(situation, container, running, plan);
-            }
-            Some(lost) if lost.may_run() => {
-                alive = true;
-                let message = format!("Container {} is in an unknown state", container.name);
-                plan.ops.push(stop(lost, pod::grace_seconds(pod), message));
-            }
-            Some(dead) if dead.state == State::Exited => {
-                if restarts(pod, container, dead.exit_code) {
-                    alive = true;
-                    plan_restart(situation, container, dead, false, plan);
-                }
-            }
-            other => {
-                alive = true;
-                plan_first_start(situation, container, other, false, plan);
-            }
+        alive |= plan_one(situation, container, sandbox, &mut regular);
+    }
+    if alive {
+        // What serves the others is there first; without them it is not wanted.
+        for sidecar in pod::sidecars(pod) {
+            plan_one(situation, sidecar, sandbox, plan);
         }
     }
+    plan.ops.append(&mut regular.ops);
+    plan.waiting.append(&mut regular.waiting);
+    plan.wake = sooner(plan.wake, regular.wake);
     alive
+}
+
+/// Plans one container of an initialized pod; whether it runs or is to run.
+fn plan_one(situation: &Situation<'_>, container: &Container, sandbox: &str, plan: &mut Plan) -> bool {
+    let Situation { pod, observed, .. } = *situation;
+    match observed.newest(&container.name) {
+        Some(running) if running.state == State::Running && running.sandbox_id == sandbox => {
+            plan_running(situation, container, running, plan);
+        }
+        Some(lost) if lost.may_run() => {
+            let message = format!("Container {} is in an unknown state", container.name);
+            plan.ops.push(stop(lost, pod::grace_seconds(pod), message));
+        }
+        Some(dead) if dead.state == State::Exited => {
+            if !restarts(pod, container, dead.exit_code) {
+                return false;
+            }
+            plan_restart(situation, container, dead, false, plan);
+        }
+        other => plan_first_start(situation, container, other, false, plan),
+    }
+    true
 }
 
 /// Dead containers but the newest of each name, and old sandboxes that nothing refers to.
@@ -317,196 +345,4 @@ fn collect_garbage(observed: &PodObserved, ops: &mut Vec<PodOp>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::backoff::BackoffPolicy;
-    use crate::memory::{PullFailure, Unhealthy};
-    use crate::observed::Limits;
-    use crate::observed::State::{Created, Exited, Running, Unknown};
-    use crate::scene::Scene;
-
-    const TWO: &str = "{containers: [{name: a, image: i}, {name: b, image: i}]}";
-    const INIT: &str = "{initContainers: [{name: x, image: i}, {name: z, image: i}], containers: [{name: c, image: i}]}";
-
-    #[tokio::test]
-    async fn each_situation_has_its_steps() {
-        let always = || Scene::with_policy("Always");
-        let on_failure = || Scene::with_policy("OnFailure");
-        let never = || Scene::with_policy("Never");
-        let cases: Vec<(&str, Scene, &str)> = vec![
-            ("nothing there", always(), "prepare, sandbox 0"),
-            ("sandbox ready", always().sandbox(0, true), "start c/0"),
-            ("running", always().sandbox(0, true).container("c", 0, Running, 0), ""),
-            ("crashed, first time", always().sandbox(0, true).container("c", 0, Exited, 1), "start c/1"),
-            ("ended well, Always", always().sandbox(0, true).container("c", 0, Exited, 0), "start c/1"),
-            ("ended well, OnFailure", on_failure().sandbox(0, true).container("c", 0, Exited, 0), "stop s0"),
-            ("failed, OnFailure", on_failure().sandbox(0, true).container("c", 0, Exited, 2), "start c/1"),
-            ("failed, Never", never().sandbox(0, true).container("c", 0, Exited, 2), "stop s0"),
-            ("only created", always().sandbox(0, true).container("c", 3, Created, 0), "remove c3, start c/3"),
-            ("lost", always().sandbox(0, true).container("c", 0, Unknown, 0), "stop c0 30"),
-            ("sandbox died", always().sandbox(0, false).container("c", 0, Exited, 137), "prepare, sandbox 1"),
-            (
-                "sandbox died under a running container",
-                always().sandbox(0, false).container("c", 0, Running, 0),
-                "stop c0 30, prepare, sandbox 1",
-            ),
-            ("sandbox died, Never", never().sandbox(0, false).container("c", 0, Exited, 255), "release"),
-            ("sandbox died, OnFailure, done", on_failure().sandbox(0, false).container("c", 0, Exited, 0), "release"),
-            ("two sandboxes ready", always().sandbox(0, true).sandbox(1, true), "stop s1, stop s0, prepare, sandbox 2"),
-            ("new sandbox, old records", always().sandbox(0, false).container("c", 4, Exited, 255).sandbox(1, true), "start c/5"),
-            (
-                "old records go",
-                always()
-                    .sandbox(0, false)
-                    .container("c", 0, Exited, 1)
-                    .container("c", 1, Exited, 1)
-                    .sandbox(1, true)
-                    .container("c", 2, Running, 0),
-                "remove c0",
-            ),
-            (
-                "old sandbox goes with its last record",
-                always()
-                    .sandbox(0, false)
-                    .container("c", 0, Exited, 1)
-                    .sandbox(1, true)
-                    .container("c", 1, Exited, 1)
-                    .container("c", 2, Running, 0),
-                "remove c0, remove s0",
-            ),
-            ("two containers, in order", Scene::new(TWO).sandbox(0, true), "start a/0, start b/0"),
-            ("one of two missing", Scene::new(TWO).sandbox(0, true).container("a", 0, Running, 0), "start b/0"),
-            ("init first", Scene::new(INIT).sandbox(0, true), "start x/0"),
-            ("init runs", Scene::new(INIT).sandbox(0, true).container("x", 0, Running, 0), ""),
-            ("init done", Scene::new(INIT).sandbox(0, true).container("x", 0, Exited, 0), "start z/0"),
-            ("init failed", Scene::new(INIT).sandbox(0, true).container("x", 0, Exited, 1), "start x/1"),
-            (
-                "all init done",
-                Scene::new(INIT).sandbox(0, true).container("x", 0, Exited, 0).container("z", 0, Exited, 0),
-                "start c/0",
-            ),
-            (
-                "init again in a new sandbox",
-                Scene::new(INIT)
-                    .sandbox(0, false)
-                    .container("x", 0, Exited, 0)
-                    .container("z", 0, Exited, 0)
-                    .container("c", 0, Exited, 255)
-                    .sandbox(1, true),
-                "start x/1",
-            ),
-            ("init records lost, but the pod runs", Scene::new(INIT).sandbox(0, true).container("c", 0, Running, 0), ""),
-            ("records without a sandbox, finished", never().container("c", 0, Exited, 0), "release"),
-        ];
-        for (what, mut scene, expected) in cases {
-            assert_eq!(scene.steps(), expected, "{what}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_pod_that_is_to_end_is_stopped_then_forgotten() {
-        let end = |scene: Scene| scene.remembering(|m, _| m.terminate(Termination { grace: 7, forget: true }));
-        let mut scene = end(Scene::with_policy("Always").sandbox(0, true).container("c", 0, Running, 0));
-        assert_eq!(scene.steps(), "stop c0 7, stop s0");
-        let mut scene = end(Scene::with_policy("Always").sandbox(0, false).container("c", 0, Exited, 143));
-        assert_eq!(scene.steps(), "remove c0, remove s0, release and forget");
-        let mut scene = end(Scene::with_policy("Always")).remembering(|m, _| m.released = true);
-        assert_eq!(scene.steps(), "finished");
-        let mut scene = end(Scene::with_policy("Always").sandbox(0, true))
-            .remembering(|m, _| m.terminate(Termination { grace: 0, forget: false }));
-        assert_eq!(scene.memory.terminating, Some(Termination { grace: 1, forget: true }));
-        assert_eq!(scene.steps(), "stop s0");
-    }
-
-    #[tokio::test]
-    async fn a_finished_pod_keeps_its_records_and_loses_the_rest() {
-        let finished = || Scene::with_policy("Never").sandbox(0, false).container("c", 0, Exited, 0);
-        assert_eq!(finished().steps(), "release");
-        assert_eq!(finished().remembering(|m, _| m.released = true).steps(), "");
-    }
-
-    #[tokio::test]
-    async fn a_crash_loop_waits_and_wakes_in_time() {
-        let mut scene = Scene::with_policy("Always").sandbox(0, true).container("c", 1, Exited, 1).remembering(|m, now| {
-            m.exits.insert("c1".into(), now.mono - Duration::from_secs(4));
-            m.crash.advance("c", now.mono - Duration::from_secs(5), now.mono - Duration::from_secs(5));
-        });
-        let plan = scene.plan();
-        assert!(plan.ops.is_empty());
-        assert_eq!(plan.wake, Some(scene.now.mono + Duration::from_secs(6)));
-        assert_eq!(plan.waiting[0].1.reason, "CrashLoopBackOff");
-        assert_eq!(plan.waiting[0].1.message, "back-off 10s restarting failed container=c pod=web_default(u1)");
-        scene.now.mono += Duration::from_secs(6);
-        assert_eq!(scene.steps(), "start c/2");
-    }
-
-    #[tokio::test]
-    async fn restart_counts_go_on_from_logs_and_lost_records() {
-        let mut scene = Scene::with_policy("Always").sandbox(0, true).remembering(|m, _| _ = m.attempts.insert("c".into(), 6));
-        assert_eq!(scene.steps(), "start c/7");
-    }
-
-    #[tokio::test]
-    async fn a_failing_pull_waits_but_presence_is_checked() {
-        let scene = |policy: &str, checked: u64| {
-            let spec = format!("{{containers: [{{name: c, image: 'i:1', imagePullPolicy: {policy}}}]}}");
-            Scene::new(&spec).sandbox(0, true).remembering(|m, now| {
-                m.pulls =
-                    crate::backoff::Backoff::new(BackoffPolicy { base: Duration::from_secs(100), max: Duration::from_secs(100) });
-                let failed_at = now.mono - Duration::from_secs(50);
-                m.pulls.advance("i:1", failed_at, failed_at);
-                let reason = Reason::new("ErrImagePull", "no");
-                let failure = PullFailure { failed_at, checked_at: now.mono - Duration::from_secs(checked), reason };
-                m.pull_failures.insert("i:1".into(), failure);
-            })
-        };
-        assert_eq!(scene("Always", 50).steps(), "");
-        assert_eq!(scene("Always", 50).plan().waiting[0].1.message, "Back-off pulling image \"i:1\": ErrImagePull: no");
-        assert_eq!(scene("IfNotPresent", 50).steps(), "start c/0 if present");
-        let mut recent = scene("IfNotPresent", 3);
-        assert_eq!(recent.steps(), "");
-        assert_eq!(recent.plan().wake, Some(recent.now.mono + Duration::from_secs(7)));
-    }
-
-    #[tokio::test]
-    async fn changes_of_definition_limits_and_health_reach_a_running_container() {
-        let running = || {
-            Scene::new("{containers: [{name: c, image: i, resources: {limits: {cpu: 1, memory: 1Gi}}}]}")
-                .sandbox(0, true)
-                .container("c", 0, Running, 0)
-        };
-        let mut scene = running();
-        scene.observed.containers[0].hash = "other".into();
-        assert_eq!(scene.steps(), "stop c0 30");
-        let limits = |cpu_quota, memory| Some(Limits { cpu_shares: 1024, cpu_quota, memory });
-        for (now, expected) in [
-            (None, ""),
-            (Some(Limits::default()), ""),
-            (limits(100_000, 1 << 30), ""),
-            (limits(50_000, 1 << 30), "resize c0"),
-            (limits(100_000, 0), "resize c0"),
-        ] {
-            let mut scene = running();
-            scene.observed.containers[0].resources = now;
-            assert_eq!(scene.steps(), expected, "{now:?}");
-        }
-        let mut scene = running().remembering(|m, _| _ = m.resized.insert("c0".into(), limits(100_000, 1 << 30).unwrap()));
-        scene.observed.containers[0].resources = limits(5, 5);
-        assert_eq!(scene.steps(), "", "what was tried is not tried again");
-        let unhealthy = Unhealthy { probe: "liveness", grace: Some(2) };
-        let mut scene = running().remembering(|m, _| _ = m.unhealthy.insert("c0".into(), unhealthy));
-        assert_eq!(scene.steps(), "stop c0 2");
-    }
-
-    #[tokio::test]
-    async fn the_deadline_wakes_and_ends_the_pod() {
-        let mut scene = Scene::new("{activeDeadlineSeconds: 60, containers: [{name: c, image: i}]}")
-            .sandbox(0, true)
-            .container("c", 0, Running, 0);
-        assert_eq!(scene.plan().wake, Some(scene.now.mono + Duration::from_secs(60)));
-        scene.memory.deadline_exceeded = true;
-        assert_eq!(scene.steps(), "stop c0 30, stop s0");
-    }
-}
+mod tests;

@@ -93,6 +93,21 @@ pub fn init_containers(pod: &Pod) -> &[Container] {
     spec(pod).init_containers.as_deref().unwrap_or_default()
 }
 
+/// All containers that a manifest can name, init containers first.
+pub fn all_containers(pod: &Pod) -> impl Iterator<Item = &Container> {
+    init_containers(pod).iter().chain(&spec(pod).containers)
+}
+
+/// Whether an init container is a sidecar: it is started in its turn and then runs as long as the pod.
+pub fn is_sidecar(init: &Container) -> bool {
+    init.restart_policy.as_deref() == Some("Always")
+}
+
+/// The sidecars in order.
+pub fn sidecars(pod: &Pod) -> impl Iterator<Item = &Container> {
+    init_containers(pod).iter().filter(|container| is_sidecar(container))
+}
+
 /// Whether the pod shares the host's network.
 pub fn is_host_network(pod: &Pod) -> bool {
     spec(pod).host_network == Some(true)

@@ -110,7 +110,8 @@ impl Scene {
         let plan = self.plan();
         let step = |op: &crate::plan::PodOp| match op {
             Prepare => "prepare".to_owned(),
-            StopContainer { id, grace, .. } => format!("stop {id} {grace}"),
+            StopContainer { id, grace, stage: 0, .. } => format!("stop {id} {grace}"),
+            StopContainer { id, grace, stage, .. } => format!("stop {id} {grace} after {stage}"),
             StopSandbox { id } => format!("stop {id}"),
             CreateSandbox { attempt } => format!("sandbox {attempt}"),
             StartContainer { name, attempt, pull, .. } => {

@@ -18,20 +18,29 @@ use crate::resources::qos_class;
 const MAX_MESSAGE: usize = 4096;
 const MAX_MESSAGES: usize = 12 * 1024;
 
-/// Whether initialization is over: no init containers, the last one succeeded, or a regular one was made already.
-pub fn is_initialized(pod: &Pod, observed: &PodObserved) -> bool {
+/// Whether initialization is over: no init containers, the last one has done its part, or a regular one was made already.
+pub fn is_initialized(pod: &Pod, observed: &PodObserved, memory: &PodMemory) -> bool {
     let inits = pod::init_containers(pod);
     let Some(last) = inits.last() else { return true };
     let Some(sandbox) = observed.sandbox() else { return false };
     let here = |name: &str| observed.newest(name).filter(|c| c.sandbox_id == sandbox.id);
-    let done = here(&last.name).is_some_and(|c| c.state == State::Exited && c.exit_code == 0);
+    let done = here(&last.name).is_some_and(|c| match pod::is_sidecar(last) {
+        true => is_started(last, c, memory),
+        false => c.state == State::Exited && c.exit_code == 0,
+    });
     done || pod::spec(pod).containers.iter().any(|c| here(&c.name).is_some())
+}
+
+/// Whether a container runs and has come up, as far as its startup probe says.
+pub fn is_started(container: &Container, record: &observed::Container, memory: &PodMemory) -> bool {
+    let probed = memory.probes.get(&record.id).map_or(container.startup_probe.is_none(), |probes| probes.started);
+    record.state == State::Running && probed
 }
 
 /// Whether the pod has ended for good.
 pub fn is_terminal(pod: &Pod, observed: &PodObserved, memory: &PodMemory) -> bool {
     let before = memory.status.as_ref().and_then(|s| s.phase.as_deref());
-    is_terminal_phase(before) || is_terminal_phase(Some(phase(pod, observed)))
+    is_terminal_phase(before) || is_terminal_phase(Some(phase(pod, observed, memory)))
 }
 
 /// Whether a phase never changes again.
@@ -40,13 +49,18 @@ pub fn is_terminal_phase(phase: Option<&str>) -> bool {
 }
 
 /// The phase as the records have it.
-fn phase(pod: &Pod, observed: &PodObserved) -> &'static str {
-    let initialized = is_initialized(pod, observed);
+fn phase(pod: &Pod, observed: &PodObserved, memory: &PodMemory) -> &'static str {
+    let initialized = is_initialized(pod, observed, memory);
     if !initialized {
         for container in pod::init_containers(pod) {
             match observed.newest(&container.name) {
+                Some(c) if pod::is_sidecar(container) => {
+                    if !is_started(container, c, memory) {
+                        return "Pending";
+                    }
+                }
                 Some(c) if c.state == State::Exited && c.exit_code == 0 => {}
-                Some(c) if c.state == State::Exited && !init_restarts(pod, c.exit_code) => return "Failed",
+                Some(c) if c.state == State::Exited && !init_restarts(pod, container, c.exit_code) => return "Failed",
                 _ => return "Pending",
             }
         }
@@ -70,6 +84,14 @@ fn phase(pod: &Pod, observed: &PodObserved) -> &'static str {
             _ => waiting += 1,
         }
     }
+    for sidecar in pod::sidecars(pod) {
+        // One that has ended has no say: it is restarted, or it ends with the pod.
+        match observed.newest(&sidecar.name) {
+            Some(c) if c.state == State::Running => running += 1,
+            None if running > 0 => waiting += 1,
+            _ => {}
+        }
+    }
     match () {
         () if waiting > 0 => "Pending",
         () if running > 0 || restarting > 0 => "Running",
@@ -85,9 +107,14 @@ pub fn status(situation: &Situation<'_>) -> PodStatus {
     let before = memory.status.as_ref();
     let terminal_before = before.and_then(|s| s.phase.clone()).filter(|p| is_terminal_phase(Some(p)));
     let spec = pod::spec(pod);
-    let initialized = is_initialized(pod, observed);
-    let init_statuses: Vec<_> =
-        pod::init_containers(pod).iter().map(|c| container_status(situation, c, Kind::Init { initialized })).collect();
+    let initialized = is_initialized(pod, observed, memory);
+    let init_statuses: Vec<_> = pod::init_containers(pod)
+        .iter()
+        .map(|c| {
+            let kind = if pod::is_sidecar(c) { Kind::Sidecar { initialized } } else { Kind::Init { initialized } };
+            container_status(situation, c, kind)
+        })
+        .collect();
     let mut statuses: Vec<_> = spec.containers.iter().map(|c| container_status(situation, c, Kind::Regular)).collect();
     statuses.sort_by(|a, b| a.name.cmp(&b.name));
     let total = init_statuses.len() + statuses.len();
@@ -97,7 +124,7 @@ pub fn status(situation: &Situation<'_>) -> PodStatus {
     let phase = match terminal_before {
         Some(phase) => phase,
         None if deadline => "Failed".to_owned(),
-        None => phase(pod, observed).to_owned(),
+        None => phase(pod, observed, memory).to_owned(),
     };
     let (reason, message) = match before.filter(|b| b.phase.as_deref() == Some(&phase)) {
         Some(same) if same.reason.is_some() => (same.reason.clone(), same.message.clone()),
@@ -140,6 +167,7 @@ fn list<T>(items: Vec<T>) -> Option<Vec<T>> {
 #[derive(Clone, Copy)]
 enum Kind {
     Init { initialized: bool },
+    Sidecar { initialized: bool },
     Regular,
 }
 
@@ -152,8 +180,8 @@ fn container_status(situation: &Situation<'_>, container: &Container, kind: Kind
     let again = |exit_code| {
         memory.terminating.is_none()
             && match kind {
-                Kind::Init { initialized } => !initialized && init_restarts(pod, exit_code),
-                Kind::Regular => restarts(pod, container, exit_code),
+                Kind::Init { initialized } => !initialized && init_restarts(pod, container, exit_code),
+                Kind::Sidecar { .. } | Kind::Regular => restarts(pod, container, exit_code),
             }
     };
     let waiting = |reason: Option<(&str, &str)>| ContainerState {
@@ -168,6 +196,7 @@ fn container_status(situation: &Situation<'_>, container: &Container, kind: Kind
     let state = match newest {
         None => match kind {
             Kind::Init { initialized: true } => lost_init(),
+            Kind::Sidecar { initialized: true } => waiting(cached_pair.or(Some(("ContainerCreating", "")))),
             _ if pod::init_containers(pod).is_empty() => waiting(cached_pair.or(Some(("ContainerCreating", "")))),
             _ => waiting(cached_pair.or(Some(("PodInitializing", "")))),
         },
@@ -192,7 +221,7 @@ fn container_status(situation: &Situation<'_>, container: &Container, kind: Kind
     let started = runs.is_some() && probes.is_none_or(|p| p.started);
     let ready = match kind {
         Kind::Init { initialized } => initialized || newest.is_some_and(|c| c.state == State::Exited && c.exit_code == 0),
-        Kind::Regular => started && probes.is_none_or(|p| p.ready),
+        Kind::Sidecar { .. } | Kind::Regular => started && probes.is_none_or(|p| p.ready),
     };
     let restart_count = newest.map(|c| c.attempt).or_else(|| before.and_then(|b| u32::try_from(b.restart_count).ok()));
     ContainerStatus {
@@ -305,21 +334,24 @@ fn conditions(
     let Situation { pod, observed, memory, now, .. } = *situation;
     let sandbox_ready =
         observed.sandbox().is_some_and(|s| s.ready && (pod::is_host_network(pod) || !s.has_network || !s.ips.is_empty()));
+    let is_sidecar = |s: &&ContainerStatus| pod::sidecars(pod).any(|c| c.name == s.name);
     let init_verdict = match (phase, initialized) {
         ("Succeeded", _) => Verdict::yes_because("PodCompleted"),
         (_, true) => Verdict::yes(),
         (_, false) => {
-            let waits = |s: &&ContainerStatus| !s.ready;
+            // A sidecar has done its part when it has started.
+            let waits = |s: &&ContainerStatus| if is_sidecar(s) { s.started != Some(true) } else { !s.ready };
             let names = init_statuses.iter().filter(waits).map(|s| s.name.as_str());
             Verdict::no("ContainersNotInitialized", "containers with incomplete status", names)
         }
     };
+    let serving: Vec<&ContainerStatus> = init_statuses.iter().filter(is_sidecar).chain(statuses).collect();
     let ready_verdict = match phase {
         "Succeeded" => Verdict { status: false, reason: Some("PodCompleted"), message: None },
         "Failed" => Verdict { status: false, reason: Some("PodFailed"), message: None },
-        _ if statuses.iter().all(|s| s.ready) => Verdict::yes(),
+        _ if serving.iter().all(|s| s.ready) => Verdict::yes(),
         _ => {
-            let names = statuses.iter().filter(|s| !s.ready).map(|s| s.name.as_str());
+            let names = serving.iter().filter(|s| !s.ready).map(|s| s.name.as_str());
             Verdict::no("ContainersNotReady", "containers with unready status", names)
         }
     };

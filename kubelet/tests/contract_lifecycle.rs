@@ -563,7 +563,7 @@ async fn probes_decide_about_start_readiness_and_life() {
     assert_eq!(node.cri.lock().running(), ["c"]);
     node.cri.fail("ExecSync live", [refuse(), refuse()]);
     node.cri.wait("the restart", |s| s.calls.iter().any(|(_, c)| c == "StartContainer c/1")).await;
-    assert_eq!(node.cri.calls("StopContainer").first().unwrap().1, "StopContainer c/0 1", "with the probe's grace");
+    assert_eq!(node.cri.calls("StopContainer").first().unwrap().1, "StopContainer c/0 2", "the probe's grace of 1 s is less than any container gets");
     let again =
         node.wait_pod("web-n1", "ready again", |p| ready(p) && p["status"]["containerStatuses"][0]["restartCount"] == 1).await;
     assert_eq!(again["status"]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"], 143);

@@ -91,7 +91,7 @@ impl Executor {
             mounts: &mounts,
         };
         let config = match container_config(pod, container, &context) {
-            Ok(config) => config,
+            Ok(config) => cri::ContainerConfig { stop_signal: super::stop::stop_signal(container), ..config },
             Err(text) => return config_error(text),
         };
         let id = match self.runtime.create_container(&sandbox.id, config, sandbox_config).await {
@@ -103,7 +103,10 @@ impl Executor {
         }
         tracing::info!(pod = %pod::format_pod(pod), container = name, attempt, %id, "container started");
         self.link_log(pod, name, attempt, &id).await;
-        OpResult::Done
+        match self.post_start(pod, container, &id, observed, cancel).await {
+            Ok(()) => OpResult::Done,
+            Err(result) => result,
+        }
     }
 
     /// The image by the container's pull policy.

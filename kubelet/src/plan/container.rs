@@ -8,6 +8,7 @@ use crate::memory::Reason;
 use crate::observed::{self, Limits, State};
 use crate::pod;
 use crate::resources::container_resources;
+use crate::status;
 
 /// How often the presence of an image is checked while its pulls back off.
 const PRESENCE_CHECK: std::time::Duration = std::time::Duration::from_secs(10);
@@ -45,15 +46,23 @@ fn differs(now: Limits, wanted: Limits) -> bool {
         || now.memory != wanted.memory && (now.memory != 0 || now.cpu_shares != 0)
 }
 
+/// Init containers in their order: a regular one has to succeed, a sidecar to be started, before the next.
 pub(super) fn plan_init(situation: &Situation<'_>, sandbox: &str, plan: &mut Plan) {
-    let Situation { pod, observed, .. } = *situation;
+    let Situation { pod, observed, memory, .. } = *situation;
     for container in pod::init_containers(pod) {
         // A new sandbox runs them all again, whatever became of them in the old one.
         let record = observed.newest(&container.name).filter(|r| r.sandbox_id == sandbox);
+        let sidecar = pod::is_sidecar(container);
         match record {
-            Some(done) if done.state == State::Exited && done.exit_code == 0 => continue,
+            Some(running) if running.state == State::Running && sidecar => {
+                plan_running(situation, container, running, plan);
+                if status::is_started(container, running, memory) {
+                    continue;
+                }
+            }
+            Some(done) if done.state == State::Exited && done.exit_code == 0 && !sidecar => continue,
             Some(failed) if failed.state == State::Exited => {
-                if init_restarts(pod, failed.exit_code) {
+                if sidecar || init_restarts(pod, container, failed.exit_code) {
                     plan_restart(situation, container, failed, true, plan);
                 }
             }

@@ -17,10 +17,11 @@ const MAX_BODY: usize = 10 * 1024;
 
 /// Where and how to ask.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Target {
+pub(crate) struct Target {
     address: SocketAddr,
     path: String,
     headers: Vec<(String, String)>,
+    agent: &'static str,
 }
 
 impl Target {
@@ -29,7 +30,17 @@ impl Target {
         let path = get.path.as_deref().filter(|p| !p.is_empty()).unwrap_or("/");
         let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
         let headers = get.http_headers.iter().flatten().map(|h| (h.name.clone(), h.value.clone())).collect();
-        Target { address, path, headers }
+        Target { address, path, headers, agent: "kube-probe/1.36" }
+    }
+
+    /// As a lifecycle hook asks.
+    pub(super) fn of_hook(self) -> Target {
+        Target { agent: "kube-lifecycle/1.36", ..self }
+    }
+
+    /// Asks once, without a time limit; any answer will do.
+    pub(crate) async fn ask(&self) -> Result<(), String> {
+        get(self, &self.path).await.map(drop)
     }
 }
 
@@ -103,7 +114,7 @@ fn request(target: &Target, path: &str) -> Result<Request<Empty<Bytes>>, String>
     let own = |name: &str| target.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name));
     let host = own("Host").map_or_else(|| target.address.to_string(), |(_, value)| value.clone());
     builder = builder.header(header::HOST, host);
-    for (name, default) in [("User-Agent", "kube-probe/1.36"), ("Accept", "*/*")] {
+    for (name, default) in [("User-Agent", target.agent), ("Accept", "*/*")] {
         if own(name).is_none() {
             builder = builder.header(name, default);
         }

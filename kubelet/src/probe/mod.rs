@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container, Pod, Probe};
+use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Pod, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -267,6 +267,24 @@ async fn tcp(address: SocketAddr, timeout: Duration) -> Verdict {
         Ok(Err(e)) => Verdict::Failure(format!("dial tcp {address}: {e}")),
         Err(_) => Verdict::Failure(format!("dial tcp {address}: i/o timeout")),
     }
+}
+
+/// Where an `httpGet` hook asks.
+pub(crate) fn hook_target(get: &HTTPGetAction, container: &Container, ip: Option<IpAddr>) -> Result<http::Target, String> {
+    let ip = match get.host.as_deref().filter(|h| !h.is_empty()) {
+        Some(host) => host.parse().map_err(|_| format!("host {host:?} is not an IP address"))?,
+        None => ip.ok_or("the pod has no address")?,
+    };
+    Ok(http::Target::new(SocketAddr::new(ip, port_number(&get.port, container)?), get).of_hook())
+}
+
+/// An `httpGet` as messages name it.
+pub(crate) fn describe_get(get: &HTTPGetAction) -> String {
+    let port = match &get.port {
+        IntOrString::Int(number) => number.to_string(),
+        IntOrString::String(name) => name.clone(),
+    };
+    format!("{}:{port}{}", get.host.as_deref().unwrap_or_default(), get.path.as_deref().unwrap_or("/"))
 }
 
 /// Addresses, ports by name and variables, once and for all.

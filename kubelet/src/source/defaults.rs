@@ -64,6 +64,11 @@ fn default_container(container: &mut Container, host_network: bool) {
     }
     let probes = [&mut container.liveness_probe, &mut container.readiness_probe, &mut container.startup_probe];
     probes.into_iter().flatten().for_each(default_probe);
+    let hooks = container.lifecycle.as_mut().map(|l| [&mut l.post_start, &mut l.pre_stop]);
+    for get in hooks.into_iter().flatten().flatten().filter_map(|hook| hook.http_get.as_mut()) {
+        default(&mut get.path, "/");
+        default(&mut get.scheme, "HTTP");
+    }
     if let Some(context) = &mut container.security_context {
         default(&mut context.proc_mount, "Default");
     }

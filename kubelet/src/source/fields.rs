@@ -76,9 +76,14 @@ const CONTAINER: &[&str] = &[
     "imagePullPolicy",
     "name",
     "ports.**",
+    "lifecycle.postStart.**",
+    "lifecycle.preStop.**",
+    "lifecycle.stopSignal",
     "resizePolicy.**",
     "resources.limits.*",
     "resources.requests.*",
+    "restartPolicy",
+    "restartPolicyRules.**",
     "securityContext.allowPrivilegeEscalation",
     "securityContext.appArmorProfile.**",
     "securityContext.capabilities.**",
@@ -105,10 +110,7 @@ const CONTAINER: &[&str] = &[
     "workingDir",
 ];
 
-/// Below `spec.initContainers[]` only.
-const INIT_CONTAINER: &[&str] = &[];
-
-/// Below `spec.containers[]` only, for each kind of probe.
+/// Below the same, for each kind of probe; of init containers only sidecars have them.
 const PROBE: &[&str] = &[
     "exec.command[]",
     "httpGet.host",
@@ -131,13 +133,12 @@ const PROBES: &[&str] = &["livenessProbe", "readinessProbe", "startupProbe"];
 /// them does.
 pub fn is_supported(path: &str) -> bool {
     let segments = split(path);
-    if let Some(below) = strip(&segments, &["spec", "containers", "[]"]) {
-        let probe = below.first().is_some_and(|field| PROBES.contains(field));
-        let of_probe = |below: &[&str]| below.is_empty() || PROBE.iter().any(|p| matches(p, below));
-        return below.is_empty() || CONTAINER.iter().any(|p| matches(p, below)) || probe && of_probe(&below[1..]);
-    }
-    if let Some(below) = strip(&segments, &["spec", "initContainers", "[]"]) {
-        return below.is_empty() || CONTAINER.iter().chain(INIT_CONTAINER).any(|p| matches(p, below));
+    for list in ["containers", "initContainers"] {
+        if let Some(below) = strip(&segments, &["spec", list, "[]"]) {
+            let probe = below.first().is_some_and(|field| PROBES.contains(field));
+            let of_probe = |below: &[&str]| below.is_empty() || PROBE.iter().any(|p| matches(p, below));
+            return below.is_empty() || CONTAINER.iter().any(|p| matches(p, below)) || probe && of_probe(&below[1..]);
+        }
     }
     let lists = [["spec", "containers"], ["spec", "initContainers"]];
     lists.iter().any(|l| segments == *l) || POD.iter().any(|p| matches(p, &segments))
@@ -146,12 +147,12 @@ pub fn is_supported(path: &str) -> bool {
 /// Every supported field with its full path, for the documentation and `berth explain`-like tools.
 pub fn supported() -> impl Iterator<Item = String> {
     let below = |prefix: &'static str, fields: &'static [&'static str]| fields.iter().map(move |f| format!("{prefix}{f}"));
-    POD.iter()
-        .map(|f| (*f).to_owned())
-        .chain(below("spec.containers[].", CONTAINER))
-        .chain(PROBES.iter().flat_map(|probe| PROBE.iter().map(move |f| format!("spec.containers[].{probe}.{f}"))))
-        .chain(below("spec.initContainers[].", CONTAINER))
-        .chain(below("spec.initContainers[].", INIT_CONTAINER))
+    let probes = |prefix: &'static str| {
+        PROBES.iter().flat_map(move |probe| PROBE.iter().map(move |field| format!("{prefix}{probe}.{field}")))
+    };
+    let lists = ["spec.containers[].", "spec.initContainers[]."];
+    let containers = lists.into_iter().flat_map(move |prefix| below(prefix, CONTAINER).chain(probes(prefix)));
+    POD.iter().map(|f| (*f).to_owned()).chain(containers)
 }
 
 /// Path segments; every index becomes `[]`.
@@ -215,7 +216,7 @@ mod tests {
             "spec.containers[0].env[0].valueFrom.fileKeyRef",
             "spec.containers[0].volumeDevices",
             "spec.containers[0].livenessProbe.grpc",
-            "spec.initContainers[0].livenessProbe",
+            "spec.initContainers[0].nothing",
             "spec.ephemeralContainers",
             "metadata.ownerReferences",
             "spec.containers[0].image.nested",

@@ -94,7 +94,7 @@ impl Worker {
         };
         tracing::warn!(pod = %pod::format_pod(&self.pod), container = name, reason = reason.reason, "{}", reason.message);
         // A container that ran, or tried to, leaves a record and backs off by it.
-        if reason.reason != "RunContainerError" && reason.reason != "ResizeError" {
+        if !matches!(reason.reason.as_str(), "RunContainerError" | "PostStartHookError" | "ResizeError") {
             self.memory.holds.insert(name.clone(), now + self.executor.config.timing.retry);
         }
         if reason.reason != "ResizeError" {

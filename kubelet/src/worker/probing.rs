@@ -34,7 +34,7 @@ impl Worker {
             false => &self.memory.ips,
         };
         let ip = addresses.first().and_then(|ip| ip.parse().ok());
-        for container in &pod::spec(&self.pod).containers {
+        for container in pod::spec(&self.pod).containers.iter().chain(pod::sidecars(&self.pod)) {
             let Some(record) = observed.newest(&container.name).filter(|c| c.state == State::Running) else { continue };
             let age = now.wall.as_nanosecond() - i128::from(record.started_at);
             let age = u64::try_from(age).map(Duration::from_nanos).unwrap_or_default();

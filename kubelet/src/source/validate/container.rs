@@ -33,9 +33,8 @@ pub(super) fn validate_container(
         container.termination_message_policy.as_deref(),
         &["File", "FallbackToLogsOnError"],
     );
-    if container.restart_policy.is_some() {
-        problems.one_of(&format!("{path}.restartPolicy"), container.restart_policy.as_deref(), &["Always"]);
-    }
+    validate_restarts(path, container, problems);
+    validate_lifecycle(path, container, spec, problems);
     for (i, env) in container.env.iter().flatten().enumerate() {
         if !crate::env::is_variable_name(&env.name) {
             problems.add(format!("{path}.env[{i}].name"), format!("{:?} is not an environment variable name", env.name));
@@ -86,6 +85,82 @@ pub(super) fn validate_container(
     ] {
         if let Some(probe) = probe {
             validate_probe(&format!("{path}.{name}"), probe, name != "readinessProbe", problems);
+        }
+    }
+}
+
+/// Policy and rules of the container's own. An init container that always restarts is a sidecar; others have no part in
+/// the life that probes and hooks watch.
+fn validate_restarts(path: &str, container: &Container, problems: &mut Problems) {
+    let is_init = path.starts_with("spec.initContainers");
+    let policy = container.restart_policy.as_deref();
+    problems.one_of(&format!("{path}.restartPolicy"), policy, &["Always", "OnFailure", "Never"]);
+    let rules = container.restart_policy_rules.as_deref().unwrap_or_default();
+    if !rules.is_empty() && policy.is_none() {
+        problems.add(format!("{path}.restartPolicy"), "is required with restartPolicyRules");
+    }
+    if !rules.is_empty() && is_init && policy == Some("Always") {
+        problems.add(format!("{path}.restartPolicyRules"), "may not be set for a sidecar");
+    }
+    if rules.len() > 20 {
+        problems.add(format!("{path}.restartPolicyRules"), "must not hold more than 20 rules");
+    }
+    for (i, rule) in rules.iter().enumerate() {
+        let path = format!("{path}.restartPolicyRules[{i}]");
+        if rule.action == "RestartAllContainers" {
+            problems.add(format!("{path}.action"), "RestartAllContainers is not supported by berth yet");
+        } else {
+            problems.one_of(&format!("{path}.action"), Some(&rule.action), &["Restart"]);
+        }
+        let Some(codes) = &rule.exit_codes else {
+            problems.add(format!("{path}.exitCodes"), "is required");
+            continue;
+        };
+        problems.one_of(&format!("{path}.exitCodes.operator"), Some(&codes.operator), &["In", "NotIn"]);
+        if codes.values.as_ref().is_none_or(|values| values.is_empty() || values.len() > 255) {
+            problems.add(format!("{path}.exitCodes.values"), "must hold 1 to 255 exit codes");
+        }
+    }
+    let has_probe =
+        [&container.liveness_probe, &container.readiness_probe, &container.startup_probe].into_iter().any(Option::is_some);
+    if is_init && policy != Some("Always") && (has_probe || container.lifecycle.is_some()) {
+        problems.add(path, "probes and lifecycle may not be set for init containers without restartPolicy: Always");
+    }
+}
+
+fn validate_lifecycle(path: &str, container: &Container, spec: &PodSpec, problems: &mut Problems) {
+    let Some(lifecycle) = &container.lifecycle else { return };
+    let path = format!("{path}.lifecycle");
+    if let Some(signal) = &lifecycle.stop_signal {
+        if spec.os.is_none() {
+            problems.add(format!("{path}.stopSignal"), "needs spec.os.name");
+        }
+        if berth_cri_api::v1::Signal::from_str_name(signal).is_none() {
+            problems.add(format!("{path}.stopSignal"), format!("{signal:?} is not a signal"));
+        }
+    }
+    for (name, handler) in [("postStart", &lifecycle.post_start), ("preStop", &lifecycle.pre_stop)] {
+        let Some(handler) = handler else { continue };
+        let path = format!("{path}.{name}");
+        if handler.tcp_socket.is_some() {
+            problems.add(format!("{path}.tcpSocket"), "no kubelet runs tcpSocket hooks: use exec, httpGet or sleep");
+            continue;
+        }
+        let kinds = [handler.exec.is_some(), handler.http_get.is_some(), handler.sleep.is_some()];
+        if kinds.iter().filter(|set| **set).count() != 1 {
+            problems.add(path.clone(), "must have one of exec, httpGet and sleep");
+        }
+        if handler.exec.as_ref().is_some_and(|e| e.command.as_ref().is_none_or(Vec::is_empty)) {
+            problems.add(format!("{path}.exec.command"), "is required");
+        }
+        if handler.http_get.as_ref().is_some_and(|get| get.scheme.as_deref() == Some("HTTPS")) {
+            problems.add(format!("{path}.httpGet.scheme"), "HTTPS is not supported by berth yet");
+        }
+        if let Some(sleep) = &handler.sleep {
+            let grace = spec.termination_grace_period_seconds.unwrap_or(30);
+            if !(0..=grace).contains(&sleep.seconds) {
+                problems.add(format!("{path}.sleep.seconds"), format!("must be between 0 and the grace of {grace}"));
+            }
         }
     }
 }

@@ -1,0 +1,134 @@
+//! The stop of containers: preStop hooks, the order of sidecars, and what of the grace is left for each.
+
+use berth_cri_api::v1 as cri;
+use futures::future::join_all;
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{Executor, OpResult};
+use crate::cri as calls;
+use crate::hooks;
+use crate::memory::Reason;
+use crate::observed::{PodObserved, State};
+use crate::plan::PodOp;
+use crate::pod;
+
+/// What every container gets between SIGTERM and SIGKILL, whatever its hook or its turn took: the upstream's minimum.
+const LEAST_GRACE: i64 = 2;
+
+/// One stop of a batch.
+struct Stop<'a> {
+    id: &'a str,
+    name: &'a str,
+    grace: i64,
+    stage: usize,
+    message: &'a str,
+    over: CancellationToken,
+}
+
+impl Executor {
+    /// Stops containers stage by stage. Their hooks begin at once: the grace is the pod's, not each stage's.
+    pub(super) async fn stop_containers(
+        &self,
+        batch: &[PodOp],
+        pod: &Arc<Pod>,
+        observed: &PodObserved,
+        cancel: &CancellationToken,
+    ) -> Vec<OpResult> {
+        let stops: Vec<Stop<'_>> = batch
+            .iter()
+            .filter_map(|op| match op {
+                PodOp::StopContainer { id, name, grace, stage, message } => {
+                    Some(Stop { id, name, grace: *grace, stage: *stage, message, over: CancellationToken::new() })
+                }
+                _ => None,
+            })
+            .collect();
+        let run = stops.iter().map(|stop| async {
+            let _over = stop.over.clone().drop_guard();
+            let begun = Instant::now();
+            let work = async {
+                tracing::info!(pod = %pod::format_pod(pod), grace = stop.grace, "{}", stop.message);
+                self.run_pre_stop(stop, pod, observed).await;
+                for earlier in stops.iter().filter(|other| other.stage < stop.stage) {
+                    earlier.over.cancelled().await;
+                }
+                let used = i64::try_from(begun.elapsed().as_secs()).unwrap_or(i64::MAX);
+                self.runtime.stop_container(stop.id, stop.grace.saturating_sub(used).max(LEAST_GRACE)).await
+            };
+            tokio::select! {
+                stopped = work => match stopped {
+                    Ok(()) => OpResult::Done,
+                    Err(e) => {
+                        let text = format!("error killing pod: {}", calls::message(&e));
+                        OpResult::PodFailed(Reason::new("FailedKillPod", text))
+                    }
+                },
+                () = cancel.cancelled() => OpResult::Cancelled,
+            }
+        });
+        join_all(run).await
+    }
+
+    /// Runs the container's preStop hook, for at most the whole grace. A failure is told and changes nothing.
+    async fn run_pre_stop(&self, stop: &Stop<'_>, pod: &Pod, observed: &PodObserved) {
+        let Some(record) = observed.containers.iter().find(|c| c.id == stop.id && c.state == State::Running) else { return };
+        let spec = pod::all_containers(pod).find(|c| c.name == stop.name);
+        let own = spec.and_then(|c| c.lifecycle.as_ref()?.pre_stop.clone());
+        // Of a pod whose spec is lost the container itself tells.
+        let told = || serde_json::from_str::<LifecycleHandler>(record.pre_stop.as_deref()?).ok();
+        let Some(handler) = own.or_else(|| if spec.is_none() { told() } else { None }) else { return };
+        let bare = Container { name: stop.name.to_owned(), ..Container::default() };
+        let ip = self.pod_ip(pod, observed);
+        let subject = hooks::Subject { pod, container: spec.unwrap_or(&bare), id: stop.id, ip };
+        let limit = Duration::from_secs(u64::try_from(stop.grace).unwrap_or(0));
+        let outcome = tokio::time::timeout(limit, hooks::run(&handler, &subject, &self.runtime)).await;
+        let failure = match outcome {
+            Ok(Ok(())) => return,
+            Ok(Err(text)) => text,
+            Err(_) => format!("the grace of {} s is over", stop.grace),
+        };
+        tracing::warn!(pod = %pod::format_pod(pod), container = stop.name, reason = "FailedPreStopHook", "PreStopHook failed: {failure}");
+    }
+
+    /// The address that hooks of the pod ask.
+    pub(super) fn pod_ip(&self, pod: &Pod, observed: &PodObserved) -> Option<std::net::IpAddr> {
+        let ips = match pod::is_host_network(pod) {
+            true => Some(&self.node.host_ips),
+            false => observed.sandbox().map(|sandbox| &sandbox.ips),
+        };
+        ips?.first()?.parse().ok()
+    }
+
+    /// Runs the postStart hook of a container that has just been started; where it fails the container is killed.
+    pub(super) async fn post_start(
+        &self,
+        pod: &Pod,
+        container: &Container,
+        id: &str,
+        observed: &PodObserved,
+        cancel: &CancellationToken,
+    ) -> Result<(), OpResult> {
+        let Some(handler) = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) else { return Ok(()) };
+        let subject = hooks::Subject { pod, container, id, ip: self.pod_ip(pod, observed) };
+        let outcome = tokio::select! {
+            outcome = hooks::run(handler, &subject, &self.runtime) => outcome,
+            () = cancel.cancelled() => return Err(OpResult::Cancelled),
+        };
+        let Err(text) = outcome else { return Ok(()) };
+        tracing::warn!(pod = %pod::format_pod(pod), container = container.name, reason = "FailedPostStartHook", "PostStartHook failed: {text}");
+        if let Err(e) = self.runtime.stop_container(id, pod::grace_seconds(pod).max(LEAST_GRACE)).await {
+            tracing::warn!(pod = %pod::format_pod(pod), container = container.name, "error killing the container: {}", calls::message(&e));
+        }
+        Err(OpResult::StartFailed(Reason::new("PostStartHookError", text)))
+    }
+}
+
+/// The signal that ends a container, where its spec names one that the runtime knows.
+pub(super) fn stop_signal(container: &Container) -> i32 {
+    let name = container.lifecycle.as_ref().and_then(|l| l.stop_signal.as_deref()).unwrap_or_default();
+    cri::Signal::from_str_name(name).unwrap_or(cri::Signal::RuntimeDefault).into()
+}

@@ -1,0 +1,255 @@
+use std::time::Duration;
+
+use super::*;
+use crate::backoff::BackoffPolicy;
+use crate::memory::{PullFailure, Unhealthy};
+use crate::observed::Limits;
+use crate::observed::State::{Created, Exited, Running, Unknown};
+use crate::scene::Scene;
+
+const TWO: &str = "{containers: [{name: a, image: i}, {name: b, image: i}]}";
+const SIDE: &str =
+    "{initContainers: [{name: s, image: i, restartPolicy: Always}, {name: x, image: i}], containers: [{name: c, image: i}]}";
+const TWO_SIDES: &str = "{initContainers: [{name: s, image: i, restartPolicy: Always}, {name: t, image: i, restartPolicy: Always}], \
+    containers: [{name: c, image: i}]}";
+const RULES: &str = "{restartPolicy: Always, containers: [{name: c, image: i, restartPolicy: Never, \
+    restartPolicyRules: [{action: Restart, exitCodes: {operator: In, values: [42]}}]}]}";
+const INIT: &str = "{initContainers: [{name: x, image: i}, {name: z, image: i}], containers: [{name: c, image: i}]}";
+
+#[tokio::test]
+async fn each_situation_has_its_steps() {
+    let always = || Scene::with_policy("Always");
+    let on_failure = || Scene::with_policy("OnFailure");
+    let never = || Scene::with_policy("Never");
+    let cases: Vec<(&str, Scene, &str)> = vec![
+        ("nothing there", always(), "prepare, sandbox 0"),
+        ("sandbox ready", always().sandbox(0, true), "start c/0"),
+        ("running", always().sandbox(0, true).container("c", 0, Running, 0), ""),
+        ("crashed, first time", always().sandbox(0, true).container("c", 0, Exited, 1), "start c/1"),
+        ("ended well, Always", always().sandbox(0, true).container("c", 0, Exited, 0), "start c/1"),
+        ("ended well, OnFailure", on_failure().sandbox(0, true).container("c", 0, Exited, 0), "stop s0"),
+        ("failed, OnFailure", on_failure().sandbox(0, true).container("c", 0, Exited, 2), "start c/1"),
+        ("failed, Never", never().sandbox(0, true).container("c", 0, Exited, 2), "stop s0"),
+        ("only created", always().sandbox(0, true).container("c", 3, Created, 0), "remove c3, start c/3"),
+        ("lost", always().sandbox(0, true).container("c", 0, Unknown, 0), "stop c0 30"),
+        ("sandbox died", always().sandbox(0, false).container("c", 0, Exited, 137), "prepare, sandbox 1"),
+        (
+            "sandbox died under a running container",
+            always().sandbox(0, false).container("c", 0, Running, 0),
+            "stop c0 30, prepare, sandbox 1",
+        ),
+        ("sandbox died, Never", never().sandbox(0, false).container("c", 0, Exited, 255), "release"),
+        ("sandbox died, OnFailure, done", on_failure().sandbox(0, false).container("c", 0, Exited, 0), "release"),
+        ("two sandboxes ready", always().sandbox(0, true).sandbox(1, true), "stop s1, stop s0, prepare, sandbox 2"),
+        ("new sandbox, old records", always().sandbox(0, false).container("c", 4, Exited, 255).sandbox(1, true), "start c/5"),
+        (
+            "old records go",
+            always()
+                .sandbox(0, false)
+                .container("c", 0, Exited, 1)
+                .container("c", 1, Exited, 1)
+                .sandbox(1, true)
+                .container("c", 2, Running, 0),
+            "remove c0",
+        ),
+        (
+            "old sandbox goes with its last record",
+            always()
+                .sandbox(0, false)
+                .container("c", 0, Exited, 1)
+                .sandbox(1, true)
+                .container("c", 1, Exited, 1)
+                .container("c", 2, Running, 0),
+            "remove c0, remove s0",
+        ),
+        ("two containers, in order", Scene::new(TWO).sandbox(0, true), "start a/0, start b/0"),
+        ("one of two missing", Scene::new(TWO).sandbox(0, true).container("a", 0, Running, 0), "start b/0"),
+        ("init first", Scene::new(INIT).sandbox(0, true), "start x/0"),
+        ("init runs", Scene::new(INIT).sandbox(0, true).container("x", 0, Running, 0), ""),
+        ("init done", Scene::new(INIT).sandbox(0, true).container("x", 0, Exited, 0), "start z/0"),
+        ("init failed", Scene::new(INIT).sandbox(0, true).container("x", 0, Exited, 1), "start x/1"),
+        (
+            "all init done",
+            Scene::new(INIT).sandbox(0, true).container("x", 0, Exited, 0).container("z", 0, Exited, 0),
+            "start c/0",
+        ),
+        ("a sidecar comes before the next init container", Scene::new(SIDE).sandbox(0, true), "start s/0"),
+        ("the next one when it runs", Scene::new(SIDE).sandbox(0, true).container("s", 0, Running, 0), "start x/0"),
+        (
+            "then the containers",
+            Scene::new(SIDE).sandbox(0, true).container("s", 0, Running, 0).container("x", 0, Exited, 0),
+            "start c/0",
+        ),
+        (
+            "a sidecar that ended comes back, before what else is missing",
+            Scene::new(SIDE).sandbox(0, true).container("s", 0, Exited, 0).container("x", 0, Exited, 0),
+            "start s/1, start c/0",
+        ),
+        (
+            "also in a pod that is never restarted",
+            Scene::new(&SIDE.replace("{init", "{restartPolicy: Never, init"))
+                .sandbox(0, true)
+                .container("s", 0, Exited, 1)
+                .container("x", 0, Exited, 0)
+                .container("c", 0, Running, 0),
+            "start s/1",
+        ),
+        (
+            "without anybody to serve it goes",
+            Scene::new(&SIDE.replace("{init", "{restartPolicy: Never, init"))
+                .sandbox(0, true)
+                .container("s", 0, Running, 0)
+                .container("x", 0, Exited, 0)
+                .container("c", 0, Exited, 3),
+            "stop s0 30 after 1, stop s0",
+        ),
+        (
+            "sidecars end last and in reverse",
+            Scene::new(TWO_SIDES)
+                .sandbox(0, true)
+                .container("s", 0, Running, 0)
+                .container("t", 0, Running, 0)
+                .container("c", 0, Running, 0)
+                .remembering(|m, _| m.terminate(Termination { grace: 9, forget: true })),
+            "stop c0 9, stop t0 9 after 1, stop s0 9 after 2, stop s0",
+        ),
+        (
+            "a rule brings a container back that its policy would leave",
+            Scene::new(RULES).sandbox(0, true).container("c", 0, Exited, 42),
+            "start c/1",
+        ),
+        ("another exit code is not the rule's", Scene::new(RULES).sandbox(0, true).container("c", 0, Exited, 41), "stop s0"),
+        (
+            "init again in a new sandbox",
+            Scene::new(INIT)
+                .sandbox(0, false)
+                .container("x", 0, Exited, 0)
+                .container("z", 0, Exited, 0)
+                .container("c", 0, Exited, 255)
+                .sandbox(1, true),
+            "start x/1",
+        ),
+        ("init records lost, but the pod runs", Scene::new(INIT).sandbox(0, true).container("c", 0, Running, 0), ""),
+        ("records without a sandbox, finished", never().container("c", 0, Exited, 0), "release"),
+    ];
+    for (what, mut scene, expected) in cases {
+        assert_eq!(scene.steps(), expected, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_pod_that_is_to_end_is_stopped_then_forgotten() {
+    let end = |scene: Scene| scene.remembering(|m, _| m.terminate(Termination { grace: 7, forget: true }));
+    let mut scene = end(Scene::with_policy("Always").sandbox(0, true).container("c", 0, Running, 0));
+    assert_eq!(scene.steps(), "stop c0 7, stop s0");
+    let mut scene = end(Scene::with_policy("Always").sandbox(0, false).container("c", 0, Exited, 143));
+    assert_eq!(scene.steps(), "remove c0, remove s0, release and forget");
+    let mut scene = end(Scene::with_policy("Always")).remembering(|m, _| m.released = true);
+    assert_eq!(scene.steps(), "finished");
+    let mut scene = end(Scene::with_policy("Always").sandbox(0, true))
+        .remembering(|m, _| m.terminate(Termination { grace: 0, forget: false }));
+    assert_eq!(scene.memory.terminating, Some(Termination { grace: 1, forget: true }));
+    assert_eq!(scene.steps(), "stop s0");
+}
+
+#[tokio::test]
+async fn a_finished_pod_keeps_its_records_and_loses_the_rest() {
+    let finished = || Scene::with_policy("Never").sandbox(0, false).container("c", 0, Exited, 0);
+    assert_eq!(finished().steps(), "release");
+    assert_eq!(finished().remembering(|m, _| m.released = true).steps(), "");
+}
+
+#[tokio::test]
+async fn a_crash_loop_waits_and_wakes_in_time() {
+    let mut scene = Scene::with_policy("Always").sandbox(0, true).container("c", 1, Exited, 1).remembering(|m, now| {
+        m.exits.insert("c1".into(), now.mono - Duration::from_secs(4));
+        m.crash.advance("c", now.mono - Duration::from_secs(5), now.mono - Duration::from_secs(5));
+    });
+    let plan = scene.plan();
+    assert!(plan.ops.is_empty());
+    assert_eq!(plan.wake, Some(scene.now.mono + Duration::from_secs(6)));
+    assert_eq!(plan.waiting[0].1.reason, "CrashLoopBackOff");
+    assert_eq!(plan.waiting[0].1.message, "back-off 10s restarting failed container=c pod=web_default(u1)");
+    scene.now.mono += Duration::from_secs(6);
+    assert_eq!(scene.steps(), "start c/2");
+}
+
+#[tokio::test]
+async fn restart_counts_go_on_from_logs_and_lost_records() {
+    let mut scene = Scene::with_policy("Always").sandbox(0, true).remembering(|m, _| _ = m.attempts.insert("c".into(), 6));
+    assert_eq!(scene.steps(), "start c/7");
+}
+
+#[tokio::test]
+async fn a_failing_pull_waits_but_presence_is_checked() {
+    let scene = |policy: &str, checked: u64| {
+        let spec = format!("{{containers: [{{name: c, image: 'i:1', imagePullPolicy: {policy}}}]}}");
+        Scene::new(&spec).sandbox(0, true).remembering(|m, now| {
+            m.pulls =
+                crate::backoff::Backoff::new(BackoffPolicy { base: Duration::from_secs(100), max: Duration::from_secs(100) });
+            let failed_at = now.mono - Duration::from_secs(50);
+            m.pulls.advance("i:1", failed_at, failed_at);
+            let reason = Reason::new("ErrImagePull", "no");
+            let failure = PullFailure { failed_at, checked_at: now.mono - Duration::from_secs(checked), reason };
+            m.pull_failures.insert("i:1".into(), failure);
+        })
+    };
+    assert_eq!(scene("Always", 50).steps(), "");
+    assert_eq!(scene("Always", 50).plan().waiting[0].1.message, "Back-off pulling image \"i:1\": ErrImagePull: no");
+    assert_eq!(scene("IfNotPresent", 50).steps(), "start c/0 if present");
+    let mut recent = scene("IfNotPresent", 3);
+    assert_eq!(recent.steps(), "");
+    assert_eq!(recent.plan().wake, Some(recent.now.mono + Duration::from_secs(7)));
+}
+
+#[tokio::test]
+async fn changes_of_definition_limits_and_health_reach_a_running_container() {
+    let running = || {
+        Scene::new("{containers: [{name: c, image: i, resources: {limits: {cpu: 1, memory: 1Gi}}}]}")
+            .sandbox(0, true)
+            .container("c", 0, Running, 0)
+    };
+    let mut scene = running();
+    scene.observed.containers[0].hash = "other".into();
+    assert_eq!(scene.steps(), "stop c0 30");
+    let limits = |cpu_quota, memory| Some(Limits { cpu_shares: 1024, cpu_quota, memory });
+    for (now, expected) in [
+        (None, ""),
+        (Some(Limits::default()), ""),
+        (limits(100_000, 1 << 30), ""),
+        (limits(50_000, 1 << 30), "resize c0"),
+        (limits(100_000, 0), "resize c0"),
+    ] {
+        let mut scene = running();
+        scene.observed.containers[0].resources = now;
+        assert_eq!(scene.steps(), expected, "{now:?}");
+    }
+    let mut scene = running().remembering(|m, _| _ = m.resized.insert("c0".into(), limits(100_000, 1 << 30).unwrap()));
+    scene.observed.containers[0].resources = limits(5, 5);
+    assert_eq!(scene.steps(), "", "what was tried is not tried again");
+    let unhealthy = Unhealthy { probe: "liveness", grace: Some(2) };
+    let mut scene = running().remembering(|m, _| _ = m.unhealthy.insert("c0".into(), unhealthy));
+    assert_eq!(scene.steps(), "stop c0 2");
+}
+
+#[tokio::test]
+async fn the_deadline_wakes_and_ends_the_pod() {
+    let mut scene = Scene::new("{activeDeadlineSeconds: 60, containers: [{name: c, image: i}]}")
+        .sandbox(0, true)
+        .container("c", 0, Running, 0);
+    assert_eq!(scene.plan().wake, Some(scene.now.mono + Duration::from_secs(60)));
+    scene.memory.deadline_exceeded = true;
+    assert_eq!(scene.steps(), "stop c0 30, stop s0");
+}
+#[tokio::test]
+async fn a_sidecar_with_a_startup_probe_holds_the_next_one_up_until_it_has_started() {
+    let spec = "{initContainers: [{name: s, image: i, restartPolicy: Always, startupProbe: {tcpSocket: {port: 1}}}, {name: x, image: i}], \
+        containers: [{name: c, image: i}]}";
+    let scene = |started| {
+        let results = crate::memory::ProbeResults { started, ready: true };
+        let scene = Scene::new(spec).sandbox(0, true).container("s", 0, Running, 0);
+        scene.remembering(|m, _| _ = m.probes.insert("s0".into(), results))
+    };
+    assert_eq!(scene(false).steps(), "");
+    assert_eq!(scene(true).steps(), "start x/0");
+}

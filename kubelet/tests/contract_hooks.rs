@@ -1,0 +1,126 @@
+//! Sidecars and lifecycle hooks: what comes before what, and what a failing or hanging hook leads to.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use support::Node;
+use support::fake_cri::Behaviour;
+use tonic::Status;
+
+fn phase(pod: &serde_json::Value) -> &str {
+    pod["status"]["phase"].as_str().unwrap_or_default()
+}
+
+fn pod(spec: &str) -> String {
+    format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec:\n  terminationGracePeriodSeconds: 5\n{spec}")
+}
+
+/// The names of the calls that change or run something, in order.
+fn story(node: &Node) -> Vec<String> {
+    let told = ["StartContainer", "StopContainer", "ExecSync", "StopPodSandbox"];
+    node.cri.call_names().into_iter().filter(|call| told.iter().any(|t| call.starts_with(t))).collect()
+}
+
+#[tokio::test]
+async fn a_sidecar_starts_before_the_others_and_ends_after_them() {
+    let mut node = Node::new();
+    node.cri.behave("setup", [Behaviour::Exit(0)]);
+    let spec = "  initContainers:\n  - {name: proxy, image: 'img:1', restartPolicy: Always, lifecycle: {preStop: {exec: {command: [drain]}}}}\n  \
+        - {name: setup, image: 'img:1'}\n  containers: [{name: c, image: 'img:1'}]\n";
+    node.apply("web.yaml", &pod(spec));
+    node.start().await;
+    let found = node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+    let inits = &found["status"]["initContainerStatuses"];
+    assert_eq!((inits[0]["ready"].as_bool(), inits[0]["started"].as_bool()), (Some(true), Some(true)));
+    // A sidecar comes back while the others run.
+    node.cri.exit("proxy", 0);
+    node.cri.wait("the sidecar again", |s| s.calls.iter().any(|(_, c)| c == "StartContainer proxy/1")).await;
+    node.cri.hold("StopContainer");
+    node.delete("web.yaml");
+    node.cri.wait("the container stops", |s| s.calls.iter().any(|(_, c)| c.starts_with("StopContainer c/0"))).await;
+    node.cri.wait("the hook began at once", |s| s.calls.iter().any(|(_, c)| c == "ExecSync proxy/1 drain")).await;
+    assert!(node.cri.calls("StopContainer proxy").is_empty(), "not before the container has ended");
+    node.cri.release("StopContainer");
+    node.wait_gone("web-n1").await;
+    let starts: Vec<_> = node.cri.calls("StartContainer").into_iter().map(|(_, c)| c).collect();
+    assert_eq!(starts, ["StartContainer proxy/0", "StartContainer setup/0", "StartContainer c/0", "StartContainer proxy/1"]);
+    assert!(node.cri.calls("StopContainer proxy/1").len() == 1);
+}
+
+#[tokio::test]
+async fn a_pod_is_complete_when_its_containers_are_and_its_sidecar_goes() {
+    let mut node = Node::new();
+    let spec = "  restartPolicy: Never\n  initContainers: [{name: proxy, image: 'img:1', restartPolicy: Always}]\n  \
+        containers: [{name: c, image: 'img:1'}]\n";
+    node.apply("web.yaml", &pod(spec));
+    node.start().await;
+    node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+    node.cri.exit("c", 0);
+    node.wait_pod("web-n1", "Succeeded", |p| phase(p) == "Succeeded").await;
+    node.cri.wait("the sidecar has ended", |s| s.running().is_empty()).await;
+    assert_eq!(node.cri.calls("StartContainer proxy").len(), 1);
+}
+
+#[tokio::test]
+async fn pre_stop_runs_before_the_stop_and_its_failure_changes_nothing() {
+    let mut node = Node::new();
+    let spec = "  containers: [{name: c, image: 'img:1', lifecycle: {preStop: {exec: {command: [bye]}}, postStart: {exec: {command: [hello]}}}}]\n";
+    node.apply("web.yaml", &pod(spec));
+    node.start().await;
+    node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+    node.cri.fail("ExecSync", [Status::aborted("exit code 1")]);
+    node.delete("web.yaml");
+    node.wait_gone("web-n1").await;
+    assert_eq!(
+        story(&node)[..4],
+        ["StartContainer c/0", "ExecSync c/0 hello", "ExecSync c/0 bye", "StopContainer c/0 5"],
+        "{:?}",
+        story(&node)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hook_that_hangs_takes_the_grace_and_not_more() {
+    let mut node = Node::new();
+    let spec = "  containers: [{name: c, image: 'img:1', lifecycle: {preStop: {exec: {command: [bye]}}}}]\n";
+    node.apply("web.yaml", &pod(spec));
+    node.start().await;
+    node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+    node.cri.hold("ExecSync");
+    node.delete("web.yaml");
+    node.cri.wait("the stop", |s| s.calls.iter().any(|(_, c)| c == "StopContainer c/0 2")).await;
+    let at = |name: &str| node.cri.calls(name)[0].0;
+    assert_eq!((at("StopContainer") - at("ExecSync")).as_secs(), 5);
+}
+
+#[tokio::test]
+async fn a_sleep_hook_is_part_of_the_grace() {
+    let mut node = Node::new();
+    let spec = "  containers: [{name: c, image: 'img:1', lifecycle: {preStop: {sleep: {seconds: 1}}}}]\n";
+    node.apply("web.yaml", &pod(spec));
+    node.start().await;
+    node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+    node.delete("web.yaml");
+    node.cri.wait("the stop", |s| s.calls.iter().any(|(_, c)| c.starts_with("StopContainer c/0"))).await;
+    assert_ne!(node.cri.calls("StopContainer")[0].1, "StopContainer c/0 5", "the second is taken off");
+}
+
+#[tokio::test]
+async fn a_failing_post_start_kills_the_container_and_is_its_reason() {
+    let mut node = Node::new();
+    node.cri.fail("ExecSync", [Status::aborted("exit code 1"), Status::aborted("exit code 1")]);
+    let spec = "  containers: [{name: c, image: 'img:1', lifecycle: {postStart: {exec: {command: [warm, up]}}}}]\n";
+    node.apply("web.yaml", &pod(spec));
+    let mut config = node.config().await;
+    config.crash_backoff.base = std::time::Duration::from_millis(200);
+    node.start_with(config);
+    let waiting = |p: &serde_json::Value| p["status"]["containerStatuses"][0]["state"]["waiting"].clone();
+    let found = node.wait_pod("web-n1", "the reason", |p| waiting(p)["reason"] == "PostStartHookError").await;
+    let message = waiting(&found)["message"].as_str().unwrap().to_owned();
+    assert!(message.starts_with("Exec lifecycle hook ([warm up]) for Container \"c\" in Pod \"web-n1_default("), "{message}");
+    assert!(message.ends_with("failed - error: command 'warm up' exited with 1, message: \"said\""), "{message}");
+    // It backs off and is tried again; the third time the hook works.
+    node.wait_pod("web-n1", "ready", |p| p["status"]["containerStatuses"][0]["ready"] == true).await;
+    assert_eq!(node.cri.calls("StartContainer").len(), 3);
+}
