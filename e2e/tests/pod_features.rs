@@ -2,8 +2,8 @@
 //! and hooks.
 #![allow(clippy::unwrap_used)]
 
-use berth_e2e::node::{Berth, Half};
 use berth_e2e::SOON;
+use berth_e2e::node::{Berth, Half};
 use berth_testkit::{Sandbox, wait_until};
 
 const WEB: &str = env!("CARGO_BIN_EXE_demo-web");
@@ -18,8 +18,14 @@ fn objects_beside_the_manifest_reach_the_containers_and_follow_an_edit() {
         let data = std::path::Path::new("/run/settings-data/settings-e2e/hooks");
         let run = |command: &str| berth.run(&["exec", "settings-e2e", "-c", "app", "--", "sh", "-c", command]);
         assert_eq!(berth.logs("settings-e2e -c app"), ["level is info"]);
-        assert_eq!(run("cat /etc/all/token /etc/all/conf/motd /etc/all/labels /etc/motd"), "s3cretwelcome\napp=\"settings\"welcome\n");
-        assert_eq!(run("stat -L -c '%a' /etc/all/token; mount | grep -c ' on /etc/all type tmpfs '; cat /data/hooks"), "440\n1\nstarted\n");
+        assert_eq!(
+            run("cat /etc/all/token /etc/all/conf/motd /etc/all/labels /etc/motd"),
+            "s3cretwelcome\napp=\"settings\"welcome\n"
+        );
+        assert_eq!(
+            run("stat -L -c '%a' /etc/all/token; mount | grep -c ' on /etc/all type tmpfs '; cat /data/hooks"),
+            "440\n1\nstarted\n"
+        );
         berth.write_manifest("settings.yaml", &SETTINGS.replace("welcome", "changed"));
         assert!(wait_until(SOON, || run("cat /etc/all/conf/motd") == "changed\n"));
         assert!(wait_until(SOON, || berth.logs("settings-e2e -c watcher").last().is_some_and(|line| line == "changed")));

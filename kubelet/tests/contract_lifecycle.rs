@@ -42,17 +42,18 @@ async fn a_manifest_becomes_a_running_pod_with_a_true_status() {
     assert_eq!(pod["metadata"]["annotations"]["kubernetes.io/config.source"], "file");
     // What the container was made with.
     let uid = pod["metadata"]["uid"].as_str().unwrap();
-    let state = node.cri.lock();
-    let config = state.configs.values().next().unwrap();
-    assert_eq!(config.log_path, "c/0.log");
-    assert_eq!(config.annotations["berth/log-max-bytes"], "10485760");
-    let mounts: Vec<_> = config.mounts.iter().map(|m| m.container_path.as_str()).collect();
-    assert_eq!(mounts, ["/etc/hosts", "/dev/termination-log"]);
-    let hosts = std::fs::read_to_string(&config.mounts[0].host_path).unwrap();
-    assert!(hosts.ends_with("10.0.0.1\tweb-n1\n"), "{hosts}");
-    assert!(node.path("logs").join(format!("default_web-n1_{uid}/c")).is_dir());
-    drop(state);
-    // The link comes right after the start that the status already tells of.
+    {
+        let state = node.cri.lock();
+        let config = state.configs.values().next().unwrap();
+        assert_eq!(config.log_path, "c/0.log");
+        assert_eq!(config.annotations["berth/log-max-bytes"], "10485760");
+        let mounts: Vec<_> = config.mounts.iter().map(|m| m.container_path.as_str()).collect();
+        assert_eq!(mounts, ["/etc/hosts", "/dev/termination-log"]);
+        let hosts = std::fs::read_to_string(&config.mounts[0].host_path).unwrap();
+        assert!(hosts.ends_with("10.0.0.1\tweb-n1\n"), "{hosts}");
+        assert!(node.path("logs").join(format!("default_web-n1_{uid}/c")).is_dir());
+        // The link comes right after the start that the status already tells of.
+    }
     let link = node.path("links").join(format!("web-n1_default_c-{:064x}.log", 2));
     node.wait_pod("web-n1", "a link to its log", |_| std::fs::symlink_metadata(&link).is_ok()).await;
 }
@@ -563,7 +564,11 @@ async fn probes_decide_about_start_readiness_and_life() {
     assert_eq!(node.cri.lock().running(), ["c"]);
     node.cri.fail("ExecSync live", [refuse(), refuse()]);
     node.cri.wait("the restart", |s| s.calls.iter().any(|(_, c)| c == "StartContainer c/1")).await;
-    assert_eq!(node.cri.calls("StopContainer").first().unwrap().1, "StopContainer c/0 2", "the probe's grace of 1 s is less than any container gets");
+    assert_eq!(
+        node.cri.calls("StopContainer").first().unwrap().1,
+        "StopContainer c/0 2",
+        "the probe's grace of 1 s is less than any container gets"
+    );
     let again =
         node.wait_pod("web-n1", "ready again", |p| ready(p) && p["status"]["containerStatuses"][0]["restartCount"] == 1).await;
     assert_eq!(again["status"]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"], 143);
