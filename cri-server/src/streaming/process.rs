@@ -326,7 +326,41 @@ async fn runs_on(server: &Server, container: &ContainerId) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncReadExt;
+
     use super::*;
+    use crate::streaming::websocket::{Form, WebSocket};
+    use crate::streaming::wire::Peer;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_process_has_written_arrives_however_late_it_is_read() {
+        // What inherited the output keeps it open, and says nothing.
+        let (read, inherited) = rustix::pipe::pipe().unwrap();
+        let text = vec![b'x'; 60_000];
+        assert_eq!(rustix::io::write(&inherited, &text).unwrap(), text.len());
+        let (mut client, server) = tokio::io::duplex(1024);
+        let socket = WebSocket::start(server, Peer::unknown(), Form::Binary);
+        let out = Out::WebSocket(socket.channel(1));
+        let mut before = 0;
+        while tokio::time::timeout(DRAIN, out.send(vec![b'y'; 1000].into())).await.is_ok() {
+            before += 1000;
+        }
+        let (gone, ended) = (CancellationToken::new(), CancellationToken::new());
+        ended.cancel();
+        let copied = tokio::spawn(copy(Arc::new(watched(read, Interest::READABLE).unwrap()), Some(out), gone, ended));
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert!(!copied.is_finished(), "the client has read nothing yet");
+        let mut seen = (0, 0);
+        while seen != (before, text.len()) {
+            let mut buffer = vec![0; 4096];
+            let n = tokio::time::timeout(Duration::from_secs(3600), client.read(&mut buffer)).await.unwrap().unwrap();
+            assert!(n > 0, "{seen:?}");
+            seen.0 += buffer[..n].iter().filter(|b| **b == b'y').count();
+            seen.1 += buffer[..n].iter().filter(|b| **b == b'x').count();
+        }
+        tokio::time::timeout(Duration::from_secs(3600), copied).await.unwrap().unwrap();
+        drop((inherited, socket));
+    }
 
     #[test]
     fn terminal_sizes_are_read_whatever_the_cuts() {
