@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use berth_cri_api::v1::{
@@ -21,6 +21,8 @@ use crate::traces::{Hierarchies, Traces};
 pub const PODS_CGROUP: &str = "bench-pods";
 /// The grace of a stop, in seconds: a kubelet's default. The containers obey at once.
 const GRACE: i64 = 30;
+/// How often a container's log is looked at for its first line, a millisecond apart.
+const GREETED_POLLS: usize = 10_000;
 
 /// A side under measurement, and what a workload needs to measure it.
 pub struct Bench {
@@ -164,8 +166,20 @@ impl Bench {
         Ok(())
     }
 
+    /// Waits, untimed, until the container has written its first line: before its shell has set the trap a PID 1 ignores SIGTERM, and the
+    /// stop would take the whole grace.
+    async fn wait_greeted(&self, pod: &Pod) {
+        for _ in 0..GREETED_POLLS {
+            if std::fs::metadata(&pod.log).is_ok_and(|log| log.len() > 0) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     /// Ends a pod in a kubelet's order.
     pub async fn down(&self, pod: &Pod, key: &str) -> Result<()> {
+        self.wait_greeted(pod).await;
         self.stop_container(pod, key, GRACE).await?;
         self.stop(pod, key).await?;
         self.remove(pod, key).await

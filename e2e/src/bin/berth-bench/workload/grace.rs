@@ -15,7 +15,7 @@ pub async fn run(bench: &Bench, count: usize) -> Result<()> {
     let mut pods = Vec::new();
     for _ in 0..count {
         // A second process, so that something is left to be killed when the first is.
-        let plan = bench.plan_script(Shape::PerContainer, "trap '' TERM; sleep 100000 & wait")?;
+        let plan = bench.plan_script(Shape::PerContainer, "trap '' TERM; echo up; sleep 100000 & wait")?;
         pods.push(bench.up(&plan, "").await?);
     }
     let stop = async |pod| {
