@@ -143,9 +143,9 @@ impl Runtime {
         limited("GetContainerEvents", self.timing.cri_call, call).await
     }
 
-    /// Makes a sandbox; its ID.
-    pub async fn run_pod_sandbox(&self, config: cri::PodSandboxConfig) -> Result<String> {
-        let request = cri::RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
+    /// Makes a sandbox with a runtime handler (empty: the default one); its ID.
+    pub async fn run_pod_sandbox(&self, config: cri::PodSandboxConfig, handler: String) -> Result<String> {
+        let request = cri::RunPodSandboxRequest { config: Some(config), runtime_handler: handler };
         let mut client = self.runtime.clone();
         let answer = limited("RunPodSandbox", self.timing.cri_sandbox, client.run_pod_sandbox(request)).await?;
         Ok(answer.pod_sandbox_id)
@@ -278,8 +278,13 @@ impl Runtime {
     }
 
     /// Pulls an image without a time limit; its reference. Dropping the future gives up.
-    pub async fn pull_image(&self, image: &str, sandbox_config: cri::PodSandboxConfig) -> Result<String> {
-        let request = cri::PullImageRequest { image: Some(image_spec(image)), auth: None, sandbox_config: Some(sandbox_config) };
+    pub async fn pull_image(
+        &self,
+        image: &str,
+        auth: Option<cri::AuthConfig>,
+        sandbox_config: cri::PodSandboxConfig,
+    ) -> Result<String> {
+        let request = cri::PullImageRequest { image: Some(image_spec(image)), auth, sandbox_config: Some(sandbox_config) };
         let mut client = self.images.clone();
         match client.pull_image(request).await {
             Ok(answer) => Ok(answer.into_inner().image_ref),

@@ -20,7 +20,7 @@ use crate::cri::{self as calls, Runtime};
 use crate::dns::NodeDns;
 use crate::memory::Reason;
 use crate::node::NodeView;
-use crate::objects::LocalObjects;
+use crate::objects::{LocalObjects, Objects};
 use crate::observed::{Limits, PodObserved};
 use crate::plan::PodOp;
 use crate::pod;
@@ -244,7 +244,16 @@ impl Executor {
             Ok(config) => config,
             Err(text) => return failed(&text),
         };
-        match self.runtime.run_pod_sandbox(config).await {
+        let handler = match pod::spec(pod).runtime_class_name.as_deref().filter(|name| !name.is_empty()) {
+            None => String::new(),
+            Some(name) => match self.objects.runtime_class(name) {
+                Some(class) => class.handler.clone(),
+                None => {
+                    return failed(&format!("failed to lookup RuntimeClass {name}: runtimeclass.node.k8s.io {name:?} not found"));
+                }
+            },
+        };
+        match self.runtime.run_pod_sandbox(config, handler).await {
             Ok(_) => OpResult::Done,
             Err(e) => failed(&calls::message(&e)),
         }

@@ -33,6 +33,7 @@ pub mod plan;
 pub mod plan_files;
 pub mod pod;
 pub mod probe;
+pub mod pull_secret;
 pub mod quantity;
 pub mod resources;
 pub mod sandbox_config;

@@ -106,3 +106,46 @@ async fn objects_outlive_a_restart_with_a_broken_file_and_two_of_a_name_are_told
     let (_, problems) = node.get("/problems").await;
     assert!(problems.contains("ConfigMap default/settings is already defined by"), "{problems}");
 }
+
+#[tokio::test]
+async fn a_pull_tries_the_secrets_that_fit_and_an_image_volume_is_pulled_first() {
+    let mut node = Node::new();
+    node.cri.lock().pullable = vec!["reg.example/app:1".into(), "reg.example/data:1".into()];
+    node.cri.fail("PullImage user:wrong", [tonic::Status::unauthenticated("no")]);
+    let secret = |name: &str, auth: &str| {
+        format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}}}\ntype: kubernetes.io/dockerconfigjson\nstringData:\n  \
+            .dockerconfigjson: '{{\"auths\": {{\"reg.example\": {{\"username\": \"user\", \"password\": \"{auth}\"}}}}}}'\n---\n"
+        )
+    };
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  imagePullSecrets: [{name: a}, {name: b}]\n  \
+        volumes: [{name: data, image: {reference: 'reg.example/data:1'}}]\n  \
+        containers: [{name: c, image: 'reg.example/app:1', volumeMounts: [{name: data, mountPath: /data, subPath: sub}]}]\n";
+    node.apply("web.yaml", &format!("{}{}{pod}", secret("a", "wrong"), secret("b", "right")));
+    node.start().await;
+    node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+    let pulls: Vec<_> = node.cri.calls("PullImage").into_iter().map(|(_, call)| call).collect();
+    let wanted = [
+        "PullImage reg.example/app:1 user:wrong",
+        "PullImage reg.example/app:1 user:right",
+        "PullImage reg.example/data:1 user:wrong",
+    ];
+    assert_eq!(pulls, wanted);
+    let state = node.cri.lock();
+    let mount = &state.configs.values().next().unwrap().mounts[0];
+    let image = mount.image.as_ref().unwrap().image.as_str();
+    assert_eq!((image, mount.image_sub_path.as_str(), mount.host_path.as_str()), ("reg.example/data:1", "sub", ""));
+}
+
+#[tokio::test]
+async fn a_runtime_class_names_the_handler_and_a_missing_one_is_waited_for() {
+    let mut node = Node::new();
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  runtimeClassName: other\n  containers: [{name: c, image: 'img:1'}]\n";
+    node.apply("web.yaml", pod);
+    node.start().await;
+    node.wait_pod("web-n1", "Pending", |p| phase(p) == "Pending").await;
+    assert!(node.cri.calls("RunPodSandbox").is_empty());
+    node.apply("class.yaml", "apiVersion: node.k8s.io/v1\nkind: RuntimeClass\nmetadata: {name: other}\nhandler: runc\n");
+    node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+    assert_eq!(node.cri.calls("RunPodSandbox")[0].1, "RunPodSandbox web-n1/0 runc");
+}

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use berth_cri_api::v1 as cri;
-use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
+use k8s_openapi::api::core::v1::{Container, ImageVolumeSource, Pod, VolumeMount};
 use tokio_util::sync::CancellationToken;
 
 use super::{Executor, OpResult};
@@ -23,7 +23,7 @@ use crate::observed::PodObserved;
 use crate::pod;
 use crate::security::ImageUser;
 use crate::volume::sub_path::{self, Place};
-use crate::{Error, image_name, logs, volume};
+use crate::{Error, image_name, logs, pull_secret, volume};
 
 impl Executor {
     pub(super) async fn start_container(
@@ -43,10 +43,19 @@ impl Executor {
             Ok(config) => config,
             Err(text) => return config_error(text),
         };
-        let image = match self.ensure_image(pod, container, may_pull, &sandbox_config, cancel).await {
+        let wanted = container.image.clone().unwrap_or_default();
+        let policy = container.image_pull_policy.as_deref();
+        let image = match self.ensure_image(pod, &wanted, policy, may_pull, &sandbox_config, cancel).await {
             Ok(image) => image,
             Err(result) => return result,
         };
+        for source in image_volumes(pod, container) {
+            let wanted = source.reference.clone().unwrap_or_default();
+            let policy = source.pull_policy.as_deref();
+            if let Err(result) = self.ensure_image(pod, &wanted, policy, may_pull, &sandbox_config, cancel).await {
+                return result;
+            }
+        }
         if cancel.is_cancelled() {
             return OpResult::Cancelled;
         }
@@ -109,17 +118,33 @@ impl Executor {
         }
     }
 
-    /// The image by the container's pull policy.
+    /// Pulls with each of the credentials that fit until one works; without any, as nobody.
+    async fn pull(&self, pod: &Pod, image: &str, sandbox_config: &cri::PodSandboxConfig) -> crate::Result<String> {
+        let mut outcome = None;
+        for auth in pull_secret::credentials(pod, image, &self.objects) {
+            let pulled = self.runtime.pull_image(image, Some(auth), sandbox_config.clone()).await;
+            if pulled.is_ok() {
+                return pulled;
+            }
+            outcome = Some(pulled);
+        }
+        match outcome {
+            Some(failed) => failed,
+            None => self.runtime.pull_image(image, None, sandbox_config.clone()).await,
+        }
+    }
+
+    /// The image by its pull policy.
     async fn ensure_image(
         &self,
         pod: &Pod,
-        container: &Container,
+        wanted: &str,
+        policy: Option<&str>,
         may_pull: bool,
         sandbox_config: &cri::PodSandboxConfig,
         cancel: &CancellationToken,
     ) -> Result<cri::Image, OpResult> {
-        let wanted = container.image.clone().unwrap_or_default();
-        let image = image_name::normalize(&wanted).map_err(|e| {
+        let image = image_name::normalize(wanted).map_err(|e| {
             let text = format!("Failed to apply default image tag {wanted:?}: {e}");
             OpResult::StartFailed(Reason::new("InvalidImageName", text))
         })?;
@@ -127,7 +152,7 @@ impl Executor {
             let text = format!("Failed to inspect image {wanted:?}: {}", calls::message(&e));
             OpResult::StartFailed(Reason::new("ImageInspectError", text))
         };
-        let policy = container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
+        let policy = policy.unwrap_or("IfNotPresent");
         if policy != "Always" {
             if let Some(found) = self.runtime.image_status(&image).await.map_err(inspect)? {
                 return Ok(found);
@@ -137,16 +162,16 @@ impl Executor {
                 return Err(OpResult::StartFailed(Reason::new("ErrImageNeverPull", text)));
             }
         }
-        let failed = |reason: Reason, pulled| OpResult::PullFailed { image: wanted.clone(), reason, pulled };
+        let failed = |reason: Reason, pulled| OpResult::PullFailed { image: wanted.to_owned(), reason, pulled };
         if !may_pull {
             return Err(failed(Reason::new("ImagePullBackOff", format!("Back-off pulling image {wanted:?}")), false));
         }
         tracing::info!(pod = %pod::format_pod(pod), image = wanted, "Pulling image");
         let pulled = tokio::select! {
-            pulled = self.runtime.pull_image(&image, sandbox_config.clone()) => pulled,
+            pulled = self.pull(pod, &image, sandbox_config) => pulled,
             () = cancel.cancelled() => return Err(OpResult::Cancelled),
         };
-        let reference = pulled.map_err(|e| failed(pull_reason(&wanted, &e), true))?;
+        let reference = pulled.map_err(|e| failed(pull_reason(wanted, &e), true))?;
         let found = self.runtime.image_status(&reference).await.map_err(inspect)?;
         found.ok_or_else(|| failed(Reason::new("ErrImagePull", "the pulled image is not listed"), true))
     }
@@ -226,6 +251,12 @@ impl Executor {
             Ok(Some(MountSource::Path(mounted.to_string_lossy().into_owned())))
         })
     }
+}
+
+/// The images that the container mounts.
+fn image_volumes<'a>(pod: &'a Pod, container: &'a Container) -> impl Iterator<Item = &'a ImageVolumeSource> {
+    let mounted = |name: &str| container.volume_mounts.iter().flatten().any(|mount| mount.name == name);
+    pod::spec(pod).volumes.iter().flatten().filter(move |v| mounted(&v.name)).filter_map(|v| v.image.as_ref())
 }
 
 /// The subPath of a mount, empty where it has none.

@@ -117,6 +117,10 @@ fn default_volume(volume: &mut Volume) {
             default(&mut field.api_version, "v1");
         }
     };
+    if let Some(image) = &mut volume.image {
+        let reference = image.reference.clone().unwrap_or_default();
+        default(&mut image.pull_policy, image_name::default_pull_policy(&reference));
+    }
     if let Some(source) = &mut volume.config_map {
         mode(&mut source.default_mode);
     }

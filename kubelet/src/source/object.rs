@@ -95,6 +95,9 @@ fn validate(object: &Object) -> Invalid {
             if !is_dns_label(&class.handler) {
                 problems.push(("handler".to_owned(), format!("{:?} is not a DNS label", class.handler)));
             }
+            if class.overhead.is_some() {
+                problems.push(("overhead".to_owned(), "not supported by berth yet".to_owned()));
+            }
             if class.scheduling.is_some() {
                 problems.push(("scheduling".to_owned(), "means nothing without a scheduler: not supported".to_owned()));
             }

@@ -78,8 +78,13 @@ fn validate_spec(spec: &PodSpec, allowed_unsafe_sysctls: &[String], problems: &m
     if spec.host_users == Some(false) {
         problems.add("spec.hostUsers", "user namespaces of pods are not supported by berth yet");
     }
-    if spec.runtime_class_name.is_some() {
-        problems.add("spec.runtimeClassName", "static pods may not reference runtimeclasses yet");
+    if spec.runtime_class_name.as_deref().is_some_and(|name| !is_dns_subdomain(name)) {
+        problems.add("spec.runtimeClassName", "is not a DNS subdomain");
+    }
+    for (i, secret) in spec.image_pull_secrets.iter().flatten().enumerate() {
+        if !is_dns_subdomain(&secret.name) {
+            problems.add(format!("spec.imagePullSecrets[{i}].name"), format!("{:?} is not a DNS subdomain", secret.name));
+        }
     }
     validate_names(spec, problems);
     validate_dns(spec, problems);

@@ -112,6 +112,10 @@ impl Worker {
         }
         tracing::warn!(pod = %pod::format_pod(&self.pod), container = name, reason = reason.reason, "Failed to pull image {image:?}: {}", reason.message);
         self.memory.pulls.advance(&image, now, now);
+        if self.container(&name).is_none_or(|c| c.image.as_deref() != Some(&image)) {
+            // An image volume's: the container's own back-off does not know of it.
+            self.memory.holds.insert(name.clone(), now + self.executor.config.timing.retry);
+        }
         self.memory.pull_failures.insert(image, PullFailure { failed_at: now, checked_at: now, reason: reason.clone() });
         self.memory.reasons.insert(name, reason);
     }

@@ -322,9 +322,11 @@ impl RuntimeService for FakeCri {
     }
 
     async fn run_pod_sandbox(&self, request: Request<cri::RunPodSandboxRequest>) -> Answer<cri::RunPodSandboxResponse> {
-        let config = request.into_inner().config.unwrap();
+        let request = request.into_inner();
+        let handler = request.runtime_handler;
+        let config = request.config.unwrap();
         let metadata = config.metadata.clone().unwrap();
-        let detail = format!("{}/{}", metadata.name, metadata.attempt);
+        let detail = format!("{}/{} {handler}", metadata.name, metadata.attempt);
         let _busy = self.enter("RunPodSandbox", &detail, Some(&metadata.uid)).await?;
         let id = {
             let mut state = self.lock();
@@ -616,8 +618,10 @@ impl ImageService for FakeCri {
     }
 
     async fn pull_image(&self, request: Request<cri::PullImageRequest>) -> Answer<cri::PullImageResponse> {
-        let name = request.into_inner().image.unwrap_or_default().image;
-        self.enter("PullImage", &name, None).await?;
+        let request = request.into_inner();
+        let name = request.image.unwrap_or_default().image;
+        let user = request.auth.map(|auth| format!(" {}:{}", auth.username, auth.password)).unwrap_or_default();
+        self.enter("PullImage", &format!("{name}{user}"), None).await?;
         if !self.lock().pullable.contains(&name) {
             return Err(Status::not_found(format!("no such image: {name}")));
         }

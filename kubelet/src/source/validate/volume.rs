@@ -59,6 +59,11 @@ fn validate_volume(path: &str, volume: &Volume, problems: &mut Problems) {
 
 /// Volumes whose files come from objects or from the pod.
 fn validate_files(path: &str, volume: &Volume, problems: &mut Problems) {
+    if let Some(image) = &volume.image {
+        required(&format!("{path}.image.reference"), image.reference.as_deref().unwrap_or_default(), problems);
+        let policy = image.pull_policy.as_deref();
+        problems.one_of(&format!("{path}.image.pullPolicy"), policy, &["Always", "IfNotPresent", "Never"]);
+    }
     if let Some(source) = &volume.config_map {
         let path = format!("{path}.configMap");
         required(&format!("{path}.name"), &source.name, problems);

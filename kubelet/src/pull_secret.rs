@@ -1,0 +1,156 @@
+//! Credentials for pulls from the Secrets that a pod names: the docker configuration in them, and which of its entries fit an
+//! image. Pure; who pulls tries them in the order given here.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use berth_cri_api::v1::AuthConfig;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+use crate::objects::Objects;
+use crate::pod;
+
+/// The registry that names without one mean, by the key that docker writes for it.
+const DEFAULT_REGISTRY: &str = "docker.io";
+
+#[derive(Deserialize)]
+struct DockerConfig {
+    auths: BTreeMap<String, Entry>,
+}
+
+#[derive(Clone, Default, Deserialize)]
+#[serde(default)]
+struct Entry {
+    username: String,
+    password: String,
+    auth: String,
+    #[serde(alias = "identityToken")]
+    identitytoken: String,
+    #[serde(alias = "registryToken")]
+    registrytoken: String,
+}
+
+/// The credentials for an image that the pod's `imagePullSecrets` hold, the best match first.
+pub fn credentials(pod: &Pod, image: &str, objects: &dyn Objects) -> Vec<AuthConfig> {
+    let mut found: Vec<(usize, AuthConfig)> = Vec::new();
+    for reference in pod::spec(pod).image_pull_secrets.iter().flatten() {
+        let Some(secret) = objects.secret(pod::namespace(pod), &reference.name) else {
+            let name = &reference.name;
+            tracing::warn!(pod = %pod::format_pod(pod), reason = "FailedToRetrieveImagePullSecret", "image pull secret {name:?} not found");
+            continue;
+        };
+        for (key, entry) in entries(&secret) {
+            if let Some(length) = matches(&key, image) {
+                found.push((length, auth(entry)));
+            }
+        }
+    }
+    found.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
+    found.into_iter().map(|(_, auth)| auth).collect()
+}
+
+fn entries(secret: &Secret) -> BTreeMap<String, Entry> {
+    let data = |key: &str| secret.data.as_ref().and_then(|data| data.get(key)).map(|bytes| bytes.0.as_slice());
+    if let Some(bytes) = data(".dockerconfigjson") {
+        return serde_json::from_slice::<DockerConfig>(bytes).map(|config| config.auths).unwrap_or_default();
+    }
+    data(".dockercfg").and_then(|bytes| serde_json::from_slice(bytes).ok()).unwrap_or_default()
+}
+
+fn auth(entry: Entry) -> AuthConfig {
+    let decoded = STANDARD.decode(entry.auth.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    let (username, password) = match decoded.as_deref().and_then(|text| text.split_once(':')) {
+        Some((username, password)) => (username.to_owned(), password.trim_end_matches('\0').to_owned()),
+        None => (entry.username, entry.password),
+    };
+    AuthConfig {
+        username,
+        password,
+        identity_token: entry.identitytoken,
+        registry_token: entry.registrytoken,
+        ..AuthConfig::default()
+    }
+}
+
+/// Registry and path of an image, in the form that keys are compared with.
+fn place(name: &str) -> (String, String) {
+    let (first, rest) = name.split_once('/').unwrap_or(("", name));
+    let (host, path) = match first.contains(['.', ':']) || first == "localhost" {
+        true => (first, rest),
+        false => ("", name),
+    };
+    let host = match host {
+        "" | "index.docker.io" | "registry-1.docker.io" => DEFAULT_REGISTRY,
+        host => host,
+    };
+    (host.to_owned(), path.to_owned())
+}
+
+/// How long the match of a key with an image is; `None` where it does not fit.
+fn matches(key: &str, image: &str) -> Option<usize> {
+    let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
+    let key = key.trim_end_matches('/');
+    let key = key.strip_suffix("/v1").or_else(|| key.strip_suffix("/v2")).unwrap_or(key);
+    let (host, path) = key.split_once('/').unwrap_or((key, ""));
+    let host = if host == "index.docker.io" { DEFAULT_REGISTRY } else { host };
+    let (image_host, image_path) = place(image);
+    let labels = |text: &str| text.split('.').map(str::to_owned).collect::<Vec<_>>();
+    let (wanted, given) = (labels(host), labels(&image_host));
+    let fits = wanted.len() == given.len() && wanted.iter().zip(&given).all(|(pattern, label)| glob(pattern, label));
+    let below = path.is_empty()
+        || image_path == path
+        || image_path.strip_prefix(path).is_some_and(|rest| rest.starts_with(['/', ':', '@']));
+    (fits && below).then(|| host.len() + path.len())
+}
+
+/// One label of a host name; `*` stands for any run of characters.
+fn glob(pattern: &str, text: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == text,
+        Some((before, after)) => text
+            .strip_prefix(before)
+            .is_some_and(|rest| (0..=rest.len()).filter(|at| rest.is_char_boundary(*at)).any(|at| glob(after, &rest[at..]))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::objects::LocalObjects;
+    use crate::source::parse::parse_manifest;
+
+    #[test]
+    fn keys_match_hosts_and_paths() {
+        for (key, image, expected) in [
+            ("https://index.docker.io/v1/", "busybox:1", true),
+            ("docker.io", "library/busybox", true),
+            ("registry.example", "registry.example/app:1", true),
+            ("registry.example/team", "registry.example/team/app:1", true),
+            ("registry.example/team", "registry.example/teams/app:1", false),
+            ("registry.example", "registry.example:5000/app", false),
+            ("registry.example:5000", "registry.example:5000/app", true),
+            ("*.example", "registry.example/app", true),
+            ("*.example", "a.registry.example/app", false),
+            ("reg*y.example", "registry.example/app", true),
+        ] {
+            assert_eq!(matches(key, image).is_some(), expected, "{key} {image}");
+        }
+    }
+
+    #[test]
+    fn the_pods_secrets_give_the_longest_match_first() {
+        let config = r#"{"auths": {"registry.example": {"auth": "dXNlcjpvbmU="}, "registry.example/team": {"username": "u", "password": "two"}, "other.example": {"auth": "eDp5"}}}"#;
+        let secret = format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: pull}}\ntype: kubernetes.io/dockerconfigjson\nstringData:\n  .dockerconfigjson: '{config}'\n"
+        );
+        let objects = LocalObjects::default();
+        objects.replace(parse_manifest(&secret).unwrap().objects);
+        let text = "{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {imagePullSecrets: [{name: none}, {name: pull}], containers: [{name: c, image: i}]}}";
+        let pod = parse_manifest(text).unwrap().pods.remove(0).pod;
+        let found = credentials(&pod, "registry.example/team/app:1", &objects);
+        let pairs: Vec<_> = found.iter().map(|a| (a.username.as_str(), a.password.as_str())).collect();
+        assert_eq!(pairs, [("u", "two"), ("user", "one")]);
+        assert!(credentials(&pod, "elsewhere.example/app", &objects).is_empty());
+    }
+}
