@@ -1,6 +1,7 @@
 #!/bin/bash
 # The systemd cgroup driver against a real systemd: boots the Debian kernel of vm.sh with this machine's systemd as pid 1 (under TCG), and there runs
-# e2e/vm-systemd/check. Usage: e2e/vm-systemd.sh [v1], with `v1` on the hybrid layout. Prints as make test does.
+# e2e/vm-systemd/check. Usage: [VM_APPEND=systemd.log_level=debug] e2e/vm-systemd.sh [v1], with `v1` on the hybrid layout; VM_APPEND ends the kernel's
+# command line. Prints as make test does.
 set -euo pipefail
 HERE=$(cd "$(dirname "$0")" && pwd)
 . "$HERE/lib.sh"
@@ -104,7 +105,7 @@ log=target/test-logs/vm-systemd${1:+-$1}.log
 mkdir -p target/test-logs
 timeout "${VM_TIMEOUT:-1200}" qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu max -smp 2 -m 2048 -nographic -no-reboot \
   -kernel "$VM/vmlinuz" -initrd "$WORK/initrd.gz" -drive "file=$WORK/disk.img,format=raw,if=virtio,cache=unsafe" -nic none \
-  -append "$kernel" < /dev/null 2>&1 | tr -d '\r' > "$log" || true
+  -append "$kernel ${VM_APPEND:-}" < /dev/null 2>&1 | tr -d '\r' > "$log" || true
 grep -E '^(guest:|no module|FAILED |SKIPPED )' "$log" || true
 if ! grep -q '^GUEST-END' "$log"; then
   tail -n 60 "$log"

@@ -59,6 +59,8 @@ pub(super) struct Bus {
     on_bus: bool,
     /// Jobs whose end was told while something else was waited for: (path, result).
     ended: Vec<(String, String)>,
+    /// What is being waited for, should it not come.
+    stage: String,
 }
 
 impl Bus {
@@ -78,10 +80,15 @@ impl Bus {
         let io = |errno: rustix::io::Errno| Failure::Io { action: "connect to it", source: errno.into() };
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(io)?;
         // Bounds the connecting too, should nobody accept.
-        set_socket_timeout(&socket, Timeout::Send, Some(left(deadline)?)).map_err(io)?;
-        connect(&socket, &SocketAddrUnix::new(address.path()).map_err(io)?).map_err(io)?;
+        let patience = left(deadline).ok_or_else(|| late("the connection"))?;
+        set_socket_timeout(&socket, Timeout::Send, Some(patience)).map_err(io)?;
+        let address_of_it = SocketAddrUnix::new(address.path()).map_err(io)?;
+        connect(&socket, &address_of_it).map_err(|errno| match errno {
+            rustix::io::Errno::AGAIN => late("the connection"),
+            errno => io(errno),
+        })?;
         let on_bus = matches!(address, Address::Bus(_));
-        let mut bus = Self { stream: socket.into(), serial: 0, on_bus, ended: Vec::new() };
+        let mut bus = Self { stream: socket.into(), serial: 0, on_bus, ended: Vec::new(), stage: String::new() };
         bus.authenticate(deadline)?;
         if on_bus {
             bus.call(&BUS, "Hello", &Arguments::default(), deadline)?;
@@ -92,10 +99,13 @@ impl Bus {
         Ok(bus)
     }
 
+    /// Says who we are and begins, in one piece, before the answer is there. systemd reads what follows `BEGIN` together with it, and then looks
+    /// at it only when still more comes: a first message that catches up with a `BEGIN` sent on its own is never answered.
     fn authenticate(&mut self, deadline: Instant) -> Result<(), Failure> {
+        "the authentication".clone_into(&mut self.stage);
         let uid = rustix::process::geteuid().as_raw().to_string();
         let uid: String = uid.bytes().map(|byte| format!("{byte:02x}")).collect();
-        self.send(format!("\0AUTH EXTERNAL {uid}\r\n").as_bytes(), deadline)?;
+        self.send(format!("\0AUTH EXTERNAL {uid}\r\nBEGIN\r\n").as_bytes(), deadline)?;
         let mut line = Vec::new();
         while !line.ends_with(b"\r\n") {
             let mut byte = [0];
@@ -105,10 +115,7 @@ impl Bus {
                 return Err(Failure::Protocol("an endless answer to the authentication"));
             }
         }
-        if !line.starts_with(b"OK ") {
-            return Err(Failure::Denied);
-        }
-        self.send(b"BEGIN\r\n", deadline)
+        if line.starts_with(b"OK ") { Ok(()) } else { Err(Failure::Denied) }
     }
 
     /// Calls a method of systemd's manager.
@@ -118,6 +125,7 @@ impl Bus {
 
     fn call(&mut self, target: &Target, member: &str, arguments: &Arguments, deadline: Instant) -> Result<Message, Failure> {
         self.serial += 1;
+        self.stage = format!("the answer to {member}");
         let destination = target.destination.filter(|_| self.on_bus);
         let target = Target { destination, ..*target };
         self.send(&wire::call(self.serial, &target, member, arguments), deadline)?;
@@ -148,6 +156,7 @@ impl Bus {
 
     /// Waits for the end of a job: `done` when it went well.
     pub(super) fn wait_for(&mut self, job: &str, deadline: Instant) -> Result<String, Failure> {
+        self.stage = format!("the end of {job}");
         loop {
             if let Some(at) = self.ended.iter().position(|(path, _)| path == job) {
                 return Ok(self.ended.swap_remove(at).1);
@@ -180,36 +189,42 @@ impl Bus {
 
     fn send(&mut self, bytes: &[u8], deadline: Instant) -> Result<(), Failure> {
         let io = |source| Failure::Io { action: "write to it", source };
-        self.stream.set_write_timeout(Some(left(deadline)?)).map_err(io)?;
-        self.stream.write_all(bytes).map_err(|error| late(error, "write to it"))
+        let patience = left(deadline).ok_or_else(|| late(&self.stage))?;
+        self.stream.set_write_timeout(Some(patience)).map_err(io)?;
+        self.stream.write_all(bytes).map_err(|error| self.failed(error, "write to it"))
     }
 
     fn receive(&mut self, bytes: &mut [u8], deadline: Instant) -> Result<(), Failure> {
         let io = |source| Failure::Io { action: "read from it", source };
         let mut filled = 0;
         while filled < bytes.len() {
-            self.stream.set_read_timeout(Some(left(deadline)?)).map_err(io)?;
+            let patience = left(deadline).ok_or_else(|| late(&self.stage))?;
+            self.stream.set_read_timeout(Some(patience)).map_err(io)?;
             match self.stream.read(&mut bytes[filled..]) {
                 Ok(0) => return Err(io(std::io::ErrorKind::UnexpectedEof.into())),
                 Ok(count) => filled += count,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(late(error, "read from it")),
+                Err(error) => return Err(self.failed(error, "read from it")),
             }
         }
         Ok(())
     }
-}
 
-fn late(source: std::io::Error, action: &'static str) -> Failure {
-    match source.kind() {
-        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => Failure::Late,
-        _ => Failure::Io { action, source },
+    fn failed(&self, source: std::io::Error, action: &'static str) -> Failure {
+        match source.kind() {
+            std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => late(&self.stage),
+            _ => Failure::Io { action, source },
+        }
     }
 }
 
-fn left(deadline: Instant) -> Result<Duration, Failure> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() { Err(Failure::Late) } else { Ok(left) }
+fn late(stage: &str) -> Failure {
+    Failure::Late { stage: stage.to_owned() }
+}
+
+/// The time until the deadline; none when it has passed.
+fn left(deadline: Instant) -> Option<Duration> {
+    Some(deadline.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero())
 }
 
 /// An error with its causes in one line: each address that was tried is one.
@@ -252,7 +267,8 @@ mod tests {
 
     fn talk(path: &Path) {
         let deadline = Instant::now() + Duration::from_secs(20);
-        let mut bus = Bus { stream: UnixStream::connect(path).unwrap(), serial: 0, on_bus: true, ended: Vec::new() };
+        let mut bus =
+            Bus { stream: UnixStream::connect(path).unwrap(), serial: 0, on_bus: true, ended: Vec::new(), stage: String::new() };
         bus.authenticate(deadline).unwrap();
         let name = bus.call(&BUS, "Hello", &Arguments::default(), deadline).unwrap().values().unwrap();
         assert!(name[0].starts_with(":1."), "{name:?}");

@@ -62,8 +62,11 @@ pub enum Failure {
         result: String,
     },
     /// It took too long.
-    #[error("systemd did not answer in time")]
-    Late,
+    #[error("systemd took too long: {stage} did not come")]
+    Late {
+        /// What was waited for.
+        stage: String,
+    },
 }
 
 impl Failure {
