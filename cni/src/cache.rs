@@ -98,8 +98,13 @@ impl Cache {
     /// All of ours. The lasting folder may be shared with other users of libcni: only what `is_ours` says is listed from there.
     pub(crate) fn list(&self, is_ours: impl Fn(&CachedResult) -> bool) -> Result<Vec<CachedResult>> {
         let mut all: Vec<CachedResult> = records::list(&self.volatile)?;
-        all.extend(records::list::<CachedResult>(&self.lasting)?.into_iter().filter(is_ours));
+        all.extend(self.list_lasting(is_ours)?);
         Ok(all)
+    }
+
+    /// Those of ours that outlive the boot.
+    pub(crate) fn list_lasting(&self, is_ours: impl Fn(&CachedResult) -> bool) -> Result<Vec<CachedResult>> {
+        Ok(records::list::<CachedResult>(&self.lasting)?.into_iter().filter(is_ours).collect())
     }
 }
 

@@ -4,6 +4,7 @@ mod attach;
 mod config;
 mod housekeeping;
 mod inner;
+mod leaks;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -70,7 +71,13 @@ impl Network {
 
     /// What is left of sandboxes that are not `live`. Deletions on record are not leaks: [`Network::settle`] first.
     pub async fn leaks(&self, live: &BTreeSet<String>) -> Result<Vec<Leak>> {
-        housekeeping::leaks(&self.inner, live).await
+        leaks::leaks(&self.inner, live).await
+    }
+
+    /// The same where no network runs: nothing is started, forgotten or written. Blocking; the network namespace of the calling
+    /// thread is the host's.
+    pub fn leaks_on_record(config: &NetworkConfig, live: &BTreeSet<String>) -> Result<Vec<Leak>> {
+        leaks::leaks_on_record(config, live)
     }
 
     /// Waits until no link deletion is pending; false when `timeout` passed first.

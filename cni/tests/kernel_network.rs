@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use berth_cni::{Leak, Network, Protocol};
@@ -343,6 +344,57 @@ fn a_new_network_ends_the_deletions_of_a_killed_one() {
             assert!(links(BRIDGE).is_empty());
             assert!(!run("nft", &["list", "tables"]).contains(TABLE));
         });
+    });
+}
+
+/// Every file of the network's folders with what is in it.
+fn files(folder: &Path, out: &mut Vec<(std::path::PathBuf, Vec<u8>, std::time::SystemTime)>) {
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        match entry.file_type().unwrap().is_dir() {
+            true => files(&entry.path(), out),
+            false => {
+                out.push((entry.path(), std::fs::read(entry.path()).unwrap(), entry.metadata().unwrap().modified().unwrap()))
+            }
+        }
+    }
+    out.sort();
+}
+
+#[test]
+fn the_leaks_of_a_network_that_does_not_run_are_found_and_left_as_they_are() {
+    in_namespaces(|| {
+        let config = config(Path::new(DIR));
+        let of_running = block_on(async {
+            let network = network();
+            attach(&network, &with_port(pod("b"), None, 8080, 80, Protocol::Tcp)).await;
+            network.leaks(&live(&[])).await.unwrap()
+        });
+        assert_eq!(of_running.len(), 1 + 2 + 2 + 1, "a link, two addresses, a port in either family, a record: {of_running:?}");
+        let look = |live: &BTreeSet<String>| {
+            let (mut before, mut after) = (Vec::new(), Vec::new());
+            files(Path::new(DIR), &mut before);
+            let leaks = Network::leaks_on_record(&config, live).unwrap();
+            files(Path::new(DIR), &mut after);
+            assert!(before == after, "it has written");
+            leaks
+        };
+        assert_eq!(look(&live(&[])), of_running);
+        assert_eq!(look(&live(&["b"])), []);
+        // A deletion on record is nobody's leak, and is left to the next network.
+        let Some(Leak::Link(veth)) = of_running.iter().find(|leak| matches!(leak, Leak::Link(_))) else {
+            panic!("{of_running:?}")
+        };
+        let record = serde_json::json!({"owner": {"container_id": "b", "ifname": "eth0"}, "link": veth, "leases": null});
+        let pending = Path::new(DIR).join("state/pending");
+        std::fs::create_dir_all(&pending).unwrap();
+        std::fs::write(pending.join("b-eth0.json"), record.to_string()).unwrap();
+        let left = look(&live(&[]));
+        assert!(left.iter().all(|leak| !matches!(leak, Leak::Link(_) | Leak::Address(..))), "{left:?}");
+        assert_eq!(&links("vabc123"), std::slice::from_ref(veth));
+        // What another boot has left in the state folder is void, and still there.
+        std::fs::write(Path::new(DIR).join("state/boot_id"), "another").unwrap();
+        let kinds = look(&live(&[]));
+        assert!(kinds.iter().all(|leak| matches!(leak, Leak::Link(_) | Leak::HostPort(..))) && kinds.len() == 3, "{kinds:?}");
     });
 }
 

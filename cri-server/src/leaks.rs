@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_cni::Network;
+use berth_cni::{Leak, Network, NetworkConfig};
 
 use crate::Server;
 use crate::cgroups::Cgroups;
@@ -82,6 +82,22 @@ fn names(folder: &Path) -> Vec<String> {
 /// Where kubelets keep their pods' cgroups, by either driver.
 const KUBEPODS: [&str; 2] = ["/kubepods", "/kubepods.slice"];
 
+/// Who knows the network.
+enum Links<'a> {
+    Running(&'a Network),
+    /// Nobody: its records tell.
+    OnRecord(&'a NetworkConfig),
+}
+
+impl Links<'_> {
+    async fn leaks(&self, live: &BTreeSet<String>) -> berth_cni::Result<Vec<Leak>> {
+        match self {
+            Self::Running(network) => network.leaks(live).await,
+            Self::OnRecord(config) => Network::leaks_on_record(config, live),
+        }
+    }
+}
+
 /// Where to look.
 #[derive(Clone)]
 struct Ground {
@@ -113,12 +129,13 @@ pub(crate) async fn leaks(server: &Arc<Server>, settle: bool) -> Vec<String> {
     }
     let (instance, paths, cgroups) = (server.instance.clone(), server.paths.clone(), server.cgroups.clone());
     let ground = Ground { instance, paths, cgroups, idle: settle };
-    let first = look(&ground, &server.network, || Owned::now(server)).await;
+    let links = Links::Running(&server.network);
+    let first = look(&ground, &links, || Owned::now(server)).await;
     if first.is_empty() {
         return first;
     }
     // Pods come and go meanwhile: only what is there a second time is a leak.
-    let second: BTreeSet<String> = look(&ground, &server.network, || Owned::now(server)).await.into_iter().collect();
+    let second: BTreeSet<String> = look(&ground, &links, || Owned::now(server)).await.into_iter().collect();
     first.into_iter().filter(|line| second.contains(line)).collect()
 }
 
@@ -132,16 +149,16 @@ pub(crate) async fn on_record(mut config: Config) -> Result<Vec<String>, Error> 
     let boot =
         berth_linux::boot::boot_id().map_err(|e| Error::Linux { action: "read the boot id".into(), source: Box::new(e) })?;
     let cgroups = Cgroups::new(&instance, config.cgroup_driver)?;
-    let network = crate::server::open_network(&config, &paths, &instance)?;
+    let network = crate::server::network_config(&config, &paths, &instance)?;
     let ground = Ground { instance, paths, cgroups, idle: true };
     let owned = || Owned::on_record(&ground.paths, &ground.cgroups, &boot);
-    Ok(look(&ground, &network, owned).await)
+    Ok(look(&ground, &Links::OnRecord(&network), owned).await)
 }
 
 /// Looks once. Who owns what is asked before and after: what was made meanwhile has an owner too.
-async fn look(ground: &Ground, network: &Network, owned: impl Fn() -> Owned) -> Vec<String> {
+async fn look(ground: &Ground, links: &Links<'_>, owned: impl Fn() -> Owned) -> Vec<String> {
     let mut before = owned();
-    let mut out: Vec<String> = match network.leaks(&before.holding).await {
+    let mut out: Vec<String> = match links.leaks(&before.holding).await {
         Ok(leaks) => leaks.iter().map(|leak| format!("network {leak:?}")).collect(),
         Err(error) => vec![format!("network: {error}")],
     };

@@ -160,15 +160,19 @@ async fn open_images(config: &Config, paths: &Paths) -> Result<Arc<ImageStore>, 
     Ok(images)
 }
 
-pub(crate) fn open_network(config: &Config, paths: &Paths, instance: &str) -> Result<Network, Error> {
-    let failed =
-        |source: Box<dyn std::error::Error + Send + Sync>| Error::Network { action: "open the", id: "all".into(), source };
+fn open_network(config: &Config, paths: &Paths, instance: &str) -> Result<Network, Error> {
+    let failed = |error| Error::Network { action: "open the", id: "all".into(), source: Box::new(error) };
+    Network::load(network_config(config, paths, instance)?).map_err(failed)
+}
+
+/// What the instance's network is told.
+pub(crate) fn network_config(config: &Config, paths: &Paths, instance: &str) -> Result<NetworkConfig, Error> {
     let pod_cidrs = config
         .pod_cidrs
         .iter()
         .map(|c| c.parse().map_err(|_| invalid("pod_cidr", format!("{c:?} is not a CIDR"))))
         .collect::<Result<Vec<_>, Error>>()?;
-    Network::load(NetworkConfig {
+    Ok(NetworkConfig {
         conf_dir: config.cni_conf_dir.clone(),
         bin_dirs: config.cni_bin_dirs.clone(),
         instance: instance.to_owned(),
@@ -178,7 +182,6 @@ pub(crate) fn open_network(config: &Config, paths: &Paths, instance: &str) -> Re
         prefer_external: false,
         plugin_timeout: std::time::Duration::from_secs(60),
     })
-    .map_err(|e| failed(Box::new(e)))
 }
 
 /// What the kernel can do for containers, found out once.

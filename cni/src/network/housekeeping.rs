@@ -1,17 +1,15 @@
-//! What nobody owns any more: found, and removed.
+//! What nobody owns any more is removed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::attach::delete;
-use super::config::Leak;
 use super::inner::{Inner, owner_of};
+use super::leaks::{Records, is_owned, lease_folders};
 use crate::cache::CachedResult;
 use crate::conf::NetworkConf;
 use crate::netlink::link;
 use crate::plugins::host_local::{Owner, Store};
-use crate::plugins::portmap;
 use crate::reaper::Pending;
 use crate::result::{CniResult, CniVersion};
 use crate::{Error, PodNetwork, Result};
@@ -64,23 +62,10 @@ fn keep_pending(inner: &Inner, valid: &BTreeSet<Owner>) -> Result<BTreeSet<Owner
     Ok(valid.iter().cloned().chain(inner.reaper.pending()?.into_iter().map(|pending| pending.owner)).collect())
 }
 
-/// Host-side veths of ours that belong to no live sandbox and wait for no deletion.
-async fn orphan_links(inner: &Inner, live: &BTreeSet<String>) -> Result<Vec<String>> {
-    let names = &inner.host.names;
-    let mut owned: BTreeSet<String> = live.iter().map(|id| names.veth(id, "eth0")).collect();
-    owned.extend(
-        inner.cached()?.iter().filter(|c| live.contains(&c.container_id)).map(|c| names.veth(&c.container_id, &c.if_name)),
-    );
-    owned.extend(inner.reaper.pending()?.into_iter().map(|pending| pending.link));
-    let prefix = names.veth_prefix.clone();
+async fn drop_links(inner: &Inner, live: &BTreeSet<String>) -> Result<()> {
     let links =
         inner.host.worker.run(|kernel| link::dump_links(&mut kernel.route).map_err(Error::netlink("list", "links"))).await?;
-    let is_orphan = |link: &link::Link| link.kind == "veth" && link.name.starts_with(&prefix) && !owned.contains(&link.name);
-    Ok(links.into_iter().filter(is_orphan).map(|link| link.name).collect())
-}
-
-async fn drop_links(inner: &Inner, live: &BTreeSet<String>) -> Result<()> {
-    for name in orphan_links(inner, live).await? {
+    for name in Records::of(inner)?.orphan_links(links, live) {
         // The link's own name stands for the owner that nobody knows any more.
         let pending = Pending {
             owner: Owner { container_id: name.clone(), ifname: "orphan".to_owned() },
@@ -94,32 +79,16 @@ async fn drop_links(inner: &Inner, live: &BTreeSet<String>) -> Result<()> {
     Ok(())
 }
 
-fn is_owned(owner: &str, live: &BTreeSet<String>) -> bool {
-    live.contains(owner.split_once('/').map_or(owner, |(id, _)| id))
-}
-
 async fn drop_host_ports(inner: &Inner, live: &BTreeSet<String>) -> Result<()> {
     let live = live.clone();
     inner.host.worker.run(move |kernel| kernel.retain_host_ports(|owner| is_owned(owner, &live))).await
 }
 
-/// Folders of leases below our own lease folder: one a network.
-fn lease_folders(inner: &Inner) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(&inner.host.lease_dir).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
-}
-
-/// Leases that belong to no live sandbox and wait for no deletion.
-fn orphan_leases(inner: &Inner, store: &Store, live: &BTreeSet<String>) -> Result<Vec<(std::net::IpAddr, Owner)>> {
-    let pending: BTreeSet<Owner> = inner.reaper.pending()?.into_iter().map(|pending| pending.owner).collect();
-    let is_orphan = |owner: &Owner| !live.contains(&owner.container_id) && !pending.contains(owner);
-    Ok(store.leases()?.into_iter().filter(|(_, owner)| is_orphan(owner)).collect())
-}
-
 async fn drop_leases(inner: &Inner, live: &BTreeSet<String>) -> Result<()> {
-    for folder in lease_folders(inner) {
+    for folder in lease_folders(&inner.host.lease_dir) {
         let store = Store::open(&folder, &inner.host.boot_id)?;
-        for (ip, _) in orphan_leases(inner, &store, live)? {
+        // Read under the store's lock.
+        for (ip, _) in Records::of(inner)?.orphan_leases(store.leases()?, live) {
             store.remove(ip)?;
         }
     }
@@ -147,22 +116,6 @@ async fn settle_nat(inner: &Inner, kept: &[CachedResult]) -> Result<()> {
             kernel.repair()
         })
         .await
-}
-
-pub(super) async fn leaks(inner: &Inner, live: &BTreeSet<String>) -> Result<Vec<Leak>> {
-    let mut leaks: Vec<Leak> = orphan_links(inner, live).await?.into_iter().map(Leak::Link).collect();
-    for folder in lease_folders(inner) {
-        let store = Store::open(&folder, &inner.host.boot_id)?;
-        let orphans = orphan_leases(inner, &store, live)?;
-        leaks.extend(orphans.into_iter().map(|(ip, owner)| Leak::Address(ip.to_string(), owner.container_id)));
-    }
-    let wanted = live.clone();
-    let elements = inner.host.worker.run(move |kernel| kernel.elements_of(|owner| !is_owned(owner, &wanted))).await?;
-    leaks.extend(elements.into_iter().map(|element| Leak::HostPort(element.describe(), element.owner)));
-    let records = inner.cached()?.into_iter().filter(|cached| !live.contains(&cached.container_id));
-    leaks.extend(records.map(|cached| Leak::Record(portmap::owner_text(&owner_of(&cached)))));
-    leaks.sort_unstable();
-    Ok(leaks)
 }
 
 pub(super) async fn remove_all(inner: &Inner) -> Result<()> {

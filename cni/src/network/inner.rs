@@ -24,6 +24,9 @@ use crate::reaper::Reaper;
 use crate::result::{CniResult, CniVersion};
 use crate::{Attachment, Cidr, Error, Result, default_network, nft, records, sysctl};
 
+/// The file of a state folder that says of which boot it is.
+const BOOT_MARK: &str = "boot_id";
+
 /// The outcome of an operation that several callers may wait for.
 pub(super) type Outcome = Option<Result<Option<Attachment>>>;
 
@@ -64,7 +67,7 @@ impl Inner {
         let names = Names::of_instance(&config.instance)?;
         let boot_id = records::boot_id()?;
         forget_other_boots(&config.state_dir, &boot_id)?;
-        let reaper = Reaper::spawn(config.state_dir.join("pending"), boot_id.clone())?;
+        let reaper = Reaper::spawn(pending_dir(&config.state_dir), boot_id.clone())?;
         let kernel = Kernel::open(&names.table, config.state_dir.join("nat.json"))?;
         let own = HashSet::from([kernel.netfilter_port()?]);
         let (watch, stop) = nft::watch(&names.table, own)?;
@@ -236,8 +239,7 @@ pub(super) fn attachment_of(result: &Value, ifname: &str) -> Result<Attachment> 
 
 /// Everything in the state folder is of this boot or void.
 fn forget_other_boots(state_dir: &Path, boot_id: &str) -> Result<()> {
-    let mark = state_dir.join("boot_id");
-    if fs::read_to_string(&mark).ok().as_deref() == Some(boot_id) {
+    if is_of_boot(state_dir, boot_id) {
         return Ok(());
     }
     for name in ["leases", "pending", "results"] {
@@ -251,7 +253,18 @@ fn forget_other_boots(state_dir: &Path, boot_id: &str) -> Result<()> {
         records::remove(&state_dir.join(name))?;
     }
     fs::create_dir_all(state_dir).map_err(Error::file("create folder", state_dir))?;
+    let mark = state_dir.join(BOOT_MARK);
     fs::write(&mark, boot_id).map_err(Error::file("write", &mark))
+}
+
+/// Whether what is in a state folder is of this boot.
+pub(super) fn is_of_boot(state_dir: &Path, boot_id: &str) -> bool {
+    fs::read_to_string(state_dir.join(BOOT_MARK)).ok().as_deref() == Some(boot_id)
+}
+
+/// The folder of the deletions on record.
+pub(super) fn pending_dir(state_dir: &Path) -> PathBuf {
+    state_dir.join("pending")
 }
 
 /// Puts rules back that somebody else removed, until the watch is stopped.

@@ -14,7 +14,7 @@ use crate::result::{CniResult, IpConfig, ResultDns, Route};
 use crate::{Cidr, Error, Result};
 
 use ranges::{Range, RangeSet};
-pub(crate) use store::{Owner, Store};
+pub(crate) use store::{Owner, Store, leases_in};
 
 const PLUGIN: &str = "host-local";
 

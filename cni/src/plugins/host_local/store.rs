@@ -43,6 +43,29 @@ pub(crate) struct Store {
     _lock: File,
 }
 
+/// The leases of a folder that are of this boot, read without a lock: nothing is changed.
+pub(crate) fn leases_in(dir: &Path, boot_id: &str) -> Result<Vec<(IpAddr, Owner)>> {
+    match fs::read_to_string(dir.join(BOOT)) {
+        Ok(mark) if mark != boot_id => Ok(Vec::new()),
+        _ => read_leases(dir),
+    }
+}
+
+fn read_leases(dir: &Path) -> Result<Vec<(IpAddr, Owner)>> {
+    let entries = fs::read_dir(dir).map_err(Error::file("list", dir))?;
+    let mut leases = Vec::new();
+    for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
+        let Ok(ip) = name.parse::<IpAddr>() else { continue };
+        match fs::read_to_string(dir.join(&name)) {
+            Ok(text) => leases.push((ip, Owner::parse(&text))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::file("read", &dir.join(&name))(error)),
+        }
+    }
+    leases.sort_unstable();
+    Ok(leases)
+}
+
 impl Store {
     /// Opens and locks the folder; leases of another boot are deleted.
     pub(crate) fn open(dir: &Path, boot_id: &str) -> Result<Self> {
@@ -68,18 +91,7 @@ impl Store {
 
     /// All leases.
     pub(crate) fn leases(&self) -> Result<Vec<(IpAddr, Owner)>> {
-        let entries = fs::read_dir(&self.dir).map_err(Error::file("list", &self.dir))?;
-        let mut leases = Vec::new();
-        for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
-            let Ok(ip) = name.parse::<IpAddr>() else { continue };
-            match fs::read_to_string(self.dir.join(&name)) {
-                Ok(text) => leases.push((ip, Owner::parse(&text))),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(Error::file("read", &self.dir.join(&name))(error)),
-            }
-        }
-        leases.sort_unstable();
-        Ok(leases)
+        read_leases(&self.dir)
     }
 
     /// Leases the next free address of the set number `index`.

@@ -231,7 +231,7 @@ mod tests {
         let list = list.unwrap();
         let list: Vec<(&str, &str)> = list.iter().map(|(name, access)| (name.as_str(), access.as_str())).collect();
         assert_eq!(list, [("/dev/char/1:3", "rwm"), ("char-pts", "rw"), ("char-*", "m"), ("block-*", "m")]);
-        assert_eq!(device_list(&[none.clone()], GROUPS), Some(Vec::new()));
+        assert_eq!(device_list(std::slice::from_ref(&none), GROUPS), Some(Vec::new()));
         // Everything is allowed; a denial behind an allowance; a group that the machine does not have; no rules.
         assert_eq!(device_list(&[none.clone(), rule(true, "a", -1, -1, "rwm")], GROUPS), None);
         assert_eq!(device_list(&[none.clone(), rule(true, "c", 1, -1, "r"), rule(false, "c", 1, 3, "r")], GROUPS), None);
