@@ -157,6 +157,12 @@ pub struct Labels {
     pub mount: String,
 }
 
+impl Labels {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// Limits. Zero and empty mean "not asked for".
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -255,7 +261,7 @@ pub struct SandboxSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selinux: Option<SeLinux>,
     /// SELinux labels of the pod, which its containers have too unless they ask for others.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels_of_pod: Labels,
 }
 
