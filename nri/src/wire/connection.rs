@@ -166,7 +166,7 @@ impl Reader {
                             let _ = waiter.send(response);
                         }
                     }
-                    (RUNTIME, Incoming::Request(stream, request)) => self.serve(stream, request),
+                    (RUNTIME, Incoming::Request(stream, request)) => self.serve(stream, request)?,
                     _ => return Err(Error::Protocol { what: "ttRPC", reason: "a message for the other side".into() }),
                 }
             }
@@ -175,20 +175,28 @@ impl Reader {
         }
     }
 
-    fn serve(&self, stream: u32, request: Request) {
-        let (service, queue) = (self.service.clone(), self.queue.clone());
-        let permit = self.running.clone().try_acquire_owned();
-        tokio::spawn(async move {
-            let answer = match permit {
-                Ok(_permit) => service.call(request.service, request.method, request.payload).await,
-                Err(_) => Err(Status { code: super::RESOURCE_EXHAUSTED, message: "too many calls at once".into() }),
-            };
+    /// Answers a call. At most [`CALLS`] are under way, their answers included; more are refused, and a plugin that reads no
+    /// refusals is cut: it can not make us keep more.
+    fn serve(&self, stream: u32, request: Request) -> Result<(), Error> {
+        let encoded = move |answer: Answer| {
             let response = match answer {
                 Ok(payload) => Response { status: None, payload },
                 Err(status) => Response { status: Some(status), payload: Vec::new() },
             };
-            let _ = queue.send(mux::chunks(RUNTIME, &ttrpc::response(stream, &response))).await;
+            mux::chunks(RUNTIME, &ttrpc::response(stream, &response))
+        };
+        let Ok(permit) = self.running.clone().try_acquire_owned() else {
+            let refusal = Status { code: super::RESOURCE_EXHAUSTED, message: "too many calls at once".into() };
+            let full = |_| Error::Protocol { what: "ttRPC", reason: "it calls without reading the answers".into() };
+            return self.queue.try_send(encoded(Err(refusal))).map_err(full);
+        };
+        let (service, queue) = (self.service.clone(), self.queue.clone());
+        tokio::spawn(async move {
+            let answer = service.call(request.service, request.method, request.payload).await;
+            let _ = queue.send(encoded(answer)).await;
+            drop(permit);
         });
+        Ok(())
     }
 }
 
@@ -300,6 +308,28 @@ pub(crate) mod tests {
         drop(theirs);
         assert!(call.await.is_none());
         connection.closed().cancelled().await;
+    }
+
+    #[tokio::test]
+    async fn a_plugin_that_calls_without_reading_the_answers_is_cut() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let connection = Connection::new(ours, Arc::new(Silent));
+        let request = Request { service: "s".into(), method: "m".into(), ..Default::default() };
+        let flood = async {
+            for stream in (1..).step_by(2) {
+                if theirs.write_all(&mux::chunks(RUNTIME, &ttrpc::request(stream, &request))).await.is_err() {
+                    break;
+                }
+            }
+        };
+        let cut = async {
+            tokio::select! {
+                () = flood => {}
+                () = connection.closed().cancelled() => {}
+            }
+            connection.closed().cancelled().await;
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(60), cut).await.unwrap();
     }
 
     #[tokio::test]

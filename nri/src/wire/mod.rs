@@ -1,5 +1,5 @@
 //! The wire: one connection carries two logical ones (`mux`), each with ttRPC messages (`ttrpc`); `connection` runs both.
-//! Whatever a peer sends is an error at worst, and never needs more memory than one message.
+//! Whatever a peer sends is an error at worst, and never needs more memory than a few messages.
 
 mod connection;
 mod mux;

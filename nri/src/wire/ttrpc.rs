@@ -74,29 +74,33 @@ fn message(kind: u8, stream: u32, body: &impl prost::Message) -> Vec<u8> {
 #[derive(Debug, Default)]
 pub(super) struct Assembler {
     bytes: Vec<u8>,
+    /// So many of them have been taken: they are dropped with the next that come, not once for each message.
+    taken: usize,
 }
 
 impl Assembler {
     /// Takes the next bytes.
     pub(super) fn push(&mut self, bytes: &[u8]) {
+        self.bytes.drain(..std::mem::take(&mut self.taken));
         self.bytes.extend_from_slice(bytes);
     }
 
     /// The next whole message, if it is there.
     pub(super) fn next(&mut self) -> Result<Option<Incoming>, Error> {
         let wrong = |reason: String| Error::Protocol { what: "ttRPC", reason };
-        let Some(&[a, b, c, d, e, f, g, h, kind, _flags]) = self.bytes.first_chunk::<HEADER>() else { return Ok(None) };
+        let rest = self.bytes.get(self.taken..).unwrap_or_default();
+        let Some(&[a, b, c, d, e, f, g, h, kind, _flags]) = rest.first_chunk::<HEADER>() else { return Ok(None) };
         let (length, stream) = (u32::from_be_bytes([a, b, c, d]) as usize, u32::from_be_bytes([e, f, g, h]));
         if length > MAX_MESSAGE {
             return Err(wrong(format!("a message of {length} bytes")));
         }
-        let Some(body) = self.bytes.get(HEADER..HEADER + length) else { return Ok(None) };
+        let Some(body) = rest.get(HEADER..HEADER + length) else { return Ok(None) };
         let incoming = match kind {
             REQUEST => Incoming::Request(stream, Request::decode(body).map_err(|e| wrong(e.to_string()))?),
             RESPONSE => Incoming::Response(stream, Response::decode(body).map_err(|e| wrong(e.to_string()))?),
             other => return Err(wrong(format!("a message of the kind {other}"))),
         };
-        self.bytes.drain(..HEADER + length);
+        self.taken += HEADER + length;
         Ok(Some(incoming))
     }
 }
