@@ -80,8 +80,13 @@ pub(crate) fn adjust(
     if let Some(resources) = &linux.resources {
         set_resources(spec, resources);
         let mut changed = limits::kept(resources);
-        changed.oom_score_adj = linux.oom_score_adj.map_or(0, |s| s.value);
+        if changed.memory_swap_limit == 0 {
+            changed.memory_swap_limit = changed.memory_limit; // As in the spec.
+        }
         *asked = Some(asked.take().unwrap_or_default().merged(&changed));
+    }
+    if let Some(score) = linux.oom_score_adj {
+        asked.get_or_insert_default().oom_score_adj = score.value;
     }
     for mount in wanted.mounts {
         set_mount(spec, mount);
@@ -381,6 +386,7 @@ mod tests {
         let (spec, asked, _) = apply(wanted).unwrap();
         let asked = asked.unwrap();
         assert_eq!((asked.memory_limit, asked.cpu_shares, asked.oom_score_adj), (64 << 20, 77, 300));
+        assert_eq!(asked.memory_swap_limit, 64 << 20);
         let got = spec.linux.resources.unwrap();
         let memory = got.memory.unwrap();
         assert_eq!((memory.limit, memory.swap), (Some(64 << 20), Some(64 << 20)));

@@ -41,15 +41,21 @@ pub(crate) async fn run_pod(server: &Server, live: &Live) -> Result<(), Error> {
     if !server.nri.active() {
         return Ok(());
     }
-    let pod = messages::live_pod(live);
-    let result = server.nri.pod(Event::RunPodSandbox, pod.clone()).await;
+    let result = server.nri.pod(Event::RunPodSandbox, messages::live_pod(live)).await;
     if result.is_err() {
         // Those who had agreed hear that nothing comes of it.
-        for event in [Event::StopPodSandbox, Event::RemovePodSandbox] {
-            note(server.nri.pod(event, pod.clone()).await, live.id.as_str(), event);
-        }
+        undo_run_pod(server, live).await;
     }
     result.map_err(failed)
+}
+
+/// A pod that plugins have heard of will not be.
+pub(crate) async fn undo_run_pod(server: &Server, live: &Live) {
+    if server.nri.active() {
+        for event in [Event::StopPodSandbox, Event::RemovePodSandbox] {
+            note(server.nri.pod(event, messages::live_pod(live)).await, live.id.as_str(), event);
+        }
+    }
 }
 
 /// Something happens to a pod that is on the board.

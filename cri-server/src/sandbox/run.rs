@@ -111,7 +111,11 @@ async fn build(server: &Arc<Server>, live: &mut Live, created_at: i64, mail: &Ma
         (crate::paths::record(&server.paths.live_sandbox(&live.id)), crate::paths::record(&server.paths.kept_sandbox(&live.id)));
     let bytes = records::encode(&record);
     server.durable.put(kept, bytes.clone());
-    crate::blocking(move || records::write(&state, &bytes)).await
+    let written = crate::blocking(move || records::write(&state, &bytes)).await;
+    if written.is_err() {
+        crate::nri::undo_run_pod(server, live).await;
+    }
+    written
 }
 
 /// Folders, record, files, shim.
