@@ -139,6 +139,11 @@ impl Feeder {
         (state.read && !state.waiting.is_empty()).then_some(state.moved)
     }
 
+    /// Whether somebody may still read.
+    pub(super) fn is_read(&self) -> bool {
+        self.0.state().read
+    }
+
     /// Gives the stream up with all that waits on it.
     pub(super) fn discard(&self) {
         self.0.end(End::Aborted);

@@ -34,8 +34,10 @@ struct Open {
 }
 
 impl Open {
+    /// Nothing more is sent on it, and what comes is nobody's: also when a client never ends its side.
     fn over(&self) -> bool {
-        self.reset.is_cancelled() || self.feeder.is_none() && self.finished.is_cancelled()
+        let heard = self.feeder.as_ref().is_some_and(Feeder::is_read);
+        self.reset.is_cancelled() || !heard && self.finished.is_cancelled()
     }
 }
 
