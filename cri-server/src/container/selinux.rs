@@ -15,6 +15,9 @@ use crate::spec::{ContainerSpec, Labels, MountSpec, SeLinux};
 
 /// Categories 0 to 1023, as policies have them.
 const CATEGORIES: u16 = 1024;
+/// Folders within folders, at most, of a volume that is relabelled: each takes two descriptors and some stack, and who owns the
+/// volume makes them. Paths of programs end at 4096 bytes, two for each folder at least.
+const DEPTH: usize = 1000;
 /// Folders of the machine itself: what else has to read them could no more.
 const NEVER_RELABELLED: [&str; 20] = [
     "/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/media", "/mnt", "/opt", "/proc", "/root", "/run", "/sbin",
@@ -170,13 +173,18 @@ pub(crate) fn relabel(at: BorrowedFd<'_>, label: &str) -> Result<(), Errno> {
     let own = format!("/proc/self/fd/{}", at.as_raw_fd());
     let folder = FileType::from_raw_mode(rustix::fs::fstat(at)?.st_mode) == FileType::Directory;
     if folder {
-        relabel_below(rustix::fs::openat(at, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?, label)?;
+        relabel_below(
+            rustix::fs::openat(at, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?,
+            label,
+            DEPTH,
+        )?;
     }
     // Last, so that a folder with the label is known to be labelled throughout.
     unsupported_is_fine(rustix::fs::setxattr(&own, "security.selinux", label.as_bytes(), XattrFlags::empty()))
 }
 
-fn relabel_below(folder: std::os::fd::OwnedFd, label: &str) -> Result<(), Errno> {
+fn relabel_below(folder: std::os::fd::OwnedFd, label: &str, depth: usize) -> Result<(), Errno> {
+    let depth = depth.checked_sub(1).ok_or(Errno::NAMETOOLONG)?;
     let base = format!("/proc/self/fd/{}", folder.as_raw_fd());
     for entry in Dir::read_from(&folder)? {
         let entry = entry?;
@@ -186,7 +194,7 @@ fn relabel_below(folder: std::os::fd::OwnedFd, label: &str) -> Result<(), Errno>
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         match rustix::fs::openat(&folder, name, flags, Mode::empty()) {
-            Ok(inner) => relabel_below(inner, label)?,
+            Ok(inner) => relabel_below(inner, label, depth)?,
             Err(Errno::NOTDIR | Errno::LOOP | Errno::NOENT) => {}
             Err(errno) => return Err(errno),
         }
