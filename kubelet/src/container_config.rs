@@ -106,6 +106,8 @@ fn annotations(pod: &Pod, container: &Container, context: &ContainerContext<'_>)
 pub enum MountSource {
     /// A path of the host.
     Path(String),
+    /// A path of the host that only the kubelet may write, whatever the mount says: it follows the links in there itself.
+    KubeletsOwn(String),
     /// An image, or a folder of one.
     Image {
         /// Its id.
@@ -133,8 +135,9 @@ pub fn volume_mounts(
             Some("Bidirectional") => cri::MountPropagation::PropagationBidirectional,
             _ => cri::MountPropagation::PropagationPrivate,
         };
+        let readonly = mount.read_only == Some(true) || matches!(source, MountSource::KubeletsOwn(_));
         let (host_path, image, image_sub_path) = match source {
-            MountSource::Path(path) => (path, None, String::new()),
+            MountSource::Path(path) | MountSource::KubeletsOwn(path) => (path, None, String::new()),
             MountSource::Image { image, sub_path } => (String::new(), Some(image), sub_path),
         };
         mounts.push(cri::Mount {
@@ -142,7 +145,7 @@ pub fn volume_mounts(
             host_path,
             image,
             image_sub_path,
-            readonly: mount.read_only == Some(true),
+            readonly,
             propagation: propagation.into(),
             recursive_read_only: matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible")),
             ..Default::default()

@@ -90,6 +90,8 @@ pub struct Worker {
     /// After a failure of the pod as a whole nothing is tried before this.
     hold: Option<Instant>,
     last_ops: Vec<PodOp>,
+    /// What the running pass has prepared may be of before: the spec or the objects have changed since it began.
+    stale: bool,
     probers: Probers,
     own_inbox: mpsc::WeakUnboundedSender<Message>,
     finished: bool,
@@ -125,6 +127,7 @@ impl Worker {
             wake: None,
             hold: None,
             last_ops: Vec::new(),
+            stale: false,
             probers: Probers::default(),
             own_inbox,
             finished: false,
@@ -227,6 +230,7 @@ impl Worker {
             Message::ObjectsChanged => {
                 // Volumes are brought up to date; what failed for want of an object is tried again at once.
                 self.memory.prepared = false;
+                self.stale = true;
                 self.memory.holds.clear();
                 self.hold = None;
                 self.last_ops.clear();
@@ -237,6 +241,7 @@ impl Worker {
                 self.last_ops.clear();
                 // Limits of the pod's cgroup may have changed.
                 self.memory.prepared = false;
+                self.stale = true;
             }
             Message::Terminate(termination) => {
                 let before = self.memory.terminating;
@@ -350,6 +355,7 @@ impl Worker {
             }
         }
         self.last_ops.clone_from(&ops);
+        self.stale = false;
         let cancel = CancellationToken::new();
         let pass = run_pass(self.executor.clone(), self.pod.clone(), self.observed.clone(), ops, cancel.clone());
         self.pass = Some(Pass { task: tokio::spawn(pass), cancel });

@@ -114,9 +114,15 @@ async fn a_failing_post_start_kills_the_container_and_is_its_reason() {
     node.apply("web.yaml", &pod(spec));
     let mut config = node.config().await;
     config.crash_backoff.base = std::time::Duration::from_millis(200);
+    node.cri.hold("ExecSync");
     node.start_with(config);
+    node.cri.wait("the hook", |s| s.calls.iter().any(|(_, c)| c.starts_with("ExecSync"))).await;
+    // The reason is shown until the next try has begun: that is held back until it has been seen.
+    node.cri.hold("CreateContainer");
+    node.cri.release("ExecSync");
     let waiting = |p: &serde_json::Value| p["status"]["containerStatuses"][0]["state"]["waiting"].clone();
     let found = node.wait_pod("web-n1", "the reason", |p| waiting(p)["reason"] == "PostStartHookError").await;
+    node.cri.release("CreateContainer");
     let message = waiting(&found)["message"].as_str().unwrap().to_owned();
     assert!(message.starts_with("Exec lifecycle hook ([warm up]) for Container \"c\" in Pod \"web-n1_default("), "{message}");
     assert!(message.ends_with("failed - error: command 'warm up' exited with 1, message: \"said\""), "{message}");

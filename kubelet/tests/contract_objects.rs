@@ -49,6 +49,7 @@ async fn a_config_map_beside_the_manifest_serves_env_and_a_volume_that_follows_i
         let env: Vec<_> = config.envs.iter().map(|e| format!("{}={}", e.key, String::from_utf8_lossy(&e.value))).collect();
         assert_eq!(env, ["S_level=one", "S_other=x", "LEVEL=one"]);
         assert_eq!(config.mounts[0].container_path, "/conf");
+        assert!(config.mounts[0].readonly, "the kubelet follows the links in there: no container may make any");
     }
     let file = level(&node, &pod);
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "one");
@@ -57,6 +58,28 @@ async fn a_config_map_beside_the_manifest_serves_env_and_a_volume_that_follows_i
     let after = node.pod("web-n1").await.unwrap();
     assert_eq!(after["metadata"]["uid"], pod["metadata"]["uid"], "an edit of the ConfigMap is no edit of the pod");
     assert_eq!(node.cri.calls("StopContainer").len(), 0);
+}
+
+#[tokio::test]
+async fn an_edit_while_the_pod_is_being_started_reaches_its_volume() {
+    let mut node = Node::new();
+    node.cri.hold("CreateContainer");
+    node.apply("all.yaml", &format!("{}---{POD}", settings("one")));
+    node.start().await;
+    node.cri.wait("the start", |s| s.calls.iter().any(|(_, c)| c.starts_with("CreateContainer"))).await;
+    let pod = node.pod("web-n1").await.unwrap();
+    let file = level(&node, &pod);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "one");
+    // The broken file comes after the edit: when it is told of, the edit has been taken in.
+    node.apply("all.yaml", &format!("{}---{POD}", settings("two")));
+    node.apply("bad.yaml", "{{{");
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !node.get("/problems").await.1.contains("bad.yaml") {
+        assert!(std::time::Instant::now() < limit, "the broken file is not told of");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    node.cri.release("CreateContainer");
+    eventually("the new value", || std::fs::read_to_string(&file).is_ok_and(|text| text == "two")).await;
 }
 
 #[tokio::test]

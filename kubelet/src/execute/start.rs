@@ -240,15 +240,17 @@ impl Executor {
                 return Ok(Some(MountSource::Image { image, sub_path }));
             }
             let Some(path) = paths.get(&mount.name) else { return Ok(None) };
+            let own = volumes().any(|v| v.name == mount.name && volume::is_files(v));
+            let source = if own { MountSource::KubeletsOwn } else { MountSource::Path };
             if sub_path.is_empty() {
-                return Ok(Some(MountSource::Path(path.clone())));
+                return Ok(Some(source(path.clone())));
             }
             let place = Place { pod_dir: dir, volume: &mount.name, container: &container.name, index };
             let mounted = sub_path::set_up(Path::new(path), &sub_path, place).map_err(|e| {
                 let what = format!("volumeMount {:?} of container {:?}", mount.name, container.name);
                 format!("failed to prepare subPath for {what}: {e}")
             })?;
-            Ok(Some(MountSource::Path(mounted.to_string_lossy().into_owned())))
+            Ok(Some(source(mounted.to_string_lossy().into_owned())))
         })
     }
 }

@@ -73,8 +73,11 @@ impl Executor {
         join_all(run).await
     }
 
-    /// Runs the container's preStop hook, for at most the whole grace. A failure is told and changes nothing.
+    /// Runs the container's preStop hook, for at most the whole grace; without any grace there is none. A failure is told and changes nothing.
     async fn run_pre_stop(&self, stop: &Stop<'_>, pod: &Pod, observed: &PodObserved) {
+        if stop.grace <= 0 {
+            return;
+        }
         let Some(record) = observed.containers.iter().find(|c| c.id == stop.id && c.state == State::Running) else { return };
         let spec = pod::all_containers(pod).find(|c| c.name == stop.name);
         let own = spec.and_then(|c| c.lifecycle.as_ref()?.pre_stop.clone());

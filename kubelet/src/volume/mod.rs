@@ -51,6 +51,11 @@ pub struct VolumeContext<'a> {
     pub objects: &'a dyn Objects,
 }
 
+/// Whether the volume's files are the kubelet's to write: objects and fields of the pod.
+pub fn is_files(volume: &Volume) -> bool {
+    files_folder(Path::new(""), volume).is_some()
+}
+
 /// The folder of a volume whose files berth writes; `None` for other kinds. Its second part: it is kept in memory.
 fn files_folder(pod_dir: &Path, volume: &Volume) -> Option<(PathBuf, bool)> {
     let (plugin, in_memory) = match volume {

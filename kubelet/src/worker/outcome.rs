@@ -49,8 +49,11 @@ impl Worker {
     fn succeeded(&mut self, op: PodOp) {
         match op {
             PodOp::Prepare => {
-                self.memory.prepared = true;
+                self.memory.prepared = !self.stale;
                 self.memory.released = false;
+                if self.stale {
+                    self.last_ops.clear();
+                }
             }
             PodOp::Release { .. } => {
                 self.memory.released = true;
