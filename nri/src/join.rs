@@ -25,8 +25,11 @@ use crate::{Config, Error, Runtime};
 
 /// How long the operations under way may take to end when a plugin wants to join, before new ones are let in again.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How often it is tried.
-const TRIES: u32 = 60;
+/// How often it is tried. With the pauses between (one second, two, at last five each) that is more than a minute: an operation that
+/// hangs for so long does not hold all others up meanwhile.
+const TRIES: u32 = 15;
+/// The longest pause, as a multiple of [`PATIENCE`].
+const LONGEST_PAUSE: u32 = 5;
 
 /// The plugins, as the runtime sees them. Cheap to ask when there are none.
 pub struct Nri {
@@ -279,7 +282,7 @@ impl Door {
                 let reason = "an operation on a pod or container has not ended for a minute".into();
                 return Err(Error::Join { plugin: plugin.name.clone(), reason });
             }
-            tokio::time::sleep(PATIENCE / 5).await;
+            tokio::time::sleep(PATIENCE * tries.min(LONGEST_PAUSE)).await;
         };
         let (reply, answer) = oneshot::channel();
         self.mail.send(Ask::Join { plugin: Box::new(plugin), reply }).map_err(|_| Error::Closing)?;
