@@ -14,7 +14,7 @@ CRI_BENCH=$BERTH_TOOLS/cri-bench-$CRI_TOOLS_VERSION
 CONTAINERD=$BERTH_TOOLS/containerd-$CONTAINERD_VERSION
 RUNC=$BERTH_TOOLS/runc-$RUNC_VERSION
 KUBERNETES=$BERTH_TOOLS/kubernetes-$KUBERNETES_VERSION-etcd-$ETCD_VERSION
-NRI_PLUGIN=$BERTH_TOOLS/nri-plugin-$NRI_VERSION-1 # raise when nri-plugin/main.go changes
+NRI_PLUGIN=$BERTH_TOOLS/nri-plugin-$NRI_VERSION-2 # raise when nri-plugin/main.go changes
 VM=$BERTH_TOOLS/vm-2
 export BERTH_TOOLS
 

@@ -89,6 +89,16 @@ func (p *plugin) RunPodSandbox(_ context.Context, pod *api.PodSandbox) error {
 	return p.at("RunPodSandbox", pod, nil)
 }
 
+func (p *plugin) UpdatePodSandbox(_ context.Context, pod *api.PodSandbox, _, asked *api.LinuxResources) error {
+	p.line("asked shares=%d", asked.GetCpu().GetShares().GetValue())
+	return p.at("UpdatePodSandbox", pod, nil)
+}
+
+func (p *plugin) PostUpdatePodSandbox(_ context.Context, pod *api.PodSandbox) error {
+	p.line("now shares=%d", pod.GetLinux().GetPodResources().GetCpu().GetShares().GetValue())
+	return p.at("PostUpdatePodSandbox", pod, nil)
+}
+
 func (p *plugin) StopPodSandbox(_ context.Context, pod *api.PodSandbox) error {
 	return p.at("StopPodSandbox", pod, nil)
 }

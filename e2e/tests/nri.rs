@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
+use berth_cri_api::v1::{self, runtime_service_client::RuntimeServiceClient};
 use berth_e2e::cri::{self, PidShape};
 use berth_e2e::crictl::Crictl;
 use berth_e2e::node::{Berth, Half};
@@ -273,6 +274,44 @@ fn limits_are_changed_on_the_way_and_unasked() {
         plugin.wait("asked shares=200");
         assert_eq!(shares(), "444");
         plugin.wait("PostUpdateContainer pod=default/limits");
+        node.finish();
+    });
+}
+
+/// UpdatePodSandboxResources, for which crictl has no verb.
+fn resize(node: &Berth, pod: &str, shares: i64) -> Result<(), tonic::Status> {
+    let socket = node.dir.path().join("state/berth.sock");
+    let request = v1::UpdatePodSandboxResourcesRequest {
+        pod_sandbox_id: pod.into(),
+        resources: Some(v1::LinuxContainerResources { cpu_shares: shares, ..Default::default() }),
+        overhead: None,
+    };
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+        let connector = tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move { tokio::net::UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
+        });
+        // The authority is never resolved: the connector ignores it.
+        let endpoint = tonic::transport::Endpoint::from_static("http://localhost");
+        let channel = endpoint.connect_with_connector(connector).await.unwrap();
+        RuntimeServiceClient::new(channel).update_pod_sandbox_resources(request).await.map(|_| ())
+    })
+}
+
+#[test]
+fn a_pod_is_resized_unless_a_plugin_refuses_and_the_plugins_hear_what_it_is_then() {
+    Sandbox::new().shared_root().test(|| {
+        let node = node();
+        let plugin = Plugin::connect(&node, "10-sizes", &json!({}));
+        let pod = Pod::run(&node, "sized");
+        resize(&node, &pod.id, 700).unwrap();
+        plugin.wait("PostUpdatePodSandbox");
+        assert!(plugin.log().contains("asked shares=700") && plugin.log().contains("now shares=700"), "{}", plugin.log());
+        plugin.behave(&json!({"refuse": ["UpdatePodSandbox"]}));
+        let refused = resize(&node, &pod.id, 800).unwrap_err();
+        assert!(refused.message().contains("UpdatePodSandbox is refused by the test"), "{refused}");
+        let events = plugin.events("pod=default/sized id=");
+        assert_eq!(events, ["RunPodSandbox", "UpdatePodSandbox", "PostUpdatePodSandbox", "UpdatePodSandbox"]);
         node.finish();
     });
 }

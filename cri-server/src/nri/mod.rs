@@ -16,7 +16,7 @@ pub(crate) use adjust::{Adjusted, PidNamespace, adjust};
 pub(crate) use runtime::Node;
 
 use crate::Server;
-use crate::board::ContainerView;
+use crate::board::{ContainerView, SandboxView};
 use crate::error::{Error, text};
 use crate::id::{ContainerId, SandboxId};
 use crate::sandbox::holdings::Live;
@@ -76,6 +76,17 @@ pub(crate) async fn update_pod(server: &Server, id: &SandboxId, spec: &SandboxSp
         server.nri.update_pod(messages::pod(&view), overhead, resources).await.map_err(failed)?;
     }
     Ok(())
+}
+
+/// A pod's limits have changed; the board does not know it yet.
+pub(crate) async fn updated_pod(server: &Server, id: &SandboxId, spec: &Arc<SandboxSpec>) {
+    let event = Event::PostUpdatePodSandbox;
+    if server.nri.active()
+        && let Some(view) = server.board.sandbox(id.as_str())
+    {
+        let now = SandboxView { spec: spec.clone(), ..(*view).clone() };
+        note(server.nri.pod(event, messages::pod(&now)).await, id.as_str(), event);
+    }
 }
 
 /// What plugins want of a container that is about to be made.

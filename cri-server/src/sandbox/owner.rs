@@ -300,6 +300,9 @@ async fn perform(server: Arc<Server>, id: SandboxId, spec: Arc<SandboxSpec>, cre
                 Ok(()) => note(&server, &live, &spec, created_at, false).await,
                 refused => refused,
             };
+            if result.is_ok() {
+                nri::updated_pod(&server, &id, &spec).await;
+            }
             Done::Resized { spec, reply, result }
         }
         Task::Bury { live, containers } => Done::Lost(container::control::bury(&server, &live, containers).await),
