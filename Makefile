@@ -22,8 +22,8 @@ e2e: build suites ## Scenarios against the built binary (ARGS=name of a test)
 	e2e/tools.sh && cargo test -p berth-e2e --tests -- --test-threads=1 $(ARGS)
 e2e-kubernetes: build suites ## The upstream kubelet on berth cri, with a real control plane (builds Kubernetes once: ten minutes)
 	e2e/tools.sh packages images kubernetes cri-tools && e2e/kubernetes.sh
-test-vm: build suites ## What this kernel lacks (cgroup v2 controllers), in a small VM
-	e2e/vm.sh
+test-vm: build suites ## What this machine lacks (cgroup v2 controllers, systemd), in a small VM
+	e2e/vm.sh && e2e/vm-systemd.sh
 bench: build suites ## berth next to containerd and runc: docs/bench (ARGS="--only life1,burst --rounds 2", "--quick")
 	cargo build --release -p berth-e2e --bin berth-bench && e2e/tools.sh && e2e/bench.sh $(ARGS)
 demo: build suites ## From a manifest to a running pod and back, in throw-away namespaces

@@ -55,17 +55,17 @@ checks() {
   fi
 }
 
-# What this kernel may lack, in a small VM (cgroup v2 with controllers, AppArmor, PSI, swap, huge pages).
+# vm NAME: what this machine may lack, in a small VM by NAME.sh, which ends with `NAME: N passed, N failed, N skipped`.
 vm() {
-  local log=$LOGS/vm-suite.log begun=$SECONDS p f s
-  "$HERE/vm.sh" > "$log" 2>&1
-  if read -r p f s < <(sed -n 's/^vm: \([0-9]*\) passed, \([0-9]*\) failed, \([0-9]*\) skipped$/\1 \2 \3/p' "$log"); then
-    [ "$f" -eq 0 ] || grep -vE '^vm: ' "$log"
+  local name=$1 log=$LOGS/$1-suite.log begun=$SECONDS p f s
+  "$HERE/$name.sh" > "$log" 2>&1
+  if read -r p f s < <(sed -n "s/^$name: \([0-9]*\) passed, \([0-9]*\) failed, \([0-9]*\) skipped$/\1 \2 \3/p" "$log"); then
+    [ "$f" -eq 0 ] || grep -vE "^$name: " "$log"
     grep -E '^SKIPPED ' "$log"
-    report vm "$p" "$f" "$s" $((SECONDS - begun))
+    report "$name" "$p" "$f" "$s" $((SECONDS - begun))
   else
     tail -n 30 "$log"
-    report vm 0 1 0 $((SECONDS - begun))
+    report "$name" 0 1 0 $((SECONDS - begun))
   fi
 }
 
@@ -79,7 +79,10 @@ suite crates cargo test --workspace --exclude berth-e2e --lib --bins --tests --n
 # One at a time: some of them measure.
 suite e2e cargo test -p berth-e2e --lib --bins --tests --no-fail-fast -- --test-threads=1
 critest
-vm
+# cgroup v2 with controllers, AppArmor, PSI, swap, huge pages.
+vm vm
+# systemd as the owner of the cgroups.
+vm vm-systemd
 checks kubernetes "$HERE/kubernetes.sh"
 if [ "$skipped" -gt 0 ]; then
   echo "$passed passed, $failed failed, $skipped skipped"

@@ -1,14 +1,15 @@
 #!/bin/bash
 # The systemd cgroup driver against a real systemd: boots the Debian kernel of vm.sh with this machine's systemd as pid 1 (under TCG), and there runs
 # e2e/vm-systemd/check. Usage: [VM_APPEND=systemd.log_level=debug] e2e/vm-systemd.sh [v1], with `v1` on the hybrid layout; VM_APPEND ends the kernel's
-# command line. Prints as make test does.
+# command line. Its last line is `vm-systemd: N passed, N failed, N skipped`.
 set -euo pipefail
 HERE=$(cd "$(dirname "$0")" && pwd)
 . "$HERE/lib.sh"
 cd "$HERE/.."
-[ "$(uname -m)" = x86_64 ] || { echo "SKIPPED vm-systemd: only an x86_64 kernel is fetched"; exit; }
+skip() { echo "SKIPPED vm-systemd: $1"; echo "vm-systemd: 0 passed, 0 failed, 1 skipped"; exit; }
+[ "$(uname -m)" = x86_64 ] || skip "only an x86_64 kernel is fetched"
 for needed in /lib/systemd/systemd /usr/bin/dbus-daemon /usr/bin/systemd-cgls; do
-  [ -x $needed ] || { echo "SKIPPED vm-systemd: Debian's packages systemd and dbus are not installed"; exit; }
+  [ -x $needed ] || skip "Debian's packages systemd and dbus are not installed"
 done
 e2e/tools.sh vm > /dev/null
 [ -x "$CRI_TOOLS/crictl" ] || e2e/tools.sh cri-tools > /dev/null
@@ -110,6 +111,7 @@ grep -E '^(guest:|no module|FAILED |SKIPPED )' "$log" || true
 if ! grep -q '^GUEST-END' "$log"; then
   tail -n 60 "$log"
   echo "the guest did not come to its end" >&2
+  echo "vm-systemd: 0 passed, 1 failed, 0 skipped"
   exit 1
 fi
-awk '/^ok / {p++} /^FAILED / {f++} /^SKIPPED / {s++} END {print p + 0 " passed, " f + 0 " failed, " s + 0 " skipped"; exit f > 0}' "$log"
+awk '/^ok / {p++} /^FAILED / {f++} /^SKIPPED / {s++} END {print "vm-systemd: " p + 0 " passed, " f + 0 " failed, " s + 0 " skipped"; exit f > 0}' "$log"
