@@ -25,9 +25,10 @@ fn is_tmpfs(path: &Path) -> Result<bool> {
     Ok(i64::try_from(found.f_type) == Ok(TMPFS_MAGIC))
 }
 
-/// Takes the lock. [`holder`] has it for an instant when it asks who holds it: that must not keep an agent from starting.
+/// Takes the lock, within two seconds. [`holder`] has it for an instant when it asks who holds it, and a program that a killed agent was
+/// just starting has it until its exec: neither must keep an agent from starting.
 fn lock_soon(lock: &File) -> bool {
-    (0..10).any(|round| {
+    (0..100).any(|round| {
         if round > 0 {
             std::thread::sleep(std::time::Duration::from_millis(20));
         }

@@ -21,6 +21,19 @@ pub(crate) struct Layout {
     root: PathBuf,
 }
 
+/// Takes the lock, within two seconds: a program that a killed agent was just starting holds it until its exec.
+fn lock_soon(lock: &File) -> Result<(), rustix::io::Errno> {
+    const PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+    let mut left = 100;
+    loop {
+        match rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) if left > 0 => left -= 1,
+            taken => return taken,
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
 impl Layout {
     /// Makes what is missing and takes the store's lock.
     pub(crate) fn open(root: &Path) -> Result<(Self, File), Error> {
@@ -35,8 +48,7 @@ impl Layout {
         fs::set_permissions(root, private).map_err(|source| Error::file("set the mode of", root, source))?;
         let path = root.join("lock");
         let lock = File::create(&path).map_err(|source| Error::file("create", &path, source))?;
-        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|errno| Error::file("another process uses the store: lock", &path, errno))?;
+        lock_soon(&lock).map_err(|errno| Error::file("another process uses the store: lock", &path, errno))?;
         Ok((layout, lock))
     }
 
