@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use berth_cri_server::CriServer;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -15,12 +15,17 @@ use tokio_util::sync::CancellationToken;
 /// The longest request: a path and some words.
 const REQUEST_BYTES: u64 = 64 * 1024;
 
+/// The pause after an accept that failed (EMFILE, ENFILE, ENOBUFS, ENOMEM: accept(2)): these do not go away by asking at once.
+const ACCEPT_AGAIN: std::time::Duration = std::time::Duration::from_millis(200);
+
 /// A question to the agent.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "verb")]
 pub enum Request {
     /// What nobody owns.
     Leaks { settle: bool },
+    /// What somebody is doing and waits for.
+    Why { wanted: String },
     /// Load an archive; the path is absolute.
     Import { path: PathBuf },
     /// Take one name from an image that has others.
@@ -48,6 +53,10 @@ async fn answer(server: &CriServer, request: Request) -> Result<Vec<String>> {
     match request {
         Request::Leaks { settle } => Ok(server.leaks(settle).await),
         Request::Untag { name } => Ok(vec![server.untag(&name).await?]),
+        Request::Why { wanted } => {
+            let answers = server.why(&wanted).await?;
+            Ok(answers.iter().map(serde_json::to_string).collect::<Result<_, _>>()?)
+        }
         Request::Import { path } => {
             let images = server.import(&path).await?;
             Ok(images.iter().map(|(id, tags)| image_line(id, tags)).collect())
@@ -92,8 +101,10 @@ pub fn spawn(server: &Arc<CriServer>, state: &Path, stop: CancellationToken) -> 
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => stream,
                     Err(error) => {
-                        tracing::warn!(%error, "the admin socket does not accept; it is given up until the next start");
-                        return;
+                        // Most often no descriptor is free; one that is given back ends it.
+                        tracing::warn!(%error, "the admin socket does not accept at the moment");
+                        tokio::time::sleep(ACCEPT_AGAIN).await;
+                        continue;
                     }
                 },
             };
@@ -122,6 +133,23 @@ pub async fn ask(state: &Path, request: &Request) -> Result<Vec<String>> {
     stream.read_to_string(&mut reply).await?;
     match serde_json::from_str(&reply).context("the agent went away before it answered")? {
         Reply::Lines(lines) => Ok(lines),
-        Reply::Error(error) => bail!("{error}"),
+        Reply::Error(error) => Err(Refusal(error).into()),
     }
+}
+
+/// The agent's own word that it can not, or will not.
+#[derive(Debug)]
+struct Refusal(String);
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// Whether the agent answered, and said no.
+pub fn is_refusal(error: &anyhow::Error) -> bool {
+    error.is::<Refusal>()
 }

@@ -71,6 +71,8 @@ pub enum Verb {
     Doctor(Output),
     /// Prints every mount, netns, link, address, rule, cgroup, snapshot and process of ours without an owner
     Leaks(Leaks),
+    /// Says what a pod or container is doing, since when, what it waits for and how it failed last
+    Why(Why),
     /// Prints the version
     Version,
 }
@@ -190,6 +192,14 @@ pub struct Output {
     /// table or json
     #[arg(short, long, default_value = "table", value_parser = ["table", "json"])]
     pub output: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Why {
+    /// A sandbox's or container's id (or its beginning), a pod's name, NAMESPACE/NAME, or NAMESPACE/NAME/CONTAINER
+    pub name: String,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Debug, Args)]

@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
@@ -49,7 +50,7 @@ pub struct CrashLoopBackOff {
 
 /// Our own document (berth/v1alpha1): the flags of `berth node`, in a file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct NodeConfiguration {
     #[serde(rename = "apiVersion")]
     _api_version: Option<String>,
@@ -83,6 +84,36 @@ pub struct NodeConfiguration {
     /// `--node-ip`
     #[serde(rename = "nodeIP")]
     pub node_ip: Option<IpAddr>,
+    /// How long steps may take; no flag.
+    pub deadlines: Deadlines,
+}
+
+/// `deadlines` of NodeConfiguration: Go durations such as `90s`. What each is for, and the limits that cannot be changed, are in
+/// the CRI server's table of steps.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Deadlines {
+    /// One run of one CNI plugin.
+    #[serde(deserialize_with = "a_duration")]
+    pub cni_plugin: Option<Duration>,
+    /// A container's volumes and process, hooks included.
+    #[serde(deserialize_with = "a_duration")]
+    pub create_container: Option<Duration>,
+    /// From the open gate to the running program.
+    #[serde(deserialize_with = "a_duration")]
+    pub start_container: Option<Duration>,
+    /// Folders and records of ours.
+    #[serde(deserialize_with = "a_duration")]
+    pub storage: Option<Duration>,
+}
+
+fn a_duration<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(from)?;
+    let value = duration(&text).map_err(serde::de::Error::custom)?;
+    if value.is_zero() {
+        return Err(serde::de::Error::custom(format!("{text:?}: a deadline of nothing ends everything")));
+    }
+    Ok(Some(value))
 }
 
 /// A RuntimeClass handler of NodeConfiguration.
@@ -232,12 +263,13 @@ mod tests {
     fn both_kinds_are_read_from_one_file() {
         let file = parse(
             "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nstaticPodPath: /m\nclusterDNS: [10.96.0.10]\n\
-             ---\napiVersion: berth/v1alpha1\nkind: NodeConfiguration\npodCIDR: 10.9.0.0/16\n---\n",
+             ---\napiVersion: berth/v1alpha1\nkind: NodeConfiguration\npodCIDR: 10.9.0.0/16\ndeadlines: {cniPlugin: 2m}\n---\n",
         )
         .expect("valid");
         assert_eq!(file.kubelet.static_pod_path, Some("/m".into()));
         assert_eq!(file.kubelet.cluster_dns, Some(vec!["10.96.0.10".to_owned()]));
         assert_eq!(file.node.pod_cidr.as_deref(), Some("10.9.0.0/16"));
+        assert_eq!((file.node.deadlines.cni_plugin, file.node.deadlines.storage), (Some(Duration::from_secs(120)), None));
     }
 
     #[test]
@@ -246,6 +278,8 @@ mod tests {
             ("apiVersion: berth/v1alpha1\nkind: NodeConfiguration\npodcidr: x\n", "podcidr"),
             ("apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPods: 3\n", "maxPods"),
             ("apiVersion: v1\nkind: Pod\n", "v1 Pod"),
+            ("apiVersion: berth/v1alpha1\nkind: NodeConfiguration\ndeadlines: {cni: 3s}\n", "cni"),
+            ("apiVersion: berth/v1alpha1\nkind: NodeConfiguration\ndeadlines: {cniPlugin: 0s}\n", "a deadline of nothing"),
         ] {
             let error = format!("{:#}", parse(text).expect_err("refused"));
             assert!(error.contains(name), "{error}");

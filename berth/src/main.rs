@@ -34,6 +34,12 @@ pub(crate) fn out(text: &str) {
     }
 }
 
+/// Says something beside what was asked for, on standard error.
+pub(crate) fn note(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "berth: {text}");
+}
+
 /// The threads of the agent's runtime: two suffice for a node, and each costs memory.
 fn runtime(workers: usize) -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
@@ -111,6 +117,7 @@ fn run(mut cli: Cli) -> Result<ExitCode> {
         Verb::Cni { plugin } => Ok(exit_code(berth_cni::plugin::main(plugin))),
         Verb::Doctor(args) => verbs::doctor::run(&global.root, &global.state, args),
         Verb::Leaks(args) => verbs::leaks::run(global, args),
+        Verb::Why(args) => verbs::why::run(global, args),
         Verb::Version => {
             out(&format!("berth {} ({})", env!("CARGO_PKG_VERSION"), env!("BERTH_TARGET")));
             Ok(ExitCode::SUCCESS)

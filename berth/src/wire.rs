@@ -75,6 +75,11 @@ pub fn cri(global: &cli::Global, flags: &cli::Cri, file: &config::File) -> Resul
     if let Some(cidr) = flags.pod_cidr.as_ref().or(file.node.pod_cidr.as_ref()) {
         config.pod_cidrs = cidr.split(',').map(|c| c.trim().to_owned()).collect();
     }
+    let (limits, named) = (&mut config.deadlines, &file.node.deadlines);
+    limits.cni_plugin = named.cni_plugin.unwrap_or(limits.cni_plugin);
+    limits.create_container = named.create_container.unwrap_or(limits.create_container);
+    limits.start_container = named.start_container.unwrap_or(limits.start_container);
+    limits.storage = named.storage.unwrap_or(limits.storage);
     config.runtime_handlers = runtime_handlers(&flags.runtime_handler, file)?;
     Ok(config)
 }

@@ -54,6 +54,8 @@ pub struct Config {
     /// How long a streaming client may take to send its request, to open its streams and to complete a pair of a port-forward.
     /// Default 30 s, as in containerd.
     pub streaming_patience: Duration,
+    /// How long steps may take.
+    pub deadlines: crate::Deadlines,
 }
 
 impl Config {
@@ -77,6 +79,7 @@ impl Config {
             streaming: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
             streaming_idle: Duration::from_secs(4 * 60 * 60),
             streaming_patience: Duration::from_secs(30),
+            deadlines: crate::Deadlines::default(),
         }
     }
 }

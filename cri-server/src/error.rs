@@ -109,7 +109,7 @@ pub enum Error {
         message: String,
     },
     /// The pod's shim is gone or does not answer.
-    #[error("the shim of pod sandbox {id} is gone: {reason}")]
+    #[error("the shim of pod sandbox {id} can not be reached: {reason}")]
     ShimGone {
         /// The sandbox.
         id: String,
@@ -207,6 +207,20 @@ pub enum Error {
         /// The time it had.
         seconds: u64,
     },
+    /// A step did not end in its time.
+    #[error("{step} of {subject}{}: not ended since {since}, the limit is {} s (`berth why {subject}` says more)", about(.object), .limit.as_secs())]
+    Overdue {
+        /// What it does, as a verb.
+        step: &'static str,
+        /// The sandbox or container.
+        subject: String,
+        /// What it works on or waits for; may be empty.
+        object: String,
+        /// When it began.
+        since: String,
+        /// How long it may take.
+        limit: std::time::Duration,
+    },
     /// The caller's deadline has passed, or it went away.
     #[error("{what} was cancelled")]
     Cancelled {
@@ -237,6 +251,10 @@ fn within(sub_path: &str) -> String {
     if sub_path.is_empty() { String::new() } else { format!(" path {sub_path:?}") }
 }
 
+fn about(object: &str) -> String {
+    if object.is_empty() { String::new() } else { format!(" ({object})") }
+}
+
 fn join(errors: &[Arc<Error>]) -> String {
     errors.iter().map(|e| text(e)).collect::<Vec<_>>().join("; ")
 }
@@ -265,7 +283,7 @@ pub fn code(error: &Error) -> tonic::Code {
         Error::NotFound { .. } => Code::NotFound,
         Error::Exists { .. } => Code::AlreadyExists,
         Error::State { .. } => Code::FailedPrecondition,
-        Error::Timeout { .. } => Code::DeadlineExceeded,
+        Error::Timeout { .. } | Error::Overdue { .. } => Code::DeadlineExceeded,
         Error::Cancelled { .. } | Error::ClientGone => Code::Cancelled,
         Error::Exhausted { .. } => Code::ResourceExhausted,
         Error::ShimGone { .. } | Error::Closing => Code::Unavailable,

@@ -19,6 +19,8 @@ mod leaks;
 mod metrics;
 mod nri;
 mod paths;
+mod processes;
+mod progress;
 mod reaper;
 mod records;
 mod recover;
@@ -27,7 +29,9 @@ mod server;
 mod shim;
 mod spec;
 mod stats;
+mod steps;
 mod streaming;
+mod why;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,6 +48,8 @@ pub use config::{Config, RuntimeHandler};
 pub use edge::{ImageEdge, RuntimeEdge};
 pub use error::Error;
 pub(crate) use server::{Server, blocking};
+pub use steps::Deadlines;
+pub use why::Why;
 
 /// A running CRI server. Dropping it without [`CriServer::shutdown`] loses nothing either: pods live in their shims.
 pub struct CriServer {
@@ -139,6 +145,17 @@ impl CriServer {
             image: name.to_owned(),
             source: Box::new(e),
         })
+    }
+
+    /// What a sandbox or container is doing, waits for and failed at last. `wanted`: an id or its beginning, a pod's name, or
+    /// `namespace/name`. Asks no owner, no shim and no disk: it answers whatever is stuck.
+    pub async fn why(&self, wanted: &str) -> Result<Vec<Why>, Error> {
+        why::ask(&self.server, wanted).await
+    }
+
+    /// [`Self::why`] where no agent runs or it does not answer: from the records and from what /proc says.
+    pub fn why_on_record(config: &Config, wanted: &str) -> Result<Vec<Why>, Error> {
+        why::on_record(config, wanted)
     }
 
     /// [`Self::leaks`] where no agent runs: reads the records, recovers and drains nothing.

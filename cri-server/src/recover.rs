@@ -4,22 +4,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use berth_linux::pidfd::PidFd;
 use berth_shim::protocol::{ContainerState as ShimContainer, Phase, Reply, Request};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::Server;
 use crate::board::Exit;
 use crate::container::control;
 use crate::error::{Error, file};
 use crate::id::{ContainerId, SandboxId, is_id};
+use crate::processes::Process;
 use crate::records::{self, ContainerRecord, SandboxRecord};
-use crate::sandbox::holdings::Live;
+use crate::sandbox::holdings::{Live, ShimProcess};
 use crate::sandbox::owner::{self, Mail};
 use crate::sandbox::run;
-use crate::sandbox::state::{Container, Machine, ProcessExit, exit_record};
+use crate::sandbox::state::{Container, Event, Fate, Machine, Op, ProcessExit, exit_record};
 use crate::spec::SandboxSpec;
+use crate::steps::Step;
 
 /// What the disk says.
 #[derive(Default)]
@@ -36,10 +39,12 @@ pub(crate) async fn recover(server: &Arc<Server>) -> Result<(), Error> {
     };
     let Found { sandboxes, mut containers } = found;
     let mut tasks = tokio::task::JoinSet::new();
+    let shims = Shims::default();
     for (id, record) in sandboxes {
         let mine = containers.remove(&id).unwrap_or_default();
         let server = server.clone();
-        tasks.spawn(async move { bring_back(&server, record, mine).await });
+        let shims = shims.clone();
+        tasks.spawn(async move { bring_back(&server, record, mine, &shims).await });
     }
     while let Some(done) = tasks.join_next().await {
         if let Err(error) = done {
@@ -132,103 +137,237 @@ fn drop_writable_layer(kept: &Path, trash: &Path, id: &ContainerId) -> Result<()
     Ok(())
 }
 
-/// One sandbox and its containers.
-async fn bring_back(server: &Arc<Server>, record: SandboxRecord, containers: Vec<ContainerRecord>) {
+/// One sandbox and its containers. What has to be ended is ended by its owner, in the background: a plugin or a disk that hangs
+/// keeps no other pod waiting.
+async fn bring_back(server: &Arc<Server>, record: SandboxRecord, containers: Vec<ContainerRecord>, shims: &Shims) {
     let id = record.id.clone();
     let spec = Arc::new(record.spec.clone());
     let (mail, inbox) = mpsc::unbounded_channel();
+    let expected = record.boot == server.boot && !record.stopped;
     let mut live = Live::new(id.clone(), spec.clone(), record.cgroup.clone());
-    let same_boot = record.boot == server.boot;
-    let reached = if same_boot && !record.stopped { reach(server, &mut live, &mail).await } else { None };
-    if !record.ready {
-        // The agent died while it made this sandbox; nobody was told of it.
-        undo(server, &live, &containers).await;
-        return;
+    let reached = if expected { reach(server, &mut live, &mail, shims).await } else { Reached::Gone };
+    if expected && matches!(reached, Reached::Gone) {
+        // Before the containers': a creator that still works there could make a container's cgroup anew.
+        end(server, &record.cgroup, id.as_str()).await;
     }
-    let ready = reached.is_some();
-    let states = reached.unwrap_or_default();
     let mut machine_containers = BTreeMap::new();
     for container in containers {
-        let shim_state = states.iter().find(|s| s.id == container.id.as_str());
-        if !ready && same_boot && !record.stopped {
-            end(server, &container).await;
-        }
-        let on_file = control::exit_on_file(server, &id, &container.id);
-        machine_containers.insert(container.id.clone(), container_of(server, container, shim_state, on_file));
+        let fate = match &reached {
+            Reached::Answers(states) => match states.iter().find(|s| s.id == container.id.as_str()) {
+                Some(state) if !matches!(state.phase, Phase::Creating) => fate(&container, Some(state), None),
+                // A shim forgets a container only when it is deleted: this one was being made, or being removed, when the agent
+                // died. Nobody was told of the one, and the other is to go.
+                _ => {
+                    tracing::info!(container = %container.id, "half made or half removed when the agent ended: removed");
+                    let name = (container.facts.spec.name.clone(), container.facts.spec.attempt);
+                    machine_containers.insert(container.id.clone(), Container::forlorn(name, container.resources));
+                    continue;
+                }
+            },
+            Reached::Silent => as_recorded(&container, control::exit_on_file(server, &id, &container.id)),
+            Reached::Gone => {
+                if expected {
+                    end(server, &container.facts.cgroup, container.id.as_str()).await;
+                }
+                fate(&container, None, control::exit_on_file(server, &id, &container.id))
+            }
+        };
+        machine_containers.insert(container.id.clone(), container_of(server, container, fate));
     }
-    for stray in states.iter().filter(|s| !machine_containers.contains_key(s.id.as_str())) {
-        tracing::info!(container = %stray.id, "container without a record: drained");
-        if let Ok(shim) = live.shim() {
-            let request = Request::Delete { id: stray.id.clone(), force: true };
-            let _ = shim.call("delete container", request, Vec::new()).await;
-        }
+    if let Reached::Answers(states) = &reached {
+        drain_strays(&live, states, &machine_containers).await;
     }
+    let ready = !matches!(reached, Reached::Gone);
     if !spec.host_network() && ready {
         live.ips = server.network.attachment(id.as_str()).map(|a| a.pod_ips()).unwrap_or_default();
     }
-    // Of this boot, not stopped, and without a shim: what it still holds is given back in the background.
-    let rest = if ready {
-        Some(Arc::new(live))
-    } else if same_boot && !record.stopped {
-        let live = Arc::new(live);
-        match live.give_back(server).await {
-            Ok(()) => None,
-            Err(error) => {
-                tracing::warn!(sandbox = %id, error = %crate::error::text(&error), "giving back what a dead pod held");
-                Some(live)
-            }
-        }
-    } else {
-        None
-    };
-    let machine = Machine::recovered(id.clone(), spec, record.created_at, ready, rest, machine_containers);
+    let process = live.process.clone();
+    // Of this boot, not stopped, and without a shim: what it still holds is given back.
+    let rest = expected.then(|| Arc::new(live));
+    let mut machine = Machine::recovered(id.clone(), spec.clone(), record.created_at, ready, rest, machine_containers);
+    if !record.ready {
+        // The agent died while it made this sandbox; nobody was told of it.
+        machine.hide();
+        let _ = mail.send(Event::Op(Op::Remove(oneshot::channel().0)));
+    } else if expected && !ready {
+        let _ = mail.send(Event::Op(Op::Stop(oneshot::channel().0)));
+    } else if let (Reached::Silent, Some(process)) = (&reached, process) {
+        tokio::spawn(catch_up(server.clone(), id.clone(), spec, record.cgroup, process, mail.clone()));
+    }
     server.owners.register(&id, &record.spec.metadata, mail.clone());
     owner::introduce(server, &machine);
     tokio::spawn(owner::own(server.clone(), machine, mail, inbox));
 }
 
-/// Connects to the shim of a sandbox and asks for its state; none when it is dead.
-async fn reach(server: &Arc<Server>, live: &mut Live, mail: &Mail) -> Option<Vec<ShimContainer>> {
+/// How a shim was found.
+enum Reached {
+    Answers(Vec<ShimContainer>),
+    /// Its process lives and does not answer: stopped, or out of memory. Its pod is shown as it is on record.
+    Silent,
+    Gone,
+}
+
+/// How long the start waits for a shim. A healthy one answers within a millisecond; the start of the agent waits for the slowest.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often a silent shim is tried again.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// The shims that /proc shows, looked at once for all sandboxes whose shim can not be reached.
+type Shims = Arc<tokio::sync::OnceCell<BTreeMap<String, i32>>>;
+
+/// Connects to the shim of a sandbox and asks for its state.
+async fn reach(server: &Arc<Server>, live: &mut Live, mail: &Mail, shims: &Shims) -> Reached {
+    let found = match tokio::time::timeout(PATIENCE, greet(server, live, mail)).await {
+        Ok(Ok(containers)) => return Reached::Answers(containers),
+        Ok(Err(error)) => {
+            tracing::info!(sandbox = %live.id, error = %crate::error::text(&error), "a pod's shim can not be reached");
+            // A full queue is that of a shim which does not accept. Nobody listens, or the connection broke: it is dead or dying.
+            if matches!(&error, Error::File { source, .. } if source.kind() == std::io::ErrorKind::WouldBlock) {
+                look_for(&live.id).await
+            } else {
+                let all = shims.get_or_init(|| async { crate::blocking(|| Ok(all_shims())).await.unwrap_or_default() }).await;
+                live.shim = None;
+                if let Some(process) = all.get(live.id.as_str()).and_then(|pid| watch_shim(*pid, &live.id, mail)) {
+                    // What it still does must not outlive what is taken away below.
+                    live.process = Some(process);
+                    if let Err(error) = live.kill_shim(server).await {
+                        tracing::warn!(error = %crate::error::text(&error), "a shim that can not be reached is not killed");
+                    }
+                }
+                return Reached::Gone;
+            }
+        }
+        Err(_) => look_for(&live.id).await,
+    };
+    live.shim = None;
+    match found.and_then(|pid| watch_shim(pid, &live.id, mail)) {
+        Some(process) => {
+            tracing::warn!(sandbox = %live.id, pid = process.pid, "a pod's shim lives and does not answer: shown as it is on record");
+            live.process = Some(process);
+            Reached::Silent
+        }
+        None => Reached::Gone,
+    }
+}
+
+async fn look_for(id: &SandboxId) -> Option<i32> {
+    let id = id.clone();
+    crate::blocking(move || Ok(all_shims().get(id.as_str()).copied())).await.ok().flatten()
+}
+
+fn watch_shim(pid: i32, id: &SandboxId, mail: &Mail) -> Option<Arc<ShimProcess>> {
+    let pidfd = PidFd::open(rustix::process::Pid::from_raw(pid)?).ok()?;
+    // Asked again with the descriptor in hand: the number can not have changed its owner.
+    (sandbox_of(pid).as_deref() == Some(id.as_str())).then_some(())?;
+    run::watch(pid, pidfd.into(), mail.clone()).ok().map(Arc::new)
+}
+
+async fn greet(server: &Arc<Server>, live: &mut Live, mail: &Mail) -> Result<Vec<ShimContainer>, Error> {
     let path = run::netns_path(server, &live.id);
     if path.exists() {
         live.netns_path = Some(path);
     }
-    let result = async {
-        run::connect(live, &server.paths.socket(&live.id), mail).await?;
-        let shim = live.shim()?.clone();
-        let answer = shim.call("ask the shim for its state", Request::State, Vec::new()).await?;
-        let Reply::State(state) = answer.reply else { return Err(shim.unexpected("ask the shim for its state")) };
+    run::connect(server, live, mail).await?;
+    let shim = live.shim()?.clone();
+    let answer = shim.call("ask the shim for its state", Request::State, Vec::new()).await?;
+    let Reply::State(state) = answer.reply else { return Err(shim.unexpected("ask the shim for its state")) };
+    if live.process.is_none() {
         let pid = rustix::process::Pid::from_raw(state.pid).ok_or_else(|| shim.unexpected("ask the shim for its state"))?;
         let pidfd = PidFd::open(pid).map_err(file("open", "the shim's process"))?;
-        live.process = Some(run::watch(state.pid, pidfd.into(), mail.clone())?);
-        server.program.adopt(state.pid);
-        Ok(state.containers)
+        live.process = Some(Arc::new(run::watch(state.pid, pidfd.into(), mail.clone())?));
+    }
+    server.program.adopt(state.pid);
+    Ok(state.containers)
+}
+
+/// Whose shim a process is, by its command line. Blocking.
+fn sandbox_of(pid: i32) -> Option<String> {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let mut words = line.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).into_owned());
+    (words.next()? == "berth-shim").then_some(())?;
+    words.next().filter(|id| is_id(id))
+}
+
+/// The living shims by sandbox: of the processes with a sandbox's id in their command line the oldest. The others are its forks.
+/// By /proc and not by cgroup, because a shim that has just been started is not in its cgroup yet. Blocking.
+pub(crate) fn all_shims() -> BTreeMap<String, i32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+    let mut oldest: BTreeMap<String, Process> = BTreeMap::new();
+    for (id, process) in pids.filter_map(|pid| Some((sandbox_of(pid)?, Process::of(pid)?))) {
+        let known = oldest.get(&id).is_some_and(|other| (other.started, other.pid) < (process.started, process.pid));
+        if !known && process.state != 'Z' {
+            oldest.insert(id, process);
+        }
+    }
+    oldest.into_iter().map(|(id, process)| (id, process.pid)).collect()
+}
+
+/// Waits for a silent shim to answer, and tells the owner what it says. Ends with the shim's process.
+async fn catch_up(
+    server: Arc<Server>,
+    id: SandboxId,
+    spec: Arc<SandboxSpec>,
+    cgroup: String,
+    process: Arc<ShimProcess>,
+    mail: Mail,
+) {
+    let ended = process.ended.clone();
+    let knock = async {
+        loop {
+            let mut live = Live::new(id.clone(), spec.clone(), cgroup.clone());
+            live.process = Some(process.clone());
+            // A connection that breaks is no death here: the process is watched.
+            let (deaf, _) = mpsc::unbounded_channel();
+            if let Ok(Ok(_)) = tokio::time::timeout(AGAIN, greet(&server, &mut live, &deaf)).await {
+                break;
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+        let mut live = Live::new(id.clone(), spec.clone(), cgroup.clone());
+        live.process = Some(process.clone());
+        let states = greet(&server, &mut live, &mail).await?;
+        if !spec.host_network() {
+            live.ips = server.network.attachment(id.as_str()).map(|a| a.pod_ips()).unwrap_or_default();
+        }
+        let fates = states.iter().map(|state| (ContainerId::from(state.id.as_str()), fate_in_shim(state))).collect();
+        tracing::info!(sandbox = %id, "a pod's shim that was silent answers");
+        let _ = mail.send(Event::Reached { live: Arc::new(live), fates });
+        Ok::<(), Error>(())
     };
-    match result.await {
-        Ok(containers) => Some(containers),
-        Err(error) => {
-            tracing::info!(sandbox = %live.id, error = %crate::error::text(&error), "the shim of a pod is gone");
-            None
+    tokio::select! {
+        told = knock => {
+            if let Err(error) = told {
+                tracing::warn!(sandbox = %id, error = %crate::error::text(&error), "a pod's shim was lost again");
+            }
+        }
+        () = ended.cancelled() => {}
+    }
+}
+
+fn fate_in_shim(state: &ShimContainer) -> Fate {
+    let started = if state.started_at_ns == 0 && matches!(state.phase, Phase::Running) { 1 } else { state.started_at_ns };
+    Fate { started_at: started, pid: Some(state.pid), exit: state.exit.as_ref().map(run::process_exit) }
+}
+
+/// What the shim has and no record knows: its creation was cut off, nobody was told of it.
+async fn drain_strays(live: &Live, states: &[ShimContainer], known: &BTreeMap<ContainerId, Container>) {
+    for stray in states.iter().filter(|s| !known.contains_key(s.id.as_str())) {
+        tracing::info!(container = %stray.id, "container without a record: drained");
+        if let Ok(shim) = live.shim() {
+            let request = Request::Delete { id: stray.id.clone(), force: true };
+            if let Err(error) = shim.call("delete container", request, Vec::new()).await {
+                tracing::warn!(container = %stray.id, error = %crate::error::text(&error), "draining a container");
+            }
         }
     }
 }
 
-async fn undo(server: &Arc<Server>, live: &Live, containers: &[ContainerRecord]) {
-    for container in containers {
-        let _ = control::delete(server, &live.id, Some(live), &live.spec, &container.id).await;
-    }
-    let result = match live.give_back(server).await {
-        Ok(()) => run::erase(server, &live.id).await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = result {
-        tracing::warn!(sandbox = %live.id, error = %crate::error::text(&error), "undoing a half-made pod sandbox");
-    }
-}
-
-async fn end(server: &Arc<Server>, container: &ContainerRecord) {
-    if let Err(error) = server.cgroups.remove(&container.facts.cgroup, container.id.as_str()).await {
-        tracing::warn!(container = %container.id, error = %crate::error::text(&error), "ending the container of a dead shim");
+/// Ends what a dead shim left in a cgroup.
+async fn end(server: &Arc<Server>, cgroup: &str, subject: &str) {
+    let remove = server.cgroups.remove(cgroup, subject);
+    if let Err(error) = server.progress.step(subject, Step::RemoveCgroup, cgroup, remove).await {
+        tracing::warn!(subject, error = %crate::error::text(&error), "ending what a dead shim left");
     }
 }
 
@@ -236,8 +375,7 @@ async fn end(server: &Arc<Server>, container: &ContainerRecord) {
 fn container_of(
     server: &Server,
     record: ContainerRecord,
-    shim: Option<&ShimContainer>,
-    on_file: Option<ProcessExit>,
+    (started_at, pid, exit): (i64, Option<i32>, Option<Exit>),
 ) -> Container {
     let volumes = record.facts.spec.mounts.iter().filter_map(|m| m.image.as_ref());
     let holds = std::iter::once(&record.facts.image_id)
@@ -246,8 +384,13 @@ fn container_of(
         .filter_map(|id| server.images.hold(&id).inspect_err(|error| tracing::debug!(%error, "image of a container")).ok())
         .collect();
     let hold = Some(Arc::new(holds));
-    let (started_at, pid, exit) = fate(&record, shim, on_file);
     Container::recovered(Arc::new(record.facts), record.resources, record.created_at, started_at, pid, exit, hold)
+}
+
+/// [`fate`] while the shim is silent: what is on record, and what it wrote before.
+fn as_recorded(record: &ContainerRecord, on_file: Option<ProcessExit>) -> (i64, Option<i32>, Option<Exit>) {
+    let exit = record.exit.clone().or_else(|| on_file.as_ref().map(exit_record));
+    (record.started_at, None, exit)
 }
 
 /// (started at, pid, exit) of a container after a restart of the agent.
@@ -268,14 +411,7 @@ fn fate(
         Some(state) => {
             let started = if state.started_at_ns != 0 { state.started_at_ns } else { record.started_at };
             match (&state.phase, &state.exit) {
-                (_, Some(exit)) => {
-                    let start_error = exit.start_error.clone();
-                    let mut exit = recorded(&run::process_exit(exit));
-                    if !start_error.is_empty() {
-                        exit = Exit { code: 128, reason: "StartError".into(), message: start_error, ..exit };
-                    }
-                    (started, None, Some(exit))
-                }
+                (_, Some(exit)) => (started, None, Some(recorded(&run::process_exit(exit)))),
                 (Phase::Running, None) => (started.max(1), Some(state.pid), None),
                 _ => (0, Some(state.pid), None),
             }
@@ -292,16 +428,38 @@ fn fate(
     }
 }
 
+/// Cgroups with an id for their name that no sandbox and no container has: their folders went and the agent died before they did.
+/// Nobody may ask yet, so nobody makes new ones. Blocking.
+fn drain_cgroups(server: &Server) {
+    let held = server.owners.held();
+    let mut parents: BTreeSet<String> = held.values().map(|h| server.cgroups.pod(&h.cgroup_parent)).collect();
+    parents.insert(server.cgroups.top().to_owned());
+    for parent in parents {
+        for name in server.cgroups.children(&parent).into_iter().filter(|name| is_id(name)) {
+            let owned = held.contains_key(name.as_str()) || held.values().any(|h| h.containers.contains(name.as_str()));
+            if owned {
+                continue;
+            }
+            tracing::info!(cgroup = format!("{parent}/{name}"), "cgroup without an owner: drained");
+            if let Err(error) = server.cgroups.remove_now(&format!("{parent}/{name}"), &name) {
+                tracing::warn!(error = %crate::error::text(&error), "draining a cgroup");
+            }
+        }
+    }
+}
+
 /// What nobody claims: folders without a record, network leftovers.
 async fn drain(server: &Arc<Server>) {
     let owned: BTreeSet<String> = server.owners.ids().iter().map(|id| id.as_str().to_owned()).collect();
     // The board knows every pod by now; those of another boot, and stopped ones, have nothing of the network any more.
-    let ready = server.board.sandboxes().iter().filter(|v| v.ready).map(|v| v.id.as_str().to_owned()).collect();
-    if let Err(error) = server.network.reconcile(&ready).await {
+    // What an owner still has to give back is its own to detach.
+    let held = server.owners.held().into_iter().filter(|(_, h)| h.system).map(|(id, _)| id.as_str().to_owned()).collect();
+    if let Err(error) = server.network.reconcile(&held).await {
         tracing::warn!(%error, "cleaning up the network");
     }
     let this = server.clone();
     let result = crate::blocking(move || {
+        drain_cgroups(&this);
         for name in ids(&this.paths.live_sandboxes())?.into_iter().filter(|n| !owned.contains(n)) {
             tracing::info!(sandbox = name, "pod sandbox without a record: drained");
             let id = SandboxId::from(name);
@@ -385,7 +543,10 @@ mod tests {
     fn a_container_whose_shim_is_gone_is_exited_255_unless_its_end_is_on_record() {
         let lost = fate(&record(2, None), None, None).2.unwrap();
         assert_eq!((lost.code, lost.reason.as_str()), (255, "Unknown"));
-        let seen = fate(&record(2, None), None, Some(ProcessExit { code: 0, oom: false, finished_at: 9 })).2.unwrap();
+        let seen =
+            fate(&record(2, None), None, Some(ProcessExit { code: 0, oom: false, finished_at: 9, start_error: String::new() }))
+                .2
+                .unwrap();
         assert_eq!((seen.code, seen.reason.as_str()), (0, "Completed"));
         let kept = Exit { code: 4, finished_at: 5, reason: "Error".into(), message: String::new() };
         assert_eq!(fate(&record(2, Some(kept.clone())), None, None).2.unwrap(), kept);

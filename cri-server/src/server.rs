@@ -23,6 +23,7 @@ use crate::error::{Error, file, invalid};
 use crate::events::Events;
 use crate::handlers::Handlers;
 use crate::paths::Paths;
+use crate::progress::Progress;
 use crate::reaper::Reaper;
 use crate::records::Durable;
 use crate::sandbox::owner::Owners;
@@ -45,6 +46,8 @@ pub(crate) struct Server {
     pub(crate) board: Board,
     pub(crate) owners: Owners,
     pub(crate) events: Events,
+    /// What goes on.
+    pub(crate) progress: Arc<Progress>,
     pub(crate) durable: Durable,
     pub(crate) reaper: Reaper,
     pub(crate) cgroups: Cgroups,
@@ -96,6 +99,7 @@ impl Server {
             board: Board::default(),
             owners: Owners::default(),
             events: Events::default(),
+            progress: Arc::new(Progress::new(config.deadlines)),
             filters: FilterCache::default(),
             nri: Nri::new(config.nri.clone()),
             cdi: Registry::new(config.cdi_spec_dirs.clone()),
@@ -180,7 +184,7 @@ pub(crate) fn network_config(config: &Config, paths: &Paths, instance: &str) -> 
         cache_dir: paths.network_cache(),
         pod_cidrs,
         prefer_external: false,
-        plugin_timeout: std::time::Duration::from_secs(60),
+        plugin_timeout: config.deadlines.cni_plugin,
     })
 }
 

@@ -106,11 +106,13 @@ fn a_client_that_gives_up_leaves_nothing_half_made_and_its_retry_joins() {
         let listed = agent.client.block_on(client.list_pod_sandbox(v1::ListPodSandboxRequest::default())).unwrap().into_inner();
         assert_eq!(listed.items.len(), 1, "{retry:?}");
         let pod = listed.items[0].id.clone();
-        if let Ok(retry) = retry {
-            assert_eq!(retry.into_inner().pod_sandbox_id, pod);
-        }
-        let again = agent.client.block_on(client.run_pod_sandbox(request())).unwrap_err();
-        assert_eq!(again.code(), Code::AlreadyExists);
+        assert_eq!(retry.unwrap().into_inner().pod_sandbox_id, pod);
+        let again = agent.client.block_on(client.run_pod_sandbox(request())).unwrap();
+        assert_eq!(again.into_inner().pod_sandbox_id, pod, "an answer may be lost after it was given");
+        let mut other = request();
+        other.config.as_mut().unwrap().hostname = "another".into();
+        let refused = agent.client.block_on(client.run_pod_sandbox(other)).unwrap_err();
+        assert_eq!(refused.code(), Code::AlreadyExists);
         for _ in 0..3 {
             let mut client = agent.runtime();
             let create = v1::CreateContainerRequest {
@@ -122,7 +124,7 @@ fn a_client_that_gives_up_leaves_nothing_half_made_and_its_retry_joins() {
                 .client
                 .block_on(async { tokio::time::timeout(Duration::from_millis(1), client.create_container(create)).await });
         }
-        let _ = agent.create(&pod, "one", container("c", &["sleep", "1000"]));
+        agent.create(&pod, "one", container("c", &["sleep", "1000"])).unwrap();
         let containers =
             agent.client.block_on(client.list_containers(v1::ListContainersRequest::default())).unwrap().into_inner();
         assert_eq!(containers.containers.len(), 1);

@@ -12,3 +12,4 @@ pub mod plan;
 pub mod pods;
 pub mod ps;
 pub mod stop;
+pub mod why;

@@ -15,6 +15,7 @@ use crate::sandbox::holdings::Live;
 use crate::sandbox::run::process_exit;
 use crate::sandbox::state::ProcessExit;
 use crate::spec::{Resources, SandboxSpec};
+use crate::steps::Step;
 
 /// Asks the plugins, starts it, and tells them. What a plugin refuses does not start, and does not wait for a start for ever.
 pub(crate) async fn ask_and_start(server: &Arc<Server>, live: &Live, id: &ContainerId) -> Result<i64, Error> {
@@ -70,12 +71,13 @@ async fn rewrite(
     change: impl FnOnce(&mut ContainerRecord) + Send + 'static,
 ) {
     let path = crate::paths::record(&server.paths.live_container(sandbox, id));
-    let result = crate::blocking(move || {
+    let object = path.display().to_string();
+    let work = crate::blocking(move || {
         let mut record: ContainerRecord = records::load(&path)?;
         change(&mut record);
         records::write(&path, &records::encode(&record))
-    })
-    .await;
+    });
+    let result = server.progress.step(id.as_str(), Step::WriteRecord, object, work).await;
     if let Err(error) = result {
         tracing::warn!(container = %id, error = %crate::error::text(&error), "state record");
     }
@@ -121,7 +123,8 @@ async fn update(server: &Arc<Server>, live: &Live, id: &ContainerId, asked: &Res
     let limits = crate::cgroups::limits(asked);
     let (this, subject) = (server.clone(), id.as_str().to_owned());
     let (log, score) = (server.clone(), asked.oom_score_adj);
-    crate::blocking(move || {
+    let object = cgroup.clone();
+    let work = crate::blocking(move || {
         this.cgroups.update(&cgroup, &subject, &limits)?;
         if score != 0 {
             for warning in this.cgroups.set_oom_score(&cgroup, &subject, score)? {
@@ -131,8 +134,8 @@ async fn update(server: &Arc<Server>, live: &Live, id: &ContainerId, asked: &Res
             }
         }
         Ok(())
-    })
-    .await?;
+    });
+    server.progress.step(id.as_str(), Step::UpdateLimits, object, work).await?;
     let merged = merged.clone();
     rewrite(server, &live.id, id, move |record| record.resources = merged).await;
     Ok(())
@@ -146,14 +149,20 @@ pub(crate) async fn delete(
     spec: &SandboxSpec,
     id: &ContainerId,
 ) -> Result<(), Error> {
-    match live.and_then(|l| l.shim.as_ref()) {
-        Some(shim) => {
-            let request = Request::Delete { id: id.as_str().into(), force: true };
-            shim.call("delete container", request, Vec::new()).await?;
-        }
-        None => server.cgroups.remove(&cgroup_of(server, spec, id), id.as_str()).await?,
+    if let Some(shim) = live.and_then(|l| l.shim.as_ref()) {
+        let request = Request::Delete { id: id.as_str().into(), force: true };
+        shim.call("delete container", request, Vec::new()).await?;
     }
+    remove_cgroup(server, spec, id).await?;
     erase(server, sandbox, id).await
+}
+
+/// Removes the cgroup of a container that has no process any more. A shim has done it as a rule; not when processes that were on
+/// their way out kept it busy too long.
+pub(crate) async fn remove_cgroup(server: &Arc<Server>, spec: &SandboxSpec, id: &ContainerId) -> Result<(), Error> {
+    let cgroup = cgroup_of(server, spec, id);
+    let remove = server.cgroups.remove(&cgroup, id.as_str());
+    server.progress.step(id.as_str(), Step::RemoveCgroup, cgroup.clone(), remove).await
 }
 
 /// Removes the folders and records of a container. The writable layer is only renamed here; a reaper deletes it.
@@ -163,15 +172,16 @@ pub(crate) async fn erase(server: &Arc<Server>, sandbox: &SandboxId, id: &Contai
     let (live, trash) = (server.paths.live_container(sandbox, id), server.paths.trash());
     let exit = server.paths.exit_record(sandbox, id);
     let name = id.as_str().to_owned();
-    crate::blocking(move || {
+    let object = kept.display().to_string();
+    let work = crate::blocking(move || {
         discard(&kept, &trash, &name)?;
         match std::fs::remove_file(&exit) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(file("remove", exit)(e)),
             _ => {}
         }
         crate::sandbox::run::remove_folder(&live)
-    })
-    .await?;
+    });
+    server.progress.step(id.as_str(), Step::Erase, object, work).await?;
     server.reaper.wake();
     Ok(())
 }
@@ -191,8 +201,12 @@ pub(crate) fn discard(folder: &std::path::Path, trash: &std::path::Path, name: &
 pub(crate) async fn bury(server: &Arc<Server>, live: &Live, containers: Vec<ContainerId>) -> BTreeMap<ContainerId, ProcessExit> {
     tracing::warn!(sandbox = %live.id, "the shim of a pod has died: the pod ends with it");
     let (this, id, spec, cgroup) = (server.clone(), live.id.clone(), live.spec.clone(), live.cgroup.clone());
-    let result = crate::blocking(move || {
+    let work = crate::blocking(move || {
         let mut exits = BTreeMap::new();
+        // The shim's own first: a creator that still works there could make a container's cgroup anew.
+        if let Err(error) = this.cgroups.remove_now(&cgroup, id.as_str()) {
+            tracing::warn!(sandbox = %id, error = %crate::error::text(&error), "ending the processes of a dead shim");
+        }
         for container in containers {
             if let Some(exit) = exit_on_file(&this, &id, &container) {
                 exits.insert(container.clone(), exit);
@@ -202,13 +216,9 @@ pub(crate) async fn bury(server: &Arc<Server>, live: &Live, containers: Vec<Cont
                 tracing::warn!(container = %container, error = %crate::error::text(&error), "ending the container of a dead shim");
             }
         }
-        if let Err(error) = this.cgroups.remove_now(&cgroup, id.as_str()) {
-            tracing::warn!(sandbox = %id, error = %crate::error::text(&error), "ending the processes of a dead shim");
-        }
         Ok(exits)
-    })
-    .await;
-    result.unwrap_or_default()
+    });
+    server.progress.step(live.id.as_str(), Step::Bury, live.cgroup.clone(), work).await.unwrap_or_default()
 }
 
 /// The exit record that a shim wrote. Blocking.

@@ -26,6 +26,7 @@ use crate::sandbox::files;
 use crate::sandbox::holdings::Live;
 use crate::sandbox::state::CreatedContainer;
 use crate::spec::{ContainerSpec, ImageVolume, MountSpec, NamespaceMode, SandboxSpec};
+use crate::steps::Step;
 
 /// The annotations with which our kubelet passes the limits of a log.
 const LOG_BYTES: &str = "berth/log-max-bytes";
@@ -64,6 +65,9 @@ pub(crate) async fn create(
             if let Some(container) = told {
                 nri::undo_create(server, live, container).await;
             }
+            if let Err(undo) = super::control::remove_cgroup(server, &live.spec, id).await {
+                tracing::warn!(container = %id, error = %crate::error::text(&undo), "undoing a failed container");
+            }
             if let Err(undo) = super::control::erase(server, &live.id, id).await {
                 tracing::warn!(container = %id, error = %crate::error::text(&undo), "undoing a failed container");
             }
@@ -86,21 +90,30 @@ async fn prepare(
     let log_directory = log_directory.to_owned();
     let (server_, live_, id_, source_) = own();
     if !server.nri.active() {
-        return crate::blocking(move || {
+        let object = volume_paths(&spec);
+        let work = crate::blocking(move || {
             let shaped = shape(&server_, &live_, &id_, spec, &source_)?;
             finish(&server_, &live_, &id_, shaped, &source_, &log_directory)
-        })
-        .await;
+        });
+        return server.progress.step(id.as_str(), Step::OpenVolumes, object, work).await;
     }
-    let mut shaped = crate::blocking(move || shape(&server_, &live_, &id_, spec, &source_)).await?;
+    let object = volume_paths(&spec);
+    let shaping = crate::blocking(move || shape(&server_, &live_, &id_, spec, &source_));
+    let mut shaped = server.progress.step(id.as_str(), Step::OpenVolumes, object, shaping).await?;
     let container = nri::new_container(live, id, &shaped.spec, &shaped.oci);
     let adjust = nri::create(server, live, told.insert(container).clone()).await?;
-    let (server, live, id, source) = own();
-    crate::blocking(move || {
-        shaped.adjusted = nri::adjust(&server.cdi, &mut shaped.oci, &mut shaped.spec.resources, adjust)?;
-        finish(&server, &live, &id, shaped, &source, &log_directory)
-    })
-    .await
+    let object = volume_paths(&shaped.spec);
+    let (server_, live_, id_, source) = own();
+    let work = crate::blocking(move || {
+        shaped.adjusted = nri::adjust(&server_.cdi, &mut shaped.oci, &mut shaped.spec.resources, adjust)?;
+        finish(&server_, &live_, &id_, shaped, &source, &log_directory)
+    });
+    server.progress.step(id.as_str(), Step::OpenVolumes, object, work).await
+}
+
+/// The paths of other file systems that opening a container touches.
+fn volume_paths(spec: &ContainerSpec) -> String {
+    spec.mounts.iter().map(|m| m.host_path.as_str()).filter(|p| !p.is_empty()).collect::<Vec<_>>().join(", ")
 }
 
 fn image_error(action: &'static str, image: &str, error: berth_image::Error) -> Error {
@@ -417,13 +430,14 @@ async fn launch(
     };
     let folder = server.paths.live_container(&live.id, id);
     let spec_path = server.paths.oci_spec(&live.id, id);
-    let memfd = crate::blocking(move || {
+    let object = spec_path.display().to_string();
+    let work = crate::blocking(move || {
         std::fs::create_dir_all(&folder).map_err(file("create", &folder))?;
         std::fs::write(&spec_path, &json).map_err(file("write", &spec_path))?;
         records::write(&crate::paths::record(&folder), &records::encode(&record))?;
         berth_linux::memfd::sealed_memfd("oci-spec", &json, false).map_err(file("make", "oci-spec"))
-    })
-    .await?;
+    });
+    let memfd = server.progress.step(id.as_str(), Step::WriteRecord, object, work).await?;
     let mut all = vec![memfd];
     all.extend(fds);
     let shim = live.shim()?;

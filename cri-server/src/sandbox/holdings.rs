@@ -17,6 +17,7 @@ use crate::error::{Error, file};
 use crate::id::SandboxId;
 use crate::shim::ShimClient;
 use crate::spec::SandboxSpec;
+use crate::steps::Step;
 
 /// The annotations that limit a pod's bandwidth, in Kubernetes quantities.
 const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
@@ -36,7 +37,7 @@ pub(crate) struct Live {
     pub(crate) spec: Arc<SandboxSpec>,
     /// Leaf cgroup of the shim.
     pub(crate) cgroup: String,
-    pub(crate) process: Option<ShimProcess>,
+    pub(crate) process: Option<Arc<ShimProcess>>,
     pub(crate) shim: Option<Arc<ShimClient>>,
     pub(crate) netns: Option<OwnedFd>,
     /// The pod's user namespace, if it has one.
@@ -45,6 +46,9 @@ pub(crate) struct Live {
     pub(crate) ips: Vec<IpAddr>,
     pub(crate) returned: AtomicU8,
 }
+
+/// How long a shim that said it ends may take: it has only to return from its loop.
+const GOES: Duration = Duration::from_secs(2);
 
 const NETWORK: u8 = 1;
 const SHIM: u8 = 2;
@@ -69,7 +73,11 @@ impl Live {
 
     /// The connection to the shim.
     pub(crate) fn shim(&self) -> Result<&Arc<ShimClient>, Error> {
-        self.shim.as_ref().ok_or_else(|| Error::ShimGone { id: self.id.as_str().into(), reason: "there is none".into() })
+        let reason = || match self.process.as_ref().filter(|p| !p.ended.is_cancelled()) {
+            Some(process) => format!("its process {} lives and does not answer", process.pid),
+            None => "there is none".to_owned(),
+        };
+        self.shim.as_ref().ok_or_else(|| Error::ShimGone { id: self.id.as_str().into(), reason: reason() })
     }
 
     /// Whether the shim has ended.
@@ -103,11 +111,12 @@ impl Live {
             self.set_done(NETWORK);
         }
         if !self.is_done(SHIM) {
-            self.end_shim().await;
+            self.end_shim(server).await?;
             self.set_done(SHIM);
         }
         if !self.is_done(CGROUP) {
-            server.cgroups.remove(&self.cgroup, self.id.as_str()).await?;
+            let remove = server.cgroups.remove(&self.cgroup, self.id.as_str());
+            server.progress.step(self.id.as_str(), Step::RemoveCgroup, self.cgroup.clone(), remove).await?;
             self.set_done(CGROUP);
         }
         Ok(())
@@ -117,11 +126,15 @@ impl Live {
         if !self.spec.host_network() {
             let shim_lives = self.process.as_ref().is_some_and(|p| !p.ended.is_cancelled());
             let netns = self.cni_netns().filter(|_| shim_lives || self.netns_path.is_some());
-            server.network.detach(&self.pod_network(), netns).await.map_err(|e| Error::Network {
-                action: "tear down",
-                id: self.id.as_str().into(),
-                source: Box::new(e),
-            })?;
+            let pod = self.pod_network();
+            let detach = async {
+                server.network.detach(&pod, netns).await.map_err(|e| Error::Network {
+                    action: "tear down",
+                    id: self.id.as_str().into(),
+                    source: Box::new(e),
+                })
+            };
+            server.progress.step(self.id.as_str(), Step::DetachNetwork, "CNI DEL", detach).await?;
         }
         if let Some(path) = self.netns_path.clone() {
             crate::blocking(move || unbind(&path)).await?;
@@ -130,26 +143,29 @@ impl Live {
     }
 
     /// Ends the shim: asked, then by force.
-    async fn end_shim(&self) {
-        let Some(process) = &self.process else { return };
-        if let Some(shim) = &self.shim
-            && !process.ended.is_cancelled()
-        {
-            let asked = shim.call("end the shim", Request::Shutdown { force: true }, Vec::new());
-            match tokio::time::timeout(Duration::from_secs(10), asked).await {
-                Ok(Ok(_)) => {
-                    let _ = tokio::time::timeout(Duration::from_secs(2), process.ended.cancelled()).await;
+    async fn end_shim(&self, server: &Server) -> Result<(), Error> {
+        let Some(process) = &self.process else { return Ok(()) };
+        if let Some(shim) = self.shim.as_ref().filter(|_| !process.ended.is_cancelled()) {
+            match shim.call("end the shim", Request::Shutdown { force: true }, Vec::new()).await {
+                // It goes of itself now.
+                Ok(_) => {
+                    let _ = tokio::time::timeout(GOES, process.ended.cancelled()).await;
                 }
-                Ok(Err(error)) => {
-                    tracing::debug!(sandbox = %self.id, error = %crate::error::text(&error), "shim not ended by request")
-                }
-                Err(_) => tracing::warn!(sandbox = %self.id, "shim does not answer, it is killed"),
+                Err(error) => tracing::info!(sandbox = %self.id, error = %crate::error::text(&error), "the shim is killed"),
             }
         }
-        if !process.ended.is_cancelled() {
-            let _ = process.pidfd.signal(9);
-            let _ = tokio::time::timeout(Duration::from_secs(5), process.ended.cancelled()).await;
-        }
+        self.kill_shim(server).await
+    }
+
+    /// Kills the shim; success when it is reaped. With a shim that answers nobody, everything else of the pod can still be ended.
+    pub(crate) async fn kill_shim(&self, server: &Server) -> Result<(), Error> {
+        let Some(process) = self.process.as_ref().filter(|p| !p.ended.is_cancelled()) else { return Ok(()) };
+        let _ = process.pidfd.signal(9);
+        let reaped = async {
+            process.ended.cancelled().await;
+            Ok(())
+        };
+        server.progress.step(self.id.as_str(), Step::ReapShim, format!("shim {}", process.pid), reaped).await
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use berth_nri::api::Event as NriEvent;
 use tokio::sync::{mpsc, oneshot};
@@ -65,6 +66,11 @@ impl Owners {
         self.lock().owners.keys().cloned().collect()
     }
 
+    /// All sandboxes that have an owner, with what they are called.
+    pub(crate) fn named(&self) -> Vec<(SandboxId, SandboxMetadata)> {
+        self.lock().names.iter().map(|(metadata, id)| (id.clone(), metadata.clone())).collect()
+    }
+
     /// What each owner answers for.
     pub(crate) fn held(&self) -> BTreeMap<SandboxId, Held> {
         self.lock().held.clone()
@@ -98,11 +104,12 @@ impl Owners {
 }
 
 /// Submits RunPodSandbox: to the owner of the sandbox with this metadata, or to a new one.
-pub(crate) fn submit_run(server: &Arc<Server>, spec: SandboxSpec, reply: Reply<SandboxId>) {
+pub(crate) fn submit_run(server: &Arc<Server>, spec: impl Into<Arc<SandboxSpec>>, reply: Reply<SandboxId>) {
+    let spec: Arc<SandboxSpec> = spec.into();
     let mut register = server.owners.lock();
     if let Some(mail) = register.names.get(&spec.metadata).and_then(|id| register.owners.get(id)) {
-        // Owners leave the register before they end, so the mailbox is open.
-        let _ = mail.send(Event::Op(Op::Run(reply)));
+        // Owners leave the register before they end, and answer what came before that.
+        let _ = mail.send(Event::Op(Op::Run { spec, reply }));
         return;
     }
     let id = SandboxId::random();
@@ -110,8 +117,8 @@ pub(crate) fn submit_run(server: &Arc<Server>, spec: SandboxSpec, reply: Reply<S
     register.names.insert(spec.metadata.clone(), id.clone());
     register.owners.insert(id.clone(), mail.clone());
     drop(register);
-    let machine = Machine::new(id, Arc::new(spec));
-    let _ = mail.send(Event::Op(Op::Run(reply)));
+    let machine = Machine::new(id, spec.clone());
+    let _ = mail.send(Event::Op(Op::Run { spec, reply }));
     tokio::spawn(own(server.clone(), machine, mail, inbox));
 }
 
@@ -144,10 +151,17 @@ pub(crate) async fn own(server: Arc<Server>, mut machine: Machine, mail: Mail, m
             () = sleep_until(deadline) => Event::Tick,
         };
         let out = machine.apply(event, std::time::Instant::now());
+        for (id, until) in machine.graces() {
+            server.progress.grace(id.as_str(), until);
+        }
         server.owners.hold(&machine);
         show(&server, &machine, &out);
         if machine.over() {
             server.owners.forget(&machine.id, &machine.spec.metadata);
+            server.progress.over(machine.id.as_str());
+        }
+        for id in &out.gone {
+            server.progress.over(id.as_str());
         }
         for (id, change) in &out.events {
             tracing::debug!(sandbox = %machine.id, pod = machine.spec.metadata.name, id, ?change, "lifecycle");
@@ -162,16 +176,22 @@ pub(crate) async fn own(server: Arc<Server>, mut machine: Machine, mail: Mail, m
         // What was done can be seen: plugins may be told of it.
         drop(out.pass);
         for task in out.tasks {
-            server.tasks.spawn(perform(
-                server.clone(),
-                machine.id.clone(),
-                machine.spec.clone(),
-                machine.created_at,
-                task,
-                mail.clone(),
-            ));
+            let about = About::of(&task, &machine);
+            server.progress.operate(&about.subject, &about.name, about.operation);
+            let changes = task.changes_what_there_is();
+            let slow = work(server.clone(), machine.id.clone(), machine.spec.clone(), machine.created_at, task, mail.clone());
+            server.tasks.spawn(perform(server.clone(), about, changes, slow, mail.clone()));
+        }
+        for (spec, reply) in out.heirs {
+            submit_run(&server, spec, reply);
         }
         if machine.over() {
+            // What came while it ended is for the next of the name.
+            while let Ok(event) = inbox.try_recv() {
+                if let Event::Op(Op::Run { spec, reply }) = event {
+                    submit_run(&server, spec, reply);
+                }
+            }
             return;
         }
     }
@@ -256,9 +276,77 @@ fn keep(server: &Server, view: &ContainerView) {
     server.durable.put(crate::paths::record(&server.paths.kept_container(&view.id)), records::encode(&record));
 }
 
-/// Does one piece of slow work and reports back.
-async fn perform(server: Arc<Server>, id: SandboxId, spec: Arc<SandboxSpec>, created_at: i64, task: Task, mail: Mail) {
-    let pass = if task.changes_what_there_is() { server.nri.enter().await } else { None };
+/// How often a step that takes long is looked at. Most work ends before the first look.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// What a piece of work is about.
+struct About {
+    /// The CRI call, or what comes nearest.
+    operation: &'static str,
+    subject: String,
+    container: Option<ContainerId>,
+    /// For people.
+    name: String,
+}
+
+impl About {
+    fn of(task: &Task, machine: &Machine) -> Self {
+        let (operation, container) = match task {
+            Task::Run => ("RunPodSandbox", None),
+            Task::Create { id, .. } => ("CreateContainer", Some(id)),
+            Task::Start { id, .. } => ("StartContainer", Some(id)),
+            Task::Signal { id, .. } | Task::Kill { id, .. } => ("StopContainer", Some(id)),
+            Task::Delete { id, .. } => ("RemoveContainer", Some(id)),
+            Task::Update { id, .. } => ("UpdateContainerResources", Some(id)),
+            Task::ReopenLog { id, .. } => ("ReopenContainerLog", Some(id)),
+            Task::Bury { .. } => ("burial", None),
+            Task::TearDown { .. } | Task::KillShim { .. } => ("StopPodSandbox", None),
+            Task::Erase => ("RemovePodSandbox", None),
+            Task::Resize { .. } => ("UpdatePodSandboxResources", None),
+        };
+        let m = &machine.spec.metadata;
+        let mut name = format!("{}/{}", m.namespace, m.name);
+        if let Some(container) = container.and_then(|id| machine.containers.get(id)) {
+            name = format!("{name}/{}", container.name());
+        }
+        let subject = container.map_or(machine.id.as_str(), ContainerId::as_str).to_owned();
+        Self { operation, subject, container: container.cloned(), name }
+    }
+}
+
+/// Does one piece of slow work and reports back; says so when one of its steps is past its limit.
+async fn perform(server: Arc<Server>, about: About, changes: bool, work: impl Future<Output = Option<Done>>, mail: Mail) {
+    let pass = if changes { server.nri.enter().await } else { None };
+    tokio::pin!(work);
+    let done = loop {
+        tokio::select! {
+            done = &mut work => break done,
+            () = tokio::time::sleep(LOOK) => {
+                if let Some(error) = server.progress.overdue(&about.subject) {
+                    tracing::warn!(pod = about.name, operation = about.operation, error = %error, "past its limit");
+                    server.progress.failed(&about.subject, about.name.clone(), about.operation, &error);
+                    let _ = mail.send(Event::Overdue { container: about.container.clone(), error: Arc::new(error) });
+                }
+            }
+        }
+    };
+    let Some(done) = done else { return server.progress.succeeded(&about.subject, about.operation) };
+    match done.error() {
+        Some(error) => server.progress.failed(&about.subject, about.name, about.operation, error),
+        None => server.progress.succeeded(&about.subject, about.operation),
+    }
+    let _ = mail.send(Event::Done(done, pass));
+}
+
+/// One piece of slow work; none where it has answered itself.
+async fn work(
+    server: Arc<Server>,
+    id: SandboxId,
+    spec: Arc<SandboxSpec>,
+    created_at: i64,
+    task: Task,
+    mail: Mail,
+) -> Option<Done> {
     let done = match task {
         Task::Run => Done::Ran(run::run(server, id, spec, created_at, mail.clone()).await),
         Task::Create { id: container, spec, log_directory, live } => {
@@ -293,7 +381,7 @@ async fn perform(server: Arc<Server>, id: SandboxId, spec: Arc<SandboxSpec>, cre
         }
         Task::ReopenLog { id: container, reply, live } => {
             let _ = reply.send(container::control::reopen_log(&live, &container).await.map_err(Arc::new));
-            return;
+            return None;
         }
         Task::Resize { spec, reply, live } => {
             let result = match nri::update_pod(&server, &id, &spec).await {
@@ -306,12 +394,12 @@ async fn perform(server: Arc<Server>, id: SandboxId, spec: Arc<SandboxSpec>, cre
             Done::Resized { spec, reply, result }
         }
         Task::Bury { live, containers } => Done::Lost(container::control::bury(&server, &live, containers).await),
-        Task::TearDown { live } => {
+        Task::TearDown { live, told } => {
             nri::pod(&server, &id, NriEvent::StopPodSandbox).await;
             // With the shim go its exit records, and the durable ones are written off this path: the state folder has them.
             container::control::note_exits(&server, &id).await;
             let result = live.give_back(&server).await;
-            if result.is_ok() {
+            if result.is_ok() && told {
                 // The machine's spec, not that of the holdings: it may have been resized since.
                 if let Err(error) = note(&server, &live, &spec, created_at, true).await {
                     tracing::warn!(error = %crate::error::text(&error), "state record");
@@ -324,8 +412,12 @@ async fn perform(server: Arc<Server>, id: SandboxId, spec: Arc<SandboxSpec>, cre
             nri::pod(&server, &id, NriEvent::RemovePodSandbox).await;
             Done::Erased(run::erase(&server, &id).await)
         }
+        Task::KillShim { live } => {
+            tracing::warn!(sandbox = %id, "the pod is to end and its shim does not answer: the shim is killed");
+            Done::Killed(live.kill_shim(&server).await)
+        }
     };
-    let _ = mail.send(Event::Done(done, pass));
+    Some(done)
 }
 
 /// Writes the records of a sandbox that was ready: as it is now, or that nothing of it lives any more.

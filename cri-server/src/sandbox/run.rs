@@ -19,6 +19,7 @@ use crate::id::SandboxId;
 use crate::records::{self, SandboxRecord};
 use crate::shim::ShimClient;
 use crate::spec::{IdMap, NamespaceMode, SandboxSpec};
+use crate::steps::Step;
 
 /// Size of a pod's /dev/shm, as everywhere.
 const SHM_BYTES: u64 = 64 << 20;
@@ -99,9 +100,8 @@ async fn build(server: &Arc<Server>, live: &mut Live, created_at: i64, mail: &Ma
         let (server, id, spec, record) = (server.clone(), live.id.clone(), live.spec.clone(), record.clone());
         crate::blocking(move || prepare(&server, &id, &spec, &record)).await?
     };
-    live.process = Some(watch(pid, pidfd, mail.clone())?);
-    let socket = server.paths.socket(&live.id);
-    connect(live, &socket, mail).await?;
+    live.process = Some(Arc::new(watch(pid, pidfd, mail.clone())?));
+    connect(server, live, mail).await?;
     if !live.spec.host_network() {
         attach(server, live).await?;
     }
@@ -111,7 +111,9 @@ async fn build(server: &Arc<Server>, live: &mut Live, created_at: i64, mail: &Ma
         (crate::paths::record(&server.paths.live_sandbox(&live.id)), crate::paths::record(&server.paths.kept_sandbox(&live.id)));
     let bytes = records::encode(&record);
     server.durable.put(kept, bytes.clone());
-    let written = crate::blocking(move || records::write(&state, &bytes)).await;
+    let object = state.display().to_string();
+    let write = crate::blocking(move || records::write(&state, &bytes));
+    let written = server.progress.step(live.id.as_str(), Step::WriteRecord, object, write).await;
     if written.is_err() {
         crate::nri::undo_run_pod(server, live).await;
     }
@@ -121,13 +123,17 @@ async fn build(server: &Arc<Server>, live: &mut Live, created_at: i64, mail: &Ma
 /// Folders, record, files, shim.
 fn prepare(server: &Server, id: &SandboxId, spec: &SandboxSpec, record: &SandboxRecord) -> Result<(i32, OwnedFd), Error> {
     let folder = server.paths.live_sandbox(id);
+    let making = server.progress.begin(id.as_str(), Step::MakeFolders, folder.display().to_string());
     std::fs::create_dir_all(folder.join("containers")).map_err(file("create", &folder))?;
     let kept = server.paths.kept_sandbox(id);
     std::fs::create_dir_all(&kept).map_err(file("create", &kept))?;
     records::write(&crate::paths::record(&folder), &records::encode(record))?;
     files::write(&folder, spec, &server.config)?;
     server.cgroups.ensure_parent(&record.cgroup, id.as_str())?;
-    crate::shim::start(&server.program, &shim_config(id, spec, &record.cgroup, server), &server.paths.socket(id), None)
+    drop(making);
+    let _starting = server.progress.begin(id.as_str(), Step::StartShim, "berth-shim");
+    let config = shim_config(id, spec, &record.cgroup, server);
+    crate::shim::start(&server.program, &config, &server.paths.socket(id), None, server.progress.limit(Step::StartShim))
 }
 
 /// Watches a shim's process: its end is an event at once.
@@ -147,12 +153,14 @@ pub(crate) fn watch(pid: i32, pidfd: OwnedFd, mail: Mail) -> Result<ShimProcess,
 }
 
 /// Connects to the shim and fetches the namespaces.
-pub(crate) async fn connect(live: &mut Live, socket: &std::path::Path, mail: &Mail) -> Result<(), Error> {
-    let stream = crate::shim::connect(socket).map_err(file("connect to", socket))?;
+pub(crate) async fn connect(server: &Server, live: &mut Live, mail: &Mail) -> Result<(), Error> {
+    let socket = server.paths.socket(&live.id);
+    let stream = crate::shim::connect(&socket).map_err(file("connect to", &socket))?;
     let (events, gone) = (mail.clone(), mail.clone());
     let id = live.id.clone();
     let client = ShimClient::new(
         id.as_str(),
+        server.progress.clone(),
         stream,
         move |event| match event {
             ShimEvent::Exited { id, exit } => {
@@ -167,7 +175,7 @@ pub(crate) async fn connect(live: &mut Live, socket: &std::path::Path, mail: &Ma
             let _ = gone.send(Event::ShimGone);
         },
     )
-    .map_err(file("watch", socket))?;
+    .map_err(file("watch", &socket))?;
     let client = Arc::new(client);
     live.shim = Some(client.clone());
     client.greet().await?;
@@ -186,7 +194,7 @@ pub(crate) async fn connect(live: &mut Live, socket: &std::path::Path, mail: &Ma
 
 /// The shim's record of an exit in our words.
 pub(crate) fn process_exit(exit: &berth_shim::protocol::ExitRecord) -> ProcessExit {
-    ProcessExit { code: exit.code, oom: exit.oom, finished_at: exit.finished_at_ns }
+    ProcessExit { code: exit.code, oom: exit.oom, finished_at: exit.finished_at_ns, start_error: exit.start_error.clone() }
 }
 
 /// The name of a network namespace for foreign plugins.
@@ -204,7 +212,9 @@ async fn attach(server: &Arc<Server>, live: &mut Live) -> Result<(), Error> {
         live.netns_path = Some(path);
     }
     let Some(netns) = live.cni_netns() else { return Err(failed("the network namespace can not be duplicated".into())) };
-    let attachment = server.network.attach(&live.pod_network(), netns).await.map_err(|e| failed(Box::new(e)))?;
+    let pod = live.pod_network();
+    let attach = async { server.network.attach(&pod, netns).await.map_err(|e| failed(Box::new(e))) };
+    let attachment = server.progress.step(live.id.as_str(), Step::AttachNetwork, "CNI ADD", attach).await?;
     live.ips = attachment.pod_ips();
     Ok(())
 }
@@ -214,12 +224,13 @@ pub(crate) async fn erase(server: &Arc<Server>, id: &SandboxId) -> Result<(), Er
     let (live, kept) = (server.paths.live_sandbox(id), server.paths.kept_sandbox(id));
     server.durable.forget(crate::paths::record(&kept));
     let (trash, name) = (server.paths.trash(), id.as_str().to_owned());
-    crate::blocking(move || {
+    let object = live.display().to_string();
+    let work = crate::blocking(move || {
         // Renamed, not emptied: a record may just be on its way into it.
         crate::container::control::discard(&kept, &trash, &name)?;
         remove_folder(&live)
-    })
-    .await?;
+    });
+    server.progress.step(id.as_str(), Step::Erase, object, work).await?;
     server.reaper.wake();
     Ok(())
 }

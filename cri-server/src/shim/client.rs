@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_linux::fdpass::{MAX_FDS, recv_with_fds, send_with_fds};
@@ -13,6 +13,8 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::Error;
+use crate::progress::Progress;
+use crate::steps::Step;
 
 /// A reply with its descriptors.
 pub(crate) struct Answer {
@@ -32,6 +34,18 @@ impl Answer {
     }
 }
 
+/// Nobody waits for an answer any more.
+struct Forget<'a> {
+    shared: &'a Mutex<Shared>,
+    seq: u64,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        lock(self.shared).pending.remove(&self.seq);
+    }
+}
+
 /// The connection has ended.
 #[derive(Debug, Clone)]
 pub(crate) struct Gone;
@@ -48,6 +62,9 @@ struct Shared {
 /// A connection to a shim. Dropping the last handle closes it, which kills the execs it owns.
 pub(crate) struct ShimClient {
     sandbox: String,
+    /// The shim's, once it has said hello.
+    pid: AtomicI32,
+    progress: Arc<Progress>,
     seq: AtomicU64,
     shared: Arc<Mutex<Shared>>,
     out: mpsc::UnboundedSender<(Vec<u8>, Vec<OwnedFd>)>,
@@ -69,6 +86,7 @@ impl ShimClient {
     /// once when the connection ends.
     pub(crate) fn new(
         sandbox: &str,
+        progress: Arc<Progress>,
         stream: std::os::unix::net::UnixStream,
         events: impl Fn(Event) + Send + Sync + 'static,
         gone: impl FnOnce(Gone) + Send + 'static,
@@ -88,15 +106,28 @@ impl ShimClient {
             drop(state);
             gone(Gone);
         });
-        Ok(Self { sandbox: sandbox.into(), seq: AtomicU64::new(1), shared, out, reader: reader.abort_handle() })
+        let (pid, seq) = (AtomicI32::new(0), AtomicU64::new(1));
+        Ok(Self { sandbox: sandbox.into(), pid, progress, seq, shared, out, reader: reader.abort_handle() })
     }
 
     fn gone(&self, reason: &str) -> Error {
         Error::ShimGone { id: self.sandbox.clone(), reason: reason.into() }
     }
 
-    /// Sends a request and waits for its answer; a refusal is an error with the shim's text.
+    /// Sends a request and waits for its answer; a refusal is an error with the shim's text. Each request is a step with a
+    /// limit. One that is given up may still be carried out: requests are done in their order, so what undoes it comes after it.
     pub(crate) async fn call(&self, action: &'static str, request: Request, fds: Vec<OwnedFd>) -> Result<Answer, Error> {
+        let (step, about) = Step::of(&request);
+        let subject = about.unwrap_or(&self.sandbox).to_owned();
+        let object = match self.pid.load(Ordering::Relaxed) {
+            0 => format!("{action}, asked of its shim"),
+            pid => format!("{action}, asked of shim {pid}"),
+        };
+        let asked = self.ask(action, request, fds);
+        self.progress.step(&subject, step, object, asked).await
+    }
+
+    async fn ask(&self, action: &'static str, request: Request, fds: Vec<OwnedFd>) -> Result<Answer, Error> {
         let seq = self.seq.fetch_add(1, Ordering::Relaxed);
         let frame = encode(&ToShim { seq, request }, fds.len()).map_err(|e| Error::Shim { action, message: e.to_string() })?;
         let (tx, rx) = oneshot::channel();
@@ -107,6 +138,7 @@ impl ShimClient {
             }
             state.pending.insert(seq, tx);
         }
+        let _forget = Forget { shared: &self.shared, seq };
         self.out.send((frame, fds)).map_err(|_| self.gone("the connection is closed"))?;
         let answer = rx.await.map_err(|_| self.gone("it ended before it answered"))?;
         match answer.reply {
@@ -122,6 +154,7 @@ impl ShimClient {
     pub(crate) async fn greet(&self) -> Result<i32, Error> {
         let answer = self.call("greet the shim", Request::Hello { version: VERSION }, Vec::new()).await?;
         let Reply::Hello { pid, .. } = answer.reply else { return Err(self.unexpected("greet the shim")) };
+        self.pid.store(pid, Ordering::Relaxed);
         self.call("subscribe to the shim", Request::Subscribe, Vec::new()).await?;
         Ok(pid)
     }
@@ -241,7 +274,7 @@ mod tests {
     ) -> (Arc<ShimClient>, FakeShim) {
         let (ours, theirs) = Socket::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        (Arc::new(ShimClient::new("s", ours, events, gone).unwrap()), FakeShim(theirs))
+        (Arc::new(ShimClient::new("s", Arc::default(), ours, events, gone).unwrap()), FakeShim(theirs))
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -260,6 +293,24 @@ mod tests {
         for call in calls {
             assert!(matches!(call.await.unwrap().unwrap().reply, Reply::Done));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shim_that_does_not_answer_is_given_up_by_name_and_its_late_answer_is_dropped() {
+        let (client, mut shim) = pair(|_| {}, |_| {});
+        let error = client.call("ask", Request::State, Vec::new()).await.err().unwrap();
+        assert!(error.to_string().starts_with("ask the shim of s (ask, asked of its shim): not ended since"), "{error}");
+        assert!(lock(&client.shared).pending.is_empty());
+        let seq = shim.request().seq;
+        shim.reply(seq, Reply::Done);
+        let next = client.call("ask", Request::State, Vec::new());
+        let asked = async {
+            let seq = tokio::task::spawn_blocking(move || (shim.request().seq, shim)).await.unwrap();
+            let (seq, mut shim) = seq;
+            shim.reply(seq, Reply::Done);
+            shim
+        };
+        assert!(tokio::join!(next, asked).0.is_ok());
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -30,14 +30,14 @@ pub(crate) fn bind(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// A connection to the shim at `path`.
+/// A connection to the shim at `path`. Never waits: a shim that has stopped accepting has a full queue one day.
 pub(crate) fn connect(path: &Path) -> io::Result<std::os::unix::net::UnixStream> {
     let (_dir, short) = folder(path)?;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // unix(7): of a full queue a non-blocking connect says EAGAIN.
     rustix::net::connect(&socket, &SocketAddrUnix::new(&short)?)?;
-    let stream = std::os::unix::net::UnixStream::from(socket);
-    stream.set_nonblocking(true)?;
-    Ok(stream)
+    Ok(socket.into())
 }
 
 #[cfg(test)]
@@ -52,5 +52,15 @@ mod tests {
         let path = deep.join("shim.sock");
         let _listener = bind(&path).unwrap();
         connect(&path).unwrap();
+    }
+
+    #[test]
+    fn a_shim_that_does_not_accept_keeps_nobody_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("shim.sock");
+        let _listener = bind(&path).unwrap();
+        let mut open = Vec::new();
+        let refused = (0..100).find_map(|_| connect(&path).map(|stream| open.push(stream)).err());
+        assert_eq!(refused.unwrap().kind(), io::ErrorKind::WouldBlock);
     }
 }

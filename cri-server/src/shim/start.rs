@@ -8,12 +8,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use berth_linux::memfd::{reopen, sealed_memfd};
 use berth_linux::mount::{AttrChange, MountAttrs, mount_setattr, open_tree};
 use berth_linux::process::{Executable, Spawn, spawn_exec};
 use berth_shim::protocol::{CONFIG_FD, LISTEN_FD, NETNS_FD, READY_FD, Ready, SandboxConfig};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, OFlags};
 
 use crate::error::{Error, file};
@@ -99,13 +101,14 @@ fn read_only(path: &Path) -> Result<OwnedFd, Error> {
     reopen(mount.as_fd(), OFlags::RDONLY | OFlags::CLOEXEC).map_err(file("open", path))
 }
 
-/// Starts a shim and waits until it is ready or has failed. Blocking: a few milliseconds. Returns its pidfd; this process is
-/// its parent and has to reap it.
+/// Starts a shim and waits until it is ready or has failed, at most for `limit`: then it is killed. Blocking: a few milliseconds.
+/// Returns its pidfd; this process is its parent and has to reap it.
 pub(crate) fn start(
     program: &Program,
     config: &SandboxConfig,
     socket: &Path,
     netns: Option<OwnedFd>,
+    limit: Duration,
 ) -> Result<(i32, OwnedFd), Error> {
     let spawned = spawn(program, config, socket, netns.as_ref());
     let (pid, pidfd, ready) = match spawned {
@@ -116,9 +119,12 @@ pub(crate) fn start(
         other => other?,
     };
     let mut text = Vec::new();
-    let read = File::from(ready).take(64 * 1024).read_to_end(&mut text);
+    let read = read_until(ready, &mut text, Instant::now() + limit);
     let failed = match (read, serde_json::from_slice::<Ready>(&text)) {
         (Ok(_), Ok(Ready::Ok)) => return Ok((pid, pidfd)),
+        (Err(e), _) if e.kind() == std::io::ErrorKind::TimedOut => {
+            format!("the shim (pid {pid}) was not ready after {} s and is killed", limit.as_secs())
+        }
         (Ok(_), Ok(Ready::Failed(message))) => message,
         (Ok(0), _) => "the shim died at its start".into(),
         (Ok(_), Err(e)) => format!("the shim's report can not be read: {e}"),
@@ -128,6 +134,28 @@ pub(crate) fn start(
     let _ = pidfd.signal(9);
     let _ = pidfd.wait(false);
     Err(Error::Shim { action: "start the shim", message: failed })
+}
+
+/// Reads the shim's report to its end.
+fn read_until(ready: OwnedFd, text: &mut Vec<u8>, until: Instant) -> std::io::Result<usize> {
+    const REPORT: usize = 64 * 1024;
+    let mut ready = File::from(ready);
+    let mut buffer = [0u8; 4096];
+    while text.len() < REPORT {
+        let left = until.saturating_duration_since(Instant::now());
+        let wait = Timespec { tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(&ready, PollFlags::IN)], Some(&wait)) {
+            Ok(0) => return Err(std::io::ErrorKind::TimedOut.into()),
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+            Ok(_) => {}
+        }
+        match ready.read(&mut buffer)? {
+            0 => break,
+            n => text.extend_from_slice(&buffer[..n]),
+        }
+    }
+    Ok(text.len())
 }
 
 fn refused(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::container::{Phase, end_now, exit_record};
+use super::container::{Container, Phase, end_now, exit_record, lost};
 use super::{Change, Goal, Lifecycle, Machine, Outbox, ProcessExit, Task, answer_all};
-use crate::board::Exit;
 use crate::error::Error;
 use crate::id::ContainerId;
 
@@ -28,8 +27,7 @@ impl Machine {
             if matches!(container.phase, Phase::Exited(_) | Phase::Creating) {
                 continue;
             }
-            let lost = Exit { code: 255, finished_at: at, reason: "Unknown".into(), message: "the pod's shim died".into() };
-            container.phase = Phase::Exited(exits.get(id).map_or(lost, exit_record));
+            container.phase = Phase::Exited(exits.get(id).map_or_else(|| lost(at), exit_record));
             container.pid = None;
             let gone = Err(Arc::new(Error::ShimGone { id: self.id.as_str().into(), reason: "it died".into() }));
             answer_all(out, &mut container.starters, &gone);
@@ -79,15 +77,19 @@ impl Machine {
         if self.goal < Goal::Stop {
             return;
         }
-        let busy = self.resizing || self.containers.values().any(|c| c.deleting || !matches!(c.phase, Phase::Exited(_)));
+        // A creation that is stuck on a disk ends when the disk answers; the rest of the pod does not wait for it.
+        let shimless = matches!(self.lifecycle, Lifecycle::NotReady(_));
+        let stuck = |c: &Container| shimless && matches!(c.phase, Phase::Creating) && c.overdue.is_some();
+        let ends = |c: &Container| stuck(c) || (!c.deleting && matches!(c.phase, Phase::Exited(_)));
+        let busy = self.resizing || !self.containers.values().all(ends);
         match &mut self.lifecycle {
             Lifecycle::Ready(live) if !busy => {
-                out.tasks.push(Task::TearDown { live: live.clone() });
+                out.tasks.push(Task::TearDown { live: live.clone(), told: !self.hidden });
                 self.lifecycle = Lifecycle::TearingDown;
             }
             Lifecycle::NotReady(rest @ Some(_)) if !busy => {
                 if let Some(live) = rest.take() {
-                    out.tasks.push(Task::TearDown { live });
+                    out.tasks.push(Task::TearDown { live, told: !self.hidden });
                 }
                 self.lifecycle = Lifecycle::TearingDown;
             }
@@ -106,7 +108,7 @@ impl Machine {
     /// Removes the containers, then the sandbox itself.
     pub(super) fn erase(&mut self, out: &mut Outbox) {
         for (id, container) in &mut self.containers {
-            if !container.deleting {
+            if !container.deleting && !matches!(container.phase, Phase::Creating) {
                 container.deleting = true;
                 out.tasks.push(Task::Delete { id: id.clone(), live: None });
             }

@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use super::Reply;
 use crate::board::{ContainerFacts, ContainerState, Exit};
+use crate::error::Error;
 use crate::id::ContainerId;
-use crate::spec::Resources;
+use crate::spec::{ContainerSpec, Resources};
 
 /// How a container's process ended, as the shim recorded it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub(crate) struct ProcessExit {
     pub(crate) code: i32,
     pub(crate) oom: bool,
     pub(crate) finished_at: i64,
+    /// Why the program could not be started; empty when it ran.
+    pub(crate) start_error: String,
 }
 
 /// The result of a container creation.
@@ -33,6 +36,8 @@ pub(crate) type Hold = Arc<Vec<berth_image::Hold>>;
 pub(super) struct Stopping {
     pub(super) deadline: Instant,
     pub(super) killed: bool,
+    /// A kill has failed: the next one waits for the deadline.
+    pub(super) again: bool,
 }
 
 #[derive(Debug)]
@@ -42,6 +47,13 @@ pub(super) enum Phase {
     Starting,
     Running,
     Exited(Exit),
+}
+
+/// A creation that waits for its name.
+pub(super) struct Heir {
+    pub(super) spec: Box<ContainerSpec>,
+    pub(super) log_directory: String,
+    pub(super) reply: Reply<ContainerId>,
 }
 
 /// A container inside the machine.
@@ -61,8 +73,13 @@ pub(crate) struct Container {
     pub(super) updating: bool,
     pub(super) updates: VecDeque<(Box<Resources>, bool, Reply<()>)>,
     pub(super) deleting: bool,
-    pub(super) claimed: bool,
+    /// Half made or half removed when the agent ended: on no list, and on its way out.
+    pub(super) forlorn: bool,
     pub(super) hold: Option<Hold>,
+    /// The step that is past its limit: whoever asks is told, until it ends.
+    pub(super) overdue: Option<Arc<Error>>,
+    /// Creations of the same name that came while this one is being removed.
+    pub(super) heirs: Vec<Heir>,
     pub(super) creators: Vec<Reply<ContainerId>>,
     pub(super) starters: Vec<Reply<()>>,
     pub(super) stoppers: Vec<Reply<()>>,
@@ -84,8 +101,10 @@ impl Container {
             updating: false,
             updates: VecDeque::new(),
             deleting: false,
-            claimed: false,
+            forlorn: false,
             hold: None,
+            overdue: None,
+            heirs: Vec::new(),
             creators: Vec::new(),
             starters: Vec::new(),
             stoppers: Vec::new(),
@@ -114,8 +133,28 @@ impl Container {
         container.facts = Some(facts);
         container.created_at = created_at;
         container.started_at = started_at;
-        container.claimed = true;
         container.hold = hold;
+        container
+    }
+
+    /// Whether it was made as `spec` says. The ids of image volumes were filled in since.
+    pub(super) fn is_of(&self, spec: &ContainerSpec) -> bool {
+        let Some(facts) = &self.facts else { return false };
+        let mut made = facts.spec.clone();
+        for (mine, asked) in made.mounts.iter_mut().zip(&spec.mounts) {
+            if let (Some(mine), Some(asked)) = (&mut mine.image, &asked.image) {
+                mine.id.clone_from(&asked.id);
+            }
+        }
+        made == *spec
+    }
+
+    /// A container that was being made, or removed, when the agent ended: nobody may see it, and its owner removes it.
+    pub(crate) fn forlorn(name: (String, u32), resources: Resources) -> Self {
+        let mut container = Self::new(name, resources);
+        container.phase = Phase::Exited(lost(0));
+        container.forlorn = true;
+        container.removers.push(tokio::sync::oneshot::channel().0);
         container
     }
 
@@ -123,9 +162,15 @@ impl Container {
         matches!(self.phase, Phase::Created | Phase::Starting | Phase::Running)
     }
 
+    /// Its name in the pod.
+    pub(crate) fn name(&self) -> &str {
+        &self.name.0
+    }
+
     /// The state to show; none while it is being created.
     pub(crate) fn state(&self) -> Option<ContainerState> {
         match self.phase {
+            _ if self.forlorn => None,
             Phase::Creating => None,
             Phase::Created | Phase::Starting => Some(ContainerState::Created),
             Phase::Running => Some(ContainerState::Running),
@@ -145,13 +190,23 @@ impl Container {
 /// The first process is to end at once.
 pub(super) fn end_now(container: &mut Container, now: Instant) {
     match &mut container.stopping {
+        Some(stopping) if stopping.again => {}
         Some(stopping) => stopping.deadline = stopping.deadline.min(now),
-        None => container.stopping = Some(Stopping { deadline: now, killed: false }),
+        None => container.stopping = Some(Stopping { deadline: now, killed: false, again: false }),
     }
+}
+
+/// The end of a container that nobody saw.
+pub(super) fn lost(at: i64) -> Exit {
+    Exit { code: 255, finished_at: at, reason: "Unknown".into(), message: "the pod's shim died".into() }
 }
 
 /// The exit as clients are told it.
 pub(crate) fn exit_record(exit: &ProcessExit) -> Exit {
+    if !exit.start_error.is_empty() {
+        let (finished_at, message) = (exit.finished_at, exit.start_error.clone());
+        return Exit { code: 128, finished_at, reason: "StartError".into(), message };
+    }
     let reason = if exit.oom {
         "OOMKilled"
     } else if exit.code == 0 {

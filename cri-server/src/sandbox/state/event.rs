@@ -35,7 +35,10 @@ impl Resize {
 /// What clients ask of a sandbox.
 pub(crate) enum Op {
     /// RunPodSandbox, the first time or again with the same metadata.
-    Run(Reply<SandboxId>),
+    Run {
+        spec: Arc<SandboxSpec>,
+        reply: Reply<SandboxId>,
+    },
     Stop(Reply<()>),
     Remove(Reply<()>),
     CreateContainer {
@@ -115,6 +118,27 @@ pub(crate) enum Done {
         result: Result<(), Error>,
     },
     Erased(Result<(), Error>),
+    /// The shim that kept a stop from going on is dead, or can not be killed.
+    Killed(Result<(), Error>),
+}
+
+impl Done {
+    /// How it failed.
+    pub(crate) fn error(&self) -> Option<&Error> {
+        match self {
+            Self::Ran(result) => result.as_ref().err(),
+            Self::Created { result, .. } => result.as_ref().err(),
+            Self::Started { result, .. }
+            | Self::Signalled { result, .. }
+            | Self::Deleted { result, .. }
+            | Self::Updated { result, .. }
+            | Self::TornDown { result, .. }
+            | Self::Resized { result, .. }
+            | Self::Erased(result)
+            | Self::Killed(result) => result.as_ref().err(),
+            Self::Lost(_) => None,
+        }
+    }
 }
 
 /// What can happen to a sandbox.
@@ -129,8 +153,27 @@ pub(crate) enum Event {
     },
     /// The shim is dead.
     ShimGone,
+    /// A step that is not given up is past its limit.
+    Overdue {
+        /// None: the sandbox itself.
+        container: Option<ContainerId>,
+        error: Arc<Error>,
+    },
+    /// A shim that did not answer at the agent's start does now.
+    Reached {
+        live: Arc<H>,
+        fates: BTreeMap<ContainerId, Fate>,
+    },
     /// A deadline has passed.
     Tick,
+}
+
+/// What a shim knows of a container that the records do not.
+#[derive(Debug, Clone)]
+pub(crate) struct Fate {
+    pub(crate) started_at: i64,
+    pub(crate) pid: Option<i32>,
+    pub(crate) exit: Option<ProcessExit>,
 }
 
 /// Slow work.
@@ -187,8 +230,14 @@ pub(crate) enum Task {
     },
     TearDown {
         live: Arc<H>,
+        /// Somebody was told of the sandbox: it is on record as stopped from then on.
+        told: bool,
     },
     Erase,
+    /// Of a pod that is to end and whose shim answers nobody.
+    KillShim {
+        live: Arc<H>,
+    },
 }
 
 impl Task {
@@ -220,4 +269,6 @@ pub(crate) struct Outbox {
     pub(crate) answers: Vec<Box<dyn FnOnce() + Send>>,
     pub(crate) tasks: Vec<Task>,
     pub(crate) pass: Option<Pass>,
+    /// RunPodSandbox of the same name that came while this one was being removed: for a new owner.
+    pub(crate) heirs: Vec<(Arc<SandboxSpec>, Reply<SandboxId>)>,
 }

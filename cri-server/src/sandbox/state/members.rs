@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::container::{Container, Phase, Stopping, end_now, exit_record};
-use super::{Change, CreatedContainer, Goal, Machine, Outbox, ProcessExit, Reply, Task, answer, answer_all};
+use super::container::{Container, Heir, Phase, Stopping, end_now, exit_record, lost};
+use super::{Change, CreatedContainer, Goal, Lifecycle, Machine, Outbox, ProcessExit, Reply, Task, answer, answer_all};
 use crate::board::{ContainerState, Exit};
 use crate::error::Error;
 use crate::id::ContainerId;
@@ -24,12 +24,19 @@ impl Machine {
         };
         let name = (spec.name.clone(), spec.attempt);
         if let Some((id, container)) = self.containers.iter_mut().find(|(_, c)| c.name == name) {
+            let untouched = !container.deleting && container.removers.is_empty();
             match container.phase {
                 Phase::Creating => container.creators.push(reply),
-                _ if !container.claimed && !container.deleting && container.removers.is_empty() => {
-                    container.claimed = true;
-                    answer(out, reply, Ok(id.clone()));
+                // The name is free once this one is gone.
+                _ if !untouched || container.forlorn => {
+                    if container.forlorn && untouched {
+                        // The last try to remove it failed.
+                        container.removers.push(tokio::sync::oneshot::channel().0);
+                    }
+                    container.heirs.push(Heir { spec, log_directory, reply });
                 }
+                // A retry whose first answer was lost on its way, by the client's death or ours: it gets what was made.
+                Phase::Created if container.stopping.is_none() && container.is_of(&spec) => answer(out, reply, Ok(id.clone())),
                 _ => {
                     let name = format!("{}_{}", name.0, name.1);
                     let error = Error::Exists { kind: "container", name, id: id.as_str().into() };
@@ -88,7 +95,7 @@ impl Machine {
                 match &mut container.stopping {
                     Some(stopping) => stopping.deadline = stopping.deadline.min(deadline),
                     None => {
-                        container.stopping = Some(Stopping { deadline, killed: false });
+                        container.stopping = Some(Stopping { deadline, killed: false, again: false });
                         let signal = container.facts.as_ref().map_or(15, |f| f.stop_signal);
                         // Without time to end there is nothing to ask: it is killed below.
                         if let Some(live) = live.filter(|_| !timeout.is_zero()) {
@@ -164,6 +171,7 @@ impl Machine {
     }
 
     pub(super) fn created(&mut self, id: ContainerId, result: Result<CreatedContainer, Error>, out: &mut Outbox) {
+        let buried = !matches!(self.lifecycle, Lifecycle::Ready(_) | Lifecycle::Burying(_));
         match result {
             Ok(made) => {
                 let Some(container) = self.containers.get_mut(&id) else { return };
@@ -174,14 +182,16 @@ impl Machine {
                 container.created_at = made.created_at;
                 container.pid = Some(made.pid);
                 container.hold = made.hold;
-                let creators = std::mem::take(&mut container.creators);
-                container.claimed = creators.iter().any(|r| !r.is_closed());
-                for reply in creators {
+                for reply in std::mem::take(&mut container.creators) {
                     answer(out, reply, Ok(id.clone()));
                 }
                 if let Some(exit) = container.early_exit.take() {
                     container.pid = None;
                     container.phase = Phase::Exited(exit_record(&exit));
+                } else if buried {
+                    // The shim had answered and died, and its pod was buried before this was heard.
+                    container.pid = None;
+                    container.phase = Phase::Exited(lost((self.now)()));
                 }
                 out.events.push((id.as_str().into(), Change::Created));
                 out.changed.push(id);
@@ -253,14 +263,20 @@ impl Machine {
         answer_all(out, &mut container.removers, &result);
         match result {
             Ok(()) => {
-                self.containers.remove(&id);
+                let heirs = self.containers.remove(&id).map(|c| c.heirs).unwrap_or_default();
                 out.events.push((id.as_str().into(), Change::Deleted));
                 out.gone.push(id);
+                for Heir { spec, log_directory, reply } in heirs {
+                    self.create(spec, log_directory, reply, out);
+                }
             }
             Err(error) => {
+                for heir in std::mem::take(&mut container.heirs) {
+                    answer(out, heir.reply, Err(error.clone()));
+                }
                 if self.goal == Goal::Remove {
                     self.goal = Goal::Run;
-                    answer_all(out, &mut self.removers, &Err(error));
+                    self.not_removed(&error, out);
                 }
             }
         }

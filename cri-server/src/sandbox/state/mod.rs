@@ -4,16 +4,17 @@
 mod advance;
 mod container;
 mod event;
+mod late;
 mod members;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 pub(crate) use container::{Container, CreatedContainer, ProcessExit, exit_record};
-pub(crate) use event::{Change, Done, Event, Op, Outbox, Reply, Resize, Task};
+pub(crate) use event::{Change, Done, Event, Fate, Op, Outbox, Reply, Resize, Task};
 
 use crate::board::ContainerState;
 use crate::error::{Error, Shared};
@@ -51,7 +52,14 @@ pub(crate) struct Machine {
     lifecycle: Lifecycle,
     goal: Goal,
     pub(crate) created_at: i64,
-    claimed: bool,
+    begun: bool,
+    /// The agent that made it died before anybody was told of it: it only goes.
+    hidden: bool,
+    /// A shim that answers nobody is being killed.
+    killing: bool,
+    /// The step that is past its limit: whoever asks is told, until it ends.
+    overdue: Option<Arc<Error>>,
+    heirs: Vec<(Arc<SandboxSpec>, Reply<SandboxId>)>,
     runners: Vec<Reply<SandboxId>>,
     stoppers: Vec<Reply<()>>,
     removers: Vec<Reply<()>>,
@@ -83,7 +91,11 @@ impl Machine {
             lifecycle: Lifecycle::Creating,
             goal: Goal::Run,
             created_at: crate::clock::now_ns(),
-            claimed: false,
+            begun: false,
+            hidden: false,
+            killing: false,
+            overdue: None,
+            heirs: Vec::new(),
             runners: Vec::new(),
             stoppers: Vec::new(),
             removers: Vec::new(),
@@ -109,9 +121,14 @@ impl Machine {
             rest => Lifecycle::NotReady(rest),
         };
         machine.created_at = created_at;
-        machine.claimed = true;
+        machine.begun = true;
         machine.containers = containers;
         machine
+    }
+
+    /// Nobody was ever told of this one.
+    pub(crate) fn hide(&mut self) {
+        self.hidden = true;
     }
 
     /// Whether the sandbox is READY.
@@ -121,7 +138,7 @@ impl Machine {
 
     /// Whether there is anything to show.
     pub(crate) fn listed(&self) -> bool {
-        !matches!(self.lifecycle, Lifecycle::Creating | Lifecycle::Over)
+        !self.hidden && !matches!(self.lifecycle, Lifecycle::Creating | Lifecycle::Over)
     }
 
     /// Whether something of the system may be held: while it is made, ready, or not wholly given back.
@@ -153,6 +170,12 @@ impl Machine {
             .min()
     }
 
+    /// Until when containers that were asked to end are waited for, and which are waited for no more.
+    pub(crate) fn graces(&self) -> impl Iterator<Item = (&ContainerId, Option<Instant>)> {
+        let asked = self.containers.iter().filter_map(|(id, c)| Some((id, c.stopping.as_ref()?.deadline, c.has_process())));
+        asked.map(|(id, until, runs)| (id, runs.then_some(until)))
+    }
+
     /// Changes the state by one event.
     pub(crate) fn apply(&mut self, event: Event, now: Instant) -> Outbox {
         let mut out = Outbox::default();
@@ -164,17 +187,23 @@ impl Machine {
             }
             Event::Exited { id, exit } => self.exited(&id, exit, &mut out),
             Event::ShimGone => self.shim_gone(&mut out),
+            Event::Overdue { container, error } => self.is_late(container, error),
+            Event::Reached { live, fates } => self.reached(live, &fates, &mut out),
             Event::Tick => {}
         }
         self.escalate(now, &mut out);
         self.resize(&mut out);
         self.advance(&mut out);
+        self.tell_the_late(&mut out);
+        if self.over() {
+            out.heirs.append(&mut self.heirs);
+        }
         out
     }
 
     fn op(&mut self, op: Op, now: Instant, out: &mut Outbox) {
         match op {
-            Op::Run(reply) => self.run(reply, out),
+            Op::Run { spec, reply } => self.run(spec, reply, out),
             Op::Stop(reply) => self.stop(reply, out),
             Op::Remove(reply) => {
                 self.removers.push(reply);
@@ -236,21 +265,19 @@ impl Machine {
         }
     }
 
-    fn run(&mut self, reply: Reply<SandboxId>, out: &mut Outbox) {
+    fn run(&mut self, spec: Arc<SandboxSpec>, reply: Reply<SandboxId>, out: &mut Outbox) {
         match self.lifecycle {
+            // The name is free once this one is gone.
+            _ if self.goal == Goal::Remove => self.heirs.push((spec, reply)),
             Lifecycle::Creating => {
-                if self.runners.is_empty() && !self.claimed {
-                    // The very first: `claimed` says from here on that the work has begun.
-                    self.claimed = true;
+                if !self.begun {
+                    self.begun = true;
                     out.tasks.push(Task::Run);
                 }
                 self.runners.push(reply);
             }
-            // The one who asked had gone away before it was told: the retry gets what was made.
-            _ if !self.claimed && self.goal == Goal::Run => {
-                self.claimed = true;
-                answer(out, reply, Ok(self.id.clone()));
-            }
+            // A retry whose first answer was lost on its way, by the client's death or ours: it gets what was made.
+            Lifecycle::Ready(_) if self.goal == Goal::Run && *spec == *self.spec => answer(out, reply, Ok(self.id.clone())),
             _ => {
                 let m = &self.spec.metadata;
                 let name = format!("{}_{}_{}_{}", m.name, m.namespace, m.uid, m.attempt);
@@ -268,19 +295,25 @@ impl Machine {
         }
     }
 
+    /// A removal has failed: nobody inherits the name.
+    fn not_removed(&mut self, error: &Arc<Error>, out: &mut Outbox) {
+        answer_all(out, &mut self.removers, &Err(error.clone()));
+        for (_, reply) in self.heirs.drain(..) {
+            answer(out, reply, Err(error.clone()));
+        }
+    }
+
     fn done(&mut self, done: Done, now: Instant, out: &mut Outbox) {
+        self.no_longer_late(&done);
         match done {
             Done::Ran(result) => self.ran(result, out),
             Done::Created { id, result } => self.created(id, result, out),
             Done::Started { id, at, result } => self.started(&id, at, result, out),
-            Done::Signalled { id, result } => {
-                if let (Err(error), Some(container)) = (result, self.containers.get_mut(&id)) {
-                    tracing::debug!(container = %id, error = %crate::error::text(&error), "signal not delivered");
-                    // What can not be signalled is killed at its deadline; a failed kill is tried again a little later.
-                    if let Some(stopping) = container.stopping.as_mut().filter(|s| s.killed) {
-                        stopping.killed = false;
-                        stopping.deadline = now + Duration::from_millis(200);
-                    }
+            Done::Signalled { id, result } => self.signalled(&id, result, now, out),
+            Done::Killed(result) => {
+                self.killing = false;
+                if let Err(error) = result {
+                    self.overdue = Some(Arc::new(error));
                 }
             }
             Done::Deleted { id, result } => self.deleted(id, result, out),
@@ -298,8 +331,8 @@ impl Machine {
                 self.lifecycle = Lifecycle::NotReady(rest);
                 out.sandbox_changed = true;
                 let result = result.map_err(Arc::new);
-                if result.is_err() && self.goal == Goal::Remove {
-                    answer_all(out, &mut self.removers, &result);
+                if let (Err(error), Goal::Remove) = (&result, self.goal) {
+                    self.not_removed(error, out);
                 }
                 if result.is_err() {
                     self.goal = Goal::Run; // Tried again by the next call.
@@ -316,6 +349,9 @@ impl Machine {
                     self.lifecycle = Lifecycle::NotReady(None);
                     self.goal = Goal::Run;
                 }
+                if let Err(error) = &result {
+                    self.not_removed(error, out);
+                }
                 answer_all(out, &mut self.removers, &result);
                 answer_all(out, &mut self.stoppers, &Ok(()));
             }
@@ -328,7 +364,6 @@ impl Machine {
         match result {
             Ok(live) => {
                 self.lifecycle = Lifecycle::Ready(live);
-                self.claimed = runners.iter().any(|r| !r.is_closed());
                 out.events.push((self.id.as_str().into(), Change::Created));
                 out.events.push((self.id.as_str().into(), Change::Started));
                 for reply in runners {

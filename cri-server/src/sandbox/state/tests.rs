@@ -41,7 +41,7 @@ fn failure() -> Error {
 }
 
 fn exit(code: i32) -> ProcessExit {
-    ProcessExit { code, oom: false, finished_at: 100 }
+    ProcessExit { code, oom: false, finished_at: 100, start_error: String::new() }
 }
 
 impl Rig {
@@ -53,7 +53,7 @@ impl Rig {
     /// A ready sandbox.
     fn ready() -> Self {
         let mut rig = Self::new();
-        let waiting = rig.op(Op::Run);
+        let waiting = rig.run();
         rig.done(Done::Ran(Ok(live())));
         answer_of(waiting).unwrap();
         rig.tasks.clear();
@@ -73,6 +73,10 @@ impl Rig {
         let (reply, waiting) = oneshot::channel();
         self.apply(Event::Op(op(reply)));
         waiting
+    }
+
+    fn run(&mut self) -> Wait<SandboxId> {
+        self.op(|reply| Op::Run { spec: Arc::default(), reply })
     }
 
     fn done(&mut self, done: Done) {
@@ -141,6 +145,7 @@ fn name(task: &Task) -> &'static str {
         Task::Bury { .. } => "bury",
         Task::TearDown { .. } => "tear down",
         Task::Erase => "erase",
+        Task::KillShim { .. } => "kill shim",
     }
 }
 
@@ -155,9 +160,9 @@ fn unanswered<T>(waiting: &mut Wait<T>) -> bool {
 #[test]
 fn a_retry_joins_the_run_that_is_under_way() {
     let mut rig = Rig::new();
-    let first = rig.op(Op::Run);
+    let first = rig.run();
     drop(first); // The client gave up.
-    let second = rig.op(Op::Run);
+    let second = rig.run();
     assert_eq!(rig.take(), ["run"]);
     assert!(!rig.machine.listed());
     rig.done(Done::Ran(Ok(live())));
@@ -166,20 +171,23 @@ fn a_retry_joins_the_run_that_is_under_way() {
 }
 
 #[test]
-fn a_run_that_nobody_waited_for_goes_to_the_retry_and_then_the_name_is_taken() {
+fn a_retry_gets_what_was_made_however_its_first_answer_was_lost_and_another_pod_does_not() {
     let mut rig = Rig::new();
-    drop(rig.op(Op::Run));
+    drop(rig.run());
     rig.done(Done::Ran(Ok(live())));
-    let retry = rig.op(Op::Run);
-    assert_eq!(answer_of(retry).unwrap().as_str(), "s");
-    let other = rig.op(Op::Run);
+    for _ in 0..2 {
+        let retry = rig.run();
+        assert_eq!(answer_of(retry).unwrap().as_str(), "s");
+    }
+    let spec = Arc::new(SandboxSpec { hostname: "other".into(), ..Default::default() });
+    let other = rig.op(|reply| Op::Run { spec, reply });
     assert!(matches!(*answer_of(other).unwrap_err(), Error::Exists { .. }));
 }
 
 #[test]
 fn a_failed_run_answers_everybody_and_is_over() {
     let mut rig = Rig::new();
-    let (run, stop) = (rig.op(Op::Run), rig.op(Op::Stop));
+    let (run, stop) = (rig.run(), rig.op(Op::Stop));
     rig.done(Done::Ran(Err(failure())));
     assert!(answer_of(run).is_err());
     assert!(answer_of(stop).is_ok());
@@ -199,7 +207,124 @@ fn creations_of_one_name_join_and_a_failed_one_frees_the_name() {
     rig.made(&id, "a");
     assert_eq!(answer_of(third).unwrap(), id);
     let fourth = rig.create("a");
-    assert!(matches!(*answer_of(fourth).unwrap_err(), Error::Exists { .. }));
+    assert_eq!(answer_of(fourth).unwrap(), id, "a retry whose first answer was lost");
+    let spec = Box::new(ContainerSpec { name: "a".into(), tty: true, ..Default::default() });
+    let other = rig.op(|reply| Op::CreateContainer { spec, log_directory: String::new(), reply });
+    assert!(matches!(*answer_of(other).unwrap_err(), Error::Exists { .. }));
+}
+
+#[test]
+fn a_name_that_is_being_given_up_is_waited_for() {
+    let (mut rig, id) = Rig::running("a");
+    let _remove = rig.op(|reply| Op::RemoveContainer { id: id.clone(), reply });
+    let mut next = rig.create("a");
+    rig.apply(Event::Exited { id: id.clone(), exit: exit(137) });
+    rig.take();
+    assert!(unanswered(&mut next));
+    rig.done(Done::Deleted { id: id.clone(), result: Ok(()) });
+    assert_ne!(rig.creating(), id);
+    let young = rig.creating();
+    rig.made(&young, "a");
+    assert_eq!(answer_of(next).unwrap(), young);
+
+    let remove = rig.op(Op::Remove);
+    let mut run = rig.run();
+    rig.apply(Event::Exited { id: young.clone(), exit: exit(137) });
+    rig.done(Done::TornDown { rest: None, result: Ok(()) });
+    rig.done(Done::Deleted { id: young, result: Ok(()) });
+    let out = rig.machine.apply(Event::Done(Done::Erased(Ok(()))), rig.now);
+    assert_eq!(out.heirs.len(), 1, "a new owner makes it");
+    assert!(unanswered(&mut run));
+    drop(remove);
+}
+
+#[test]
+fn those_who_wait_for_a_late_step_are_told_and_it_goes_on() {
+    let mut rig = Rig::ready();
+    let first = rig.create("a");
+    let id = rig.creating();
+    rig.take();
+    rig.apply(Event::Overdue { container: Some(id.clone()), error: failure().into() });
+    assert!(answer_of(first).is_err());
+    let retry = rig.create("a");
+    assert!(answer_of(retry).is_err(), "told at once while it lasts");
+    assert!(rig.take().is_empty(), "not begun again");
+    rig.made(&id, "a");
+    let retry = rig.create("a");
+    assert_eq!(answer_of(retry).unwrap(), id);
+}
+
+#[test]
+fn a_pod_that_is_to_end_does_not_wait_for_a_shim_that_answers_nobody() {
+    let (mut rig, id) = Rig::running("a");
+    let mut stop = rig.op(Op::Stop);
+    assert_eq!(rig.take(), ["kill"]);
+    let silent =
+        Error::Overdue { step: "kill", subject: "a".into(), object: String::new(), since: String::new(), limit: Duration::ZERO };
+    rig.done(Done::Signalled { id, result: Err(silent) });
+    assert_eq!(rig.take(), ["kill shim"]);
+    assert!(unanswered(&mut stop));
+    rig.apply(Event::ShimGone);
+    rig.done(Done::Killed(Ok(())));
+    rig.done(Done::Lost(BTreeMap::new()));
+    assert_eq!(rig.take(), ["bury", "tear down"]);
+    rig.done(Done::TornDown { rest: None, result: Ok(()) });
+    assert!(answer_of(stop).is_ok());
+}
+
+#[test]
+fn a_creation_that_a_disk_holds_keeps_the_rest_of_a_dead_pod_from_nothing() {
+    let mut rig = Rig::ready();
+    let _first = rig.create("a");
+    let id = rig.creating();
+    rig.apply(Event::Overdue { container: Some(id.clone()), error: failure().into() });
+    let stop = rig.op(Op::Stop);
+    rig.apply(Event::ShimGone);
+    rig.take();
+    rig.done(Done::Lost(BTreeMap::new()));
+    assert_eq!(rig.take(), ["tear down"]);
+    rig.done(Done::TornDown { rest: None, result: Ok(()) });
+    assert!(answer_of(stop).is_ok());
+    let remove = rig.op(Op::Remove);
+    assert!(answer_of(remove).is_err(), "its folders may not go yet");
+    rig.done(Done::Created { id, result: Err(failure()) });
+    assert_eq!(rig.take(), ["erase"]);
+}
+
+#[test]
+fn a_container_that_was_made_as_its_shim_died_ends_with_its_pod() {
+    let mut rig = Rig::ready();
+    let _first = rig.create("a");
+    let id = rig.creating();
+    rig.apply(Event::ShimGone);
+    rig.done(Done::Lost(BTreeMap::new()));
+    rig.take();
+    rig.made(&id, "a");
+    assert_eq!(rig.machine.containers[&id].exit().map(|e| e.code), Some(255));
+    assert_eq!(rig.take(), ["tear down"]);
+}
+
+#[test]
+fn what_a_silent_shim_knew_counts_once_it_answers() {
+    let (mut rig, running) = Rig::running("a");
+    let _second = rig.create("b");
+    let lost = rig.creating();
+    rig.made(&lost, "b");
+    let fate = Fate { started_at: 5, pid: Some(9), exit: Some(exit(3)) };
+    rig.apply(Event::Reached { live: live(), fates: BTreeMap::from([(running.clone(), fate)]) });
+    assert_eq!(rig.machine.containers[&running].exit().map(|e| e.code), Some(3));
+    assert_eq!(rig.machine.containers[&lost].exit().map(|e| e.code), Some(255));
+    assert!(rig.machine.ready());
+}
+
+#[test]
+fn why_a_program_did_not_start_outlives_the_shim_that_knew_it() {
+    let (mut rig, id) = Rig::running("a");
+    rig.apply(Event::ShimGone);
+    let end = ProcessExit { start_error: "no such file".into(), ..exit(128) };
+    rig.done(Done::Lost(BTreeMap::from([(id.clone(), end)])));
+    let exit = rig.machine.containers[&id].exit().unwrap().clone();
+    assert_eq!((exit.code, exit.reason.as_str(), exit.message.as_str()), (128, "StartError", "no such file"));
 }
 
 #[test]
