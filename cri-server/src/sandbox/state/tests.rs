@@ -232,7 +232,7 @@ fn a_name_that_is_being_given_up_is_waited_for() {
     rig.apply(Event::Exited { id: young.clone(), exit: exit(137) });
     rig.done(Done::TornDown { rest: None, result: Ok(()) });
     rig.done(Done::Deleted { id: young, result: Ok(()) });
-    let out = rig.machine.apply(Event::Done(Done::Erased(Ok(()))), rig.now);
+    let out = rig.machine.apply(Event::Done(Done::Erased(Ok(())), None), rig.now);
     assert_eq!(out.heirs.len(), 1, "a new owner makes it");
     assert!(unanswered(&mut run));
     drop(remove);
