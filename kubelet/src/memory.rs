@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::backoff::Backoff;
 use crate::clock::Now;
 use crate::config::Config;
-use crate::observed::{PodObserved, State};
+use crate::observed::{self, PodObserved, State};
 
 /// Why a container waits, as the status shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +89,8 @@ pub struct PodMemory {
     pub ips: Vec<String>,
     /// The pod was over its active deadline.
     pub deadline_exceeded: bool,
+    /// Containers whose start may be in its postStart hook, with their attempts: until it is over they have not come up.
+    pub hooked: BTreeMap<String, u32>,
 }
 
 /// What probes say of a running container.
@@ -132,7 +134,13 @@ impl PodMemory {
             pod_error: None,
             ips: Vec::new(),
             deadline_exceeded: false,
+            hooked: BTreeMap::new(),
         }
+    }
+
+    /// Whether a container's postStart hook is not over.
+    pub fn is_hooked(&self, record: &observed::Container) -> bool {
+        self.hooked.get(&record.name) == Some(&record.attempt)
     }
 
     /// Takes note of what the runtime has.

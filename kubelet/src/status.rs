@@ -31,10 +31,10 @@ pub fn is_initialized(pod: &Pod, observed: &PodObserved, memory: &PodMemory) -> 
     done || pod::spec(pod).containers.iter().any(|c| here(&c.name).is_some())
 }
 
-/// Whether a container runs and has come up, as far as its startup probe says.
+/// Whether a container runs and has come up, as far as its postStart hook and its startup probe say.
 pub fn is_started(container: &Container, record: &observed::Container, memory: &PodMemory) -> bool {
     let probed = memory.probes.get(&record.id).map_or(container.startup_probe.is_none(), |probes| probes.started);
-    record.state == State::Running && probed
+    record.state == State::Running && probed && !memory.is_hooked(record)
 }
 
 /// Whether the pod has ended for good.
@@ -218,7 +218,7 @@ fn container_status(situation: &Situation<'_>, container: &Container, kind: Kind
     }
     let runs = newest.filter(|c| c.state == State::Running);
     let probes = runs.and_then(|c| memory.probes.get(&c.id).copied());
-    let started = runs.is_some() && probes.is_none_or(|p| p.started);
+    let started = runs.is_some_and(|c| !memory.is_hooked(c)) && probes.is_none_or(|p| p.started);
     let ready = match kind {
         Kind::Init { initialized } => initialized || newest.is_some_and(|c| c.state == State::Exited && c.exit_code == 0),
         Kind::Sidecar { .. } | Kind::Regular => started && probes.is_none_or(|p| p.ready),
@@ -572,6 +572,18 @@ mod tests {
             .collect();
         assert_eq!(moved, ["Ready", "ContainersReady"]);
         assert_eq!(second.conditions.unwrap()[2].message.as_deref(), Some("containers with unready status: [c]"));
+    }
+
+    #[tokio::test]
+    async fn a_container_is_not_ready_before_its_post_start_hook_is_over() {
+        for (attempt, ready) in [(1, false), (0, true)] {
+            let hooked = |m: &mut PodMemory, _| _ = m.hooked.insert("c".into(), attempt);
+            let mut scene = Scene::with_policy("Always").sandbox(0, true).container("c", 1, Running, 0).remembering(hooked);
+            let status = scene.status();
+            let container = &status.container_statuses.as_ref().unwrap()[0];
+            assert_eq!((container.started, container.ready), (Some(ready), ready), "the hook of attempt {attempt}");
+            assert_eq!(conditions(&status).starts_with("T T T"), ready);
+        }
     }
 
     #[tokio::test]

@@ -354,6 +354,13 @@ impl Worker {
                 self.memory.crash.advance(name, ended, now);
             }
         }
+        for op in &ops {
+            if let PodOp::StartContainer { name, attempt, .. } = op
+                && self.container(name).and_then(|c| c.lifecycle.as_ref()).is_some_and(|l| l.post_start.is_some())
+            {
+                self.memory.hooked.insert(name.clone(), *attempt);
+            }
+        }
         self.last_ops.clone_from(&ops);
         self.stale = false;
         let cancel = CancellationToken::new();

@@ -130,3 +130,20 @@ async fn a_failing_post_start_kills_the_container_and_is_its_reason() {
     node.wait_pod("web-n1", "ready", |p| p["status"]["containerStatuses"][0]["ready"] == true).await;
     assert_eq!(node.cri.calls("StartContainer").len(), 3);
 }
+
+#[tokio::test]
+async fn a_container_is_not_ready_and_not_probed_while_its_post_start_hook_runs() {
+    let mut node = Node::new();
+    node.cri.hold("ExecSync");
+    let spec = "  containers: [{name: c, image: 'img:1', lifecycle: {postStart: {exec: {command: [warm]}}}, \
+                livenessProbe: {exec: {command: [alive]}, periodSeconds: 1}}]\n";
+    node.apply("web.yaml", &pod(spec));
+    node.start().await;
+    let state = |p: &serde_json::Value| p["status"]["containerStatuses"][0].clone();
+    let found = node.wait_pod("web-n1", "running", |p| state(p)["state"]["running"].is_object()).await;
+    assert_eq!((&state(&found)["ready"], &state(&found)["started"]), (&false.into(), &false.into()));
+    assert_eq!(node.cri.calls("ExecSync").len(), 1, "the hook alone");
+    node.cri.release("ExecSync");
+    node.wait_pod("web-n1", "ready", |p| state(p)["ready"] == true).await;
+    node.cri.wait("the probe", |s| s.calls.iter().any(|(_, c)| c.contains("alive"))).await;
+}

@@ -15,6 +15,7 @@ impl Worker {
     /// A pass has ended: takes note of what failed and looks again.
     pub(super) fn acted(&mut self, results: PassResults) {
         self.pass = None;
+        self.memory.hooked.clear();
         self.passes += 1;
         self.dirty = true;
         let timing = self.executor.config.timing;
@@ -73,7 +74,7 @@ impl Worker {
         }
     }
 
-    fn container(&self, name: &str) -> Option<&Container> {
+    pub(super) fn container(&self, name: &str) -> Option<&Container> {
         let all = pod::init_containers(&self.pod).iter().chain(&pod::spec(&self.pod).containers);
         all.into_iter().find(|c| c.name == name)
     }

@@ -36,6 +36,9 @@ impl Worker {
         let ip = addresses.first().and_then(|ip| ip.parse().ok());
         for container in pod::spec(&self.pod).containers.iter().chain(pod::sidecars(&self.pod)) {
             let Some(record) = observed.newest(&container.name).filter(|c| c.state == State::Running) else { continue };
+            if self.memory.is_hooked(record) {
+                continue;
+            }
             let age = now.wall.as_nanosecond() - i128::from(record.started_at);
             let age = u64::try_from(age).map(Duration::from_nanos).unwrap_or_default();
             let subject = Subject { pod: &self.pod, container, id: &record.id, age, ip };
