@@ -29,15 +29,7 @@ pub struct PodCgroups {
 impl PodCgroups {
     /// Below `root` (`/` for the whole machine).
     pub fn new(root: &str, driver: Driver) -> PodCgroups {
-        let layout = match driver {
-            Driver::Cgroupfs => {
-                Layout::detect().inspect_err(|error| tracing::warn!(%error, "pods get no cgroups of their own")).ok()
-            }
-            Driver::Systemd => {
-                tracing::warn!("with the systemd driver the pods' own cgroups carry no limits yet");
-                None
-            }
-        };
+        let layout = Layout::detect().inspect_err(|error| tracing::warn!(%error, "pods get no cgroups of their own")).ok();
         PodCgroups { root: root.trim_end_matches('/').to_owned(), driver, layout, changes: Arc::default() }
     }
 
@@ -46,9 +38,21 @@ impl PodCgroups {
         pod_path(&self.root, self.driver, qos, uid)
     }
 
+    /// Where folders are made for pods: slices are systemd's, which makes them with the first scope in them.
+    fn folders(&self) -> Option<&Layout> {
+        self.layout.as_ref().filter(|_| self.driver == Driver::Cgroupfs)
+    }
+
+    /// The pod's cgroup, by its name.
+    fn pod(&self, layout: &Layout, qos: QosClass, uid: &str) -> Result<Cgroup, berth_cgroup::Error> {
+        let text = self.pod_path(qos, uid);
+        let slice = CgroupPath::of_slice(&text).filter(|_| self.driver == Driver::Systemd);
+        Cgroup::at(layout, &slice.map_or_else(|| CgroupPath::parse(&text), Ok)?)
+    }
+
     /// Makes the pod's cgroup and sets its limits. Idempotent.
     pub fn ensure_pod(&self, qos: QosClass, uid: &str, limits: &PodLimits) -> Result<(), berth_cgroup::Error> {
-        let Some(layout) = &self.layout else { return Ok(()) };
+        let Some(layout) = self.folders() else { return Ok(()) };
         let _one = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         let cgroup = Cgroup::create(layout, &CgroupPath::parse(&self.pod_path(qos, uid))?)?;
         let huge = limits.huge_pages.iter().filter(|(_, bytes)| *bytes > 0);
@@ -70,7 +74,7 @@ impl PodCgroups {
         let Some(layout) = &self.layout else { return Ok(()) };
         let _one = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         for qos in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
-            let cgroup = Cgroup::at(layout, &CgroupPath::parse(&self.pod_path(qos, uid))?)?;
+            let cgroup = self.pod(layout, qos, uid)?;
             if cgroup.exists() {
                 cgroup.kill_all()?;
                 cgroup.delete()?;
@@ -79,9 +83,21 @@ impl PodCgroups {
         Ok(())
     }
 
-    /// The UIDs of the pods that have a cgroup.
+    /// Whether anything runs in the pod's cgroup.
+    pub fn has_processes(&self, uid: &str) -> Result<bool, berth_cgroup::Error> {
+        let Some(layout) = &self.layout else { return Ok(false) };
+        for qos in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
+            let cgroup = self.pod(layout, qos, uid)?;
+            if cgroup.exists() && cgroup.process_count()? > 0 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The UIDs of the pods that have a cgroup. Slices tell nothing: those of all kubelets of the machine are in one.
     pub fn pods(&self) -> Result<Vec<String>, berth_cgroup::Error> {
-        let Some(layout) = &self.layout else { return Ok(Vec::new()) };
+        let Some(layout) = self.folders() else { return Ok(Vec::new()) };
         let mut uids = Vec::new();
         for parent in ["", "/burstable", "/besteffort"] {
             let parent = CgroupPath::parse(&format!("{}/kubepods{parent}", self.root))?;
@@ -93,7 +109,7 @@ impl PodCgroups {
 
     /// Sets the shares of the QoS cgroups: together the burstable pods weigh what they request.
     pub fn update_qos(&self, burstable_millis: i64) -> Result<(), berth_cgroup::Error> {
-        let Some(layout) = &self.layout else { return Ok(()) };
+        let Some(layout) = self.folders() else { return Ok(()) };
         let _one = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         for (name, shares) in [("burstable", cpu_shares(burstable_millis)), ("besteffort", 2)] {
             let cgroup = Cgroup::create(layout, &CgroupPath::parse(&format!("{}/kubepods/{name}", self.root))?)?;
@@ -105,7 +121,7 @@ impl PodCgroups {
 
     /// Removes the QoS cgroups and their parent when no pod is left in them.
     pub fn remove_empty(&self) -> Result<(), berth_cgroup::Error> {
-        let Some(layout) = &self.layout else { return Ok(()) };
+        let Some(layout) = self.folders() else { return Ok(()) };
         let _one = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         for name in ["/kubepods/burstable", "/kubepods/besteffort", "/kubepods"] {
             let cgroup = Cgroup::at(layout, &CgroupPath::parse(&format!("{}{name}", self.root))?)?;
@@ -142,6 +158,17 @@ fn pod_path(root: &str, driver: Driver, qos: QosClass, uid: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn with_systemd_a_pods_cgroup_is_its_slice_and_no_folder_is_made() {
+        let cgroups = PodCgroups::new("/berth-x", Driver::Systemd);
+        let Some(layout) = cgroups.layout.clone() else { return };
+        let pod = cgroups.pod(&layout, QosClass::Burstable, "a-b").unwrap();
+        assert_eq!(pod.path().unit().as_deref(), Some("kubepods-burstable-poda_b.slice"));
+        cgroups.ensure_pod(QosClass::Burstable, "a-b", &PodLimits::default()).unwrap();
+        assert!(!pod.exists() && !cgroups.has_processes("a-b").unwrap());
+        cgroups.remove_pod("a-b").unwrap();
+    }
 
     #[test]
     fn paths_are_the_upstreams_in_both_forms() {

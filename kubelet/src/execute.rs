@@ -190,6 +190,7 @@ impl Executor {
         for folder in ["volumes", "plugins", "containers"] {
             volume::create_private_dir(&dir.join(folder)).map_err(dirs)?;
         }
+        volume::mark_ours(&dir).map_err(dirs)?;
         logs::ensure_dir(&logs::pod_log_dir(&self.config.pod_logs_dir, pod)).map_err(dirs)?;
         if let Some(cgroups) = &self.cgroups {
             let limits = pod_limits(pod, &self.node.capacity);
@@ -314,7 +315,7 @@ impl Executor {
 }
 
 /// An error with all its causes on one line.
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

@@ -1,5 +1,5 @@
 //! What nobody owns any more: pod folders, log folders, dead log links, pod cgroups. Deletes only below the configured
-//! roots, never across a mount.
+//! roots, never across a mount, and nothing of another kubelet's: pod folders tell whose they are, what runs is let run.
 
 use std::fs;
 use std::path::Path;
@@ -7,19 +7,27 @@ use std::time::Duration;
 
 use crate::cgroup::{Driver, PodCgroups};
 use crate::config::Config;
+use crate::execute::with_causes;
 use crate::pod::PodUid;
 use crate::{logs, volume};
 
 /// Removes what belongs to no pod of `known`.
 pub fn collect(config: &Config, cgroups: Option<&PodCgroups>, known: &[PodUid]) {
     let is_known = |uid: &str| known.iter().any(|k| k.as_str() == uid);
-    logs::remove_orphans(&config.pod_logs_dir, is_known, config.timing.garbage);
     if let Some(links) = &config.container_logs_dir {
         logs::remove_dead_links(links);
     }
     for entry in fs::read_dir(config.kubelet_root.join("pods")).into_iter().flatten().flatten() {
         let Ok(uid) = entry.file_name().into_string() else { continue };
         if is_known(&uid) || PodUid::new(&uid).is_none() || !is_old(&entry, config.timing.garbage) {
+            continue;
+        }
+        if !volume::is_ours(&entry.path()) {
+            continue;
+        }
+        // Slices are found by their pods' folders alone.
+        if let Some(Err(error)) = cgroups.map(|cgroups| cgroups.remove_pod(&uid)) {
+            tracing::warn!(uid, %error, "orphaned pod's cgroup stays");
             continue;
         }
         if let Err(error) = volume::tear_down(&entry.path()) {
@@ -30,10 +38,14 @@ pub fn collect(config: &Config, cgroups: Option<&PodCgroups>, known: &[PodUid]) 
             tracing::warn!(uid, %error, "orphaned pod's folder stays");
         }
     }
-    let Some(cgroups) = cgroups else { return };
-    // A pod has its folder before its cgroup: where there is one, the pod is new, or its folder could not go either.
     let has_folder = |uid: &str| fs::symlink_metadata(volume::pod_dir(&config.kubelet_root, uid)).is_ok();
-    for uid in cgroups.pods().unwrap_or_default().into_iter().filter(|uid| !is_known(uid) && !has_folder(uid)) {
+    logs::remove_orphans(&config.pod_logs_dir, |uid| is_known(uid) || has_folder(uid), config.timing.garbage);
+    let Some(cgroups) = cgroups else { return };
+    // A pod has its folder before its cgroup: where there is one, the pod is new, or its folder could not go either. What
+    // runs in a pod that neither we nor our runtime know is another kubelet's: the cgroups of all have one parent.
+    let runs = |uid: &str| cgroups.has_processes(uid).unwrap_or(true);
+    let unknown = |uid: &String| !is_known(uid) && !has_folder(uid) && !runs(uid);
+    for uid in cgroups.pods().unwrap_or_default().into_iter().filter(unknown) {
         tracing::info!(uid, "cgroup of an unknown pod is removed");
         if let Err(error) = cgroups.remove_pod(&uid) {
             tracing::warn!(uid, %error, "orphaned pod's cgroup stays");
@@ -41,23 +53,31 @@ pub fn collect(config: &Config, cgroups: Option<&PodCgroups>, known: &[PodUid]) 
     }
 }
 
-/// Removes the folders, volumes and cgroups of all pods, once none of them runs any more: what `berth stop --all` leaves to
-/// the kubelet's side. Returns what could not go.
+/// Removes the folders, volumes and cgroups of all our pods, once none of them runs any more: what `berth stop --all` leaves to
+/// the kubelet's side. Pods of other kubelets that use the same folders stay. Returns what could not go.
 pub fn remove_all(kubelet_root: &Path, cgroup_root: Option<&str>) -> Vec<String> {
     let mut stays = Vec::new();
+    let mut drivers = vec![Driver::Cgroupfs];
+    if berth_cgroup::systemd::is_running() {
+        drivers.push(Driver::Systemd);
+    }
+    let cgroups: Vec<PodCgroups> =
+        cgroup_root.into_iter().flat_map(|root| drivers.iter().map(|driver| PodCgroups::new(root, *driver))).collect();
     for entry in fs::read_dir(kubelet_root.join("pods")).into_iter().flatten().flatten() {
         let path = entry.path();
-        let gone = volume::tear_down(&path).and_then(|()| fs::remove_dir_all(&path).map_err(|e| e.to_string()));
+        if !volume::is_ours(&path) {
+            continue;
+        }
+        // The folder goes last: the next try finds the cgroup by it.
+        let uid = entry.file_name().to_string_lossy().into_owned();
+        let gone = cgroups.iter().try_for_each(|cgroups| cgroups.remove_pod(&uid)).map_err(|e| with_causes(&e));
+        let gone = gone.and_then(|()| volume::tear_down(&path));
+        let gone = gone.and_then(|()| fs::remove_dir_all(&path).map_err(|e| e.to_string()));
         stays.extend(gone.err().map(|error| format!("{}: {error}", path.display())));
     }
-    let Some(cgroups) = cgroup_root.map(|root| PodCgroups::new(root, Driver::Cgroupfs)) else { return stays };
-    let remove = || -> Result<(), berth_cgroup::Error> {
-        for uid in cgroups.pods()? {
-            cgroups.remove_pod(&uid)?;
-        }
-        cgroups.remove_empty()
-    };
-    stays.extend(remove().err().map(|error| format!("the pods' cgroups: {error}")));
+    for error in cgroups.iter().filter_map(|cgroups| cgroups.remove_empty().err()) {
+        stays.push(format!("the pods' cgroups: {}", with_causes(&error)));
+    }
     stays
 }
 
@@ -78,9 +98,13 @@ mod tests {
         let volumes = root.path().join("pods/u1/volumes/kubernetes.io~empty-dir/v");
         fs::create_dir_all(&volumes).unwrap();
         fs::write(volumes.join("data"), "x").unwrap();
+        volume::mark_ours(&root.path().join("pods/u1")).unwrap();
         fs::create_dir_all(root.path().join("static-pods")).unwrap();
+        let foreign = root.path().join("pods/u2/volumes/kubernetes.io~empty-dir/v");
+        fs::create_dir_all(&foreign).unwrap();
         assert_eq!(remove_all(root.path(), None), Vec::<String>::new());
-        assert_eq!(fs::read_dir(root.path().join("pods")).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(root.path().join("pods")).unwrap().count(), 1);
+        assert!(foreign.exists(), "another kubelet's pod stays");
         assert!(root.path().join("static-pods").exists(), "what was accepted is no pod's");
     }
 

@@ -76,7 +76,10 @@ async fn connect(config: &Arc<Config>, runtime: Runtime, shutdown: &Cancellation
         }
     };
     let driver = match runtime.cgroup_driver().await {
-        Ok(Some(berth_cri_api::v1::CgroupDriver::Systemd)) => Driver::Systemd,
+        Ok(Some(berth_cri_api::v1::CgroupDriver::Systemd)) => {
+            tracing::warn!("with the systemd driver the pods' own cgroups carry no limits yet");
+            Driver::Systemd
+        }
         Ok(_) => Driver::Cgroupfs,
         Err(error) => {
             tracing::warn!(%error, "the runtime does not tell its cgroup driver: cgroupfs");

@@ -193,9 +193,14 @@ fn pod_cgroups_carry_the_pods_limits_and_go_with_it() {
         }
         cgroups.remove_empty().unwrap();
         assert!(pod.exists(), "a parent with a pod in it stays");
+        assert!(!cgroups.has_processes("u1").unwrap());
+        let mut runs = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        pod.attach(rustix::process::Pid::from_child(&runs)).unwrap();
+        assert!(cgroups.has_processes("u1").unwrap());
         for _ in 0..2 {
             cgroups.remove_pod("u1").unwrap();
         }
+        assert!(!runs.wait().unwrap().success(), "what ran in it has ended with it");
         cgroups.remove_empty().unwrap();
         assert!(!open(&format!("{root}/kubepods")).exists());
         open(&root).delete().unwrap();

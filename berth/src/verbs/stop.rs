@@ -41,8 +41,9 @@ pub fn run(global: &cli::Global, args: &cli::Stop) -> Result<ExitCode> {
     if !global.state.exists() && !global.root.exists() {
         return Ok(ExitCode::SUCCESS);
     }
-    end_agent(global)?;
+    // Read first: an agent is not ended for a file that its pods cannot be ended by.
     let file = config::load(global.config.as_deref())?;
+    end_agent(global)?;
     let held = state_dir::hold(&global.state)?;
     let _root = state_dir::hold_root(&global.root)?;
     let flags = cli::Cri::default();

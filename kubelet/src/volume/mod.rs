@@ -26,6 +26,22 @@ pub fn pod_dir(kubelet_root: &Path, uid: &str) -> PathBuf {
     kubelet_root.join("pods").join(uid)
 }
 
+/// The file that says that a pod's folder is ours: other kubelets keep theirs in the same place.
+const OURS: &str = ".berth";
+
+/// Marks a pod's folder as ours. Idempotent.
+pub fn mark_ours(pod_dir: &Path) -> io::Result<()> {
+    match fs::File::create_new(pod_dir.join(OURS)) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a pod's folder is ours.
+pub fn is_ours(pod_dir: &Path) -> bool {
+    fs::symlink_metadata(pod_dir.join(OURS)).is_ok()
+}
+
 /// Makes a private folder and its parents.
 pub fn create_private_dir(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o750).create(path)
