@@ -20,6 +20,7 @@ pub struct Held {
     _lock: File,
 }
 
+#[allow(clippy::useless_conversion, reason = "the type is another one with another C library")]
 fn is_tmpfs(path: &Path) -> Result<bool> {
     let found = statfs(path).with_context(|| format!("looking at {}", path.display()))?;
     Ok(i64::try_from(found.f_type) == Ok(TMPFS_MAGIC))

@@ -16,8 +16,11 @@ use crate::{cli, client, find};
 /// How often a follower looks for more: what `kubectl logs -f` users perceive as at once.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
 
-/// One entry of a CRI log: time, stream, tag and content. Lines that are not in CRI form give none.
-fn parse(line: &[u8]) -> Option<(&[u8], &[u8], bool, &[u8])> {
+/// Time, stream, whether it ends a line, content.
+type Entry<'a> = (&'a [u8], &'a [u8], bool, &'a [u8]);
+
+/// One entry of a CRI log. Lines that are not in CRI form give none.
+fn parse(line: &[u8]) -> Option<Entry<'_>> {
     let mut parts = line.splitn(4, |b| *b == b' ');
     let (time, stream, tag) = (parts.next()?, parts.next()?, parts.next()?);
     let full = tag.split(|b| *b == b':').next() == Some(b"F");
@@ -129,15 +132,13 @@ impl Follower {
         chain.push(self.path.clone());
         let after = chain.iter().position(|path| newest(path) == Some(held)).map(|at| at + 1);
         *gap |= after.is_none();
-        for path in &chain[after.unwrap_or(0)..] {
-            match File::open(path) {
-                Ok(file) => return Ok(Some(file)),
-                // Rotated away since it was listed: the next look finds what came of it.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-                Err(error) => return Err(error),
-            }
+        let Some(path) = chain.get(after.unwrap_or(0)) else { return Ok(None) };
+        match File::open(path) {
+            Ok(file) => Ok(Some(file)),
+            // Rotated away since it was listed: the next look finds what came of it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
         }
-        Ok(None)
     }
 }
 

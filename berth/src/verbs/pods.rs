@@ -30,7 +30,7 @@ fn status(pod: &Value) -> String {
     let specs = list("/spec/initContainers");
     let is_sidecar = |name: &Value| specs.iter().any(|c| c["name"] == *name && c["restartPolicy"] == "Always");
     for (done, init) in inits.iter().enumerate() {
-        if at("/metadata/deletionTimestamp") != "" {
+        if !at("/metadata/deletionTimestamp").is_empty() {
             break;
         }
         // A sidecar that has started holds nothing up.
