@@ -2,7 +2,9 @@
 //! before the client is answered, dies with the boot) and in the root folder (durable, committed in groups off the reply path).
 
 use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
@@ -73,8 +75,15 @@ pub(crate) fn encode<T: Serialize>(record: &T) -> Vec<u8> {
 /// Writes a file so that it is there whole or not at all. Not synced: for the state folder.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let temporary = temporary(path);
-    std::fs::write(&temporary, bytes).map_err(file("write", &temporary))?;
+    write_private(&temporary, bytes).map_err(file("write", &temporary))?;
     std::fs::rename(&temporary, path).map_err(file("rename", path))
+}
+
+/// Writes a file that root alone may read: environment variables hold secrets, and the folders above can be passed by anybody.
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<File> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    Ok(file)
 }
 
 fn temporary(path: &Path) -> PathBuf {
@@ -156,8 +165,7 @@ fn commit(group: &BTreeMap<PathBuf, Vec<u8>>) {
     let mut written = Vec::with_capacity(group.len());
     for (path, bytes) in group {
         let temporary = temporary(path);
-        let result = std::fs::File::create(&temporary).and_then(|mut f| f.write_all(bytes).map(|()| f));
-        match result {
+        match write_private(&temporary, bytes) {
             Ok(file) => written.push((temporary, path, file)),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => tracing::error!(path = %path.display(), %error, "record not written"),
@@ -237,5 +245,19 @@ mod tests {
         durable.flush();
         assert_eq!(std::fs::read(&path).unwrap(), b"2");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn only_root_may_read_a_record() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (live, kept) = (dir.path().join("live.json"), dir.path().join("kept.json"));
+        write(&live, b"1").unwrap();
+        let durable = Durable::start().unwrap();
+        durable.put(kept.clone(), b"1".to_vec());
+        durable.flush();
+        for path in [live, kept] {
+            assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600, "{}", path.display());
+        }
     }
 }

@@ -44,8 +44,12 @@ impl Drop for Turn<'_> {
     }
 }
 
+/// How long a checkpoint may take when the client does not say: enough for much memory on a slow disk, and not for ever.
+const LIMIT: Duration = Duration::from_secs(30 * 60);
+
 /// Checkpoints a running container. `limit` is for all of it. It goes on when the client has given up.
 pub(crate) async fn run(server: &Arc<Server>, id: &str, location: &str, limit: Option<Duration>) -> Result<(), Error> {
+    let limit = limit.unwrap_or(LIMIT);
     let view = server.board.need_container(id)?;
     let location = PathBuf::from(location);
     if !location.is_absolute() || location.file_name().is_none() {
@@ -63,15 +67,11 @@ pub(crate) async fn run(server: &Arc<Server>, id: &str, location: &str, limit: O
     let work = async move {
         let _turn = server.checkpoints.begin(&view.id)?;
         let all = make(&server, &view, &program, &location);
-        let limited = async {
-            match limit {
-                Some(limit) => tokio::time::timeout(limit, all).await.unwrap_or_else(|_| {
-                    let command = format!("criu dump of container {}", view.id);
-                    Err(Error::Timeout { command, seconds: limit.as_secs() })
-                }),
-                None => all.await,
-            }
+        let late = |_| {
+            let command = format!("criu dump of container {}", view.id);
+            Err(Error::Timeout { command, seconds: limit.as_secs() })
         };
+        let limited = async { tokio::time::timeout(limit, all).await.unwrap_or_else(late) };
         let done = tokio::select! {
             done = limited => done,
             () = server.closed() => Err(Error::Closing),
@@ -107,7 +107,10 @@ fn prepare(server: &Server, view: &ContainerView, work: &Path) -> Result<criu::T
     // Of an agent that was killed at this.
     crate::sandbox::run::remove_folder(work)?;
     let images = work.join("checkpoint");
-    DirBuilder::new().mode(0o700).recursive(true).create(&images).map_err(file("create", &images))?;
+    // Not its parents: the folder of a container that has been removed meanwhile does not come back.
+    for folder in [work, &images] {
+        DirBuilder::new().mode(0o700).create(folder).map_err(file("create", folder))?;
+    }
     let spec = describe::spec(server, view)?;
     let pid = view.pid.ok_or_else(|| Error::Checkpoint { id: view.id.as_str().into(), reason: "it has no process".into() })?;
     let target = criu::Target::look(pid, &spec, &view.facts.spec.security.namespaces)

@@ -2,9 +2,13 @@
 //! and mounts: that is the OCI core's.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
+use berth_linux::beneath::Root;
 use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
@@ -15,9 +19,6 @@ use crate::spec::{ContainerSpec, Labels, MountSpec, SeLinux};
 
 /// Categories 0 to 1023, as policies have them.
 const CATEGORIES: u16 = 1024;
-/// Folders within folders, at most, of a volume that is relabelled: each takes two descriptors and some stack, and who owns the
-/// volume makes them. Paths of programs end at 4096 bytes, two for each folder at least.
-const DEPTH: usize = 1000;
 /// Folders of the machine itself: what else has to read them could no more.
 const NEVER_RELABELLED: [&str; 20] = [
     "/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/media", "/mnt", "/opt", "/proc", "/root", "/run", "/sbin",
@@ -163,42 +164,48 @@ pub(crate) fn relabel_volumes(specs: &[MountSpec], volumes: &[Opened], label: &s
         if NEVER_RELABELLED.iter().any(|path| real == Path::new(path)) {
             return Err(invalid("mounts.selinux_relabel", format!("SELinux relabelling of {} is not allowed", real.display())));
         }
-        relabel(volume.tree.as_fd(), label).map_err(|errno| file("label", host)(errno.into()))?;
+        relabel(volume.tree.as_fd(), label).map_err(file("label", host))?;
     }
     Ok(())
 }
 
-/// Labels what a descriptor is of and all below it; no link is followed. A file system without labels is left.
-pub(crate) fn relabel(at: BorrowedFd<'_>, label: &str) -> Result<(), Errno> {
+/// Labels what a descriptor is of and all below it; no link is followed. A file system without labels is left. A list instead of
+/// recursion: a container nests folders as deep as it likes, and the agent's stack and descriptors are few.
+pub(crate) fn relabel(at: BorrowedFd<'_>, label: &str) -> io::Result<()> {
     let own = format!("/proc/self/fd/{}", at.as_raw_fd());
-    let folder = FileType::from_raw_mode(rustix::fs::fstat(at)?.st_mode) == FileType::Directory;
-    if folder {
-        relabel_below(
-            rustix::fs::openat(at, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?,
-            label,
-            DEPTH,
-        )?;
+    if FileType::from_raw_mode(rustix::fs::fstat(at)?.st_mode) == FileType::Directory {
+        let root = Root::strict(rustix::fs::openat(at, ".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?);
+        let mut folders = vec![PathBuf::new()];
+        while let Some(folder) = folders.pop() {
+            relabel_entries(&root, &folder, label, &mut folders)?;
+        }
     }
-    // Last, so that a folder with the label is known to be labelled throughout.
     unsupported_is_fine(rustix::fs::setxattr(&own, "security.selinux", label.as_bytes(), XattrFlags::empty()))
 }
 
-fn relabel_below(folder: std::os::fd::OwnedFd, label: &str, depth: usize) -> Result<(), Errno> {
-    let depth = depth.checked_sub(1).ok_or(Errno::NAMETOOLONG)?;
-    let base = format!("/proc/self/fd/{}", folder.as_raw_fd());
-    for entry in Dir::read_from(&folder)? {
+/// Labels what is in a folder; its folders are added to those that are to be entered.
+fn relabel_entries(root: &Root, folder: &Path, label: &str, folders: &mut Vec<PathBuf>) -> io::Result<()> {
+    let opened = match root.open_folder(folder) {
+        // Removed meanwhile, or changed into something else.
+        Err(error)
+            if [Errno::NOENT, Errno::NOTDIR, Errno::LOOP].iter().any(|e| error.raw_os_error() == Some(e.raw_os_error())) =>
+        {
+            return Ok(());
+        }
+        opened => opened?,
+    };
+    let base = format!("/proc/self/fd/{}", opened.as_raw_fd());
+    for entry in Dir::read_from(&opened)? {
         let entry = entry?;
-        let name = entry.file_name();
-        if matches!(name.to_bytes(), b"." | b"..") {
+        let name = entry.file_name().to_bytes();
+        if matches!(name, b"." | b"..") {
             continue;
         }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        match rustix::fs::openat(&folder, name, flags, Mode::empty()) {
-            Ok(inner) => relabel_below(inner, label, depth)?,
-            Err(Errno::NOTDIR | Errno::LOOP | Errno::NOENT) => {}
-            Err(errno) => return Err(errno),
+        // Where the kind is not told, entering finds out.
+        if matches!(entry.file_type(), FileType::Directory | FileType::Unknown) {
+            folders.push(folder.join(OsStr::from_bytes(name)));
         }
-        let path = [base.as_bytes(), b"/", name.to_bytes()].concat();
+        let path = [base.as_bytes(), b"/", name].concat();
         match rustix::fs::lsetxattr(&path[..], "security.selinux", label.as_bytes(), XattrFlags::empty()) {
             Err(Errno::NOENT) => {} // Removed meanwhile.
             result => unsupported_is_fine(result)?,
@@ -207,10 +214,10 @@ fn relabel_below(folder: std::os::fd::OwnedFd, label: &str, depth: usize) -> Res
     Ok(())
 }
 
-fn unsupported_is_fine(result: Result<(), Errno>) -> Result<(), Errno> {
+fn unsupported_is_fine(result: Result<(), Errno>) -> io::Result<()> {
     match result {
         Err(Errno::OPNOTSUPP | Errno::ROFS) => Ok(()),
-        result => result,
+        result => Ok(result?),
     }
 }
 
@@ -221,7 +228,7 @@ pub(crate) fn relabel_file(path: &Path, label: &str) -> Result<(), Error> {
     }
     let fd = rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| file("open", path)(errno.into()))?;
-    relabel(fd.as_fd(), label).map_err(|errno| file("label", path)(errno.into()))
+    relabel(fd.as_fd(), label).map_err(file("label", path))
 }
 
 #[cfg(test)]
@@ -295,16 +302,23 @@ mod tests {
             let dir = berth_testkit::TempState::new();
             std::fs::create_dir_all(dir.path().join("v/a/b")).unwrap();
             std::fs::write(dir.path().join("v/a/b/f"), "").unwrap();
+            let deep = format!("v/deep{}", "/d".repeat(1500));
+            std::fs::create_dir_all(dir.path().join(&deep)).unwrap();
             std::fs::write(dir.path().join("outside"), "").unwrap();
             std::os::unix::fs::symlink("../outside", dir.path().join("v/link")).unwrap();
             let folder = rustix::fs::open(dir.path().join("v"), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
-            relabel(folder.as_fd(), "u:object_r:t:s0").unwrap();
+            // Deeper than a recursion's stack or its descriptors would last.
+            let small = std::thread::Builder::new().stack_size(64 << 10);
+            let labelled = std::thread::scope(|scope| {
+                small.spawn_scoped(scope, || relabel(folder.as_fd(), "u:object_r:t:s0")).unwrap().join().unwrap()
+            });
+            labelled.unwrap();
             let label = |name: &str| {
                 let mut value = [0u8; 64];
                 let read = rustix::fs::lgetxattr(dir.path().join(name), "security.selinux", &mut value[..]);
                 read.map(|length| String::from_utf8_lossy(&value[..length]).trim_end_matches('\0').to_owned())
             };
-            for name in ["v", "v/a", "v/a/b", "v/a/b/f", "v/link"] {
+            for name in ["v", "v/a", "v/a/b", "v/a/b/f", "v/link", &deep] {
                 assert_eq!(label(name).unwrap(), "u:object_r:t:s0", "{name}");
             }
             assert!(label("outside").is_err());

@@ -164,7 +164,7 @@ pub struct ContainerOrder<'a> {
     /// The pod.
     pub pod: &'a Pod,
     /// First process of the container whose PID namespace is wanted.
-    pub target: Option<Pid>,
+    pub target: Option<Target>,
     /// Read end of the gate.
     pub gate: OwnedFd,
     /// Standard streams.
@@ -197,6 +197,25 @@ pub struct ExecOrder<'a> {
     pub oom_score_adj: Option<i32>,
 }
 
+/// A container whose PID namespace is wanted, by its first process.
+pub struct Target {
+    /// Its pid.
+    pub pid: Pid,
+    /// What says that the pid is still its.
+    pub pidfd: PidFd,
+}
+
+impl Target {
+    /// Its PID namespace. A process that ended may have left its pid to another one, also of the machine's.
+    fn pid_namespace(&self) -> Result<OwnedFd, Error> {
+        let namespace = berth_linux::ns::open_ns(Some(self.pid), NamespaceKind::Pid)?;
+        match self.pidfd.is_alive() {
+            Ok(true) => Ok(namespace),
+            _ => Err(Error::Invalid("the target container has ended")),
+        }
+    }
+}
+
 /// Forks a creator; `run` is its whole life. Returns where its report arrives, and its process.
 pub fn start(run: impl FnOnce(Link) -> i32) -> std::io::Result<(Link, Pid)> {
     let (link, theirs) = Link::pair()?;
@@ -220,6 +239,7 @@ pub fn create(order: ContainerOrder<'_>, link: Link) -> i32 {
     keep.extend(order.pod.descriptors());
     keep.extend(order.streams.descriptors());
     keep.extend([order.gate.as_fd(), link.as_fd()]);
+    keep.extend(order.target.iter().map(|target| target.pidfd.as_fd()));
     if close_from(3, &keep).is_err() {
         return 1;
     }
@@ -330,13 +350,13 @@ fn make_container(mut order: ContainerOrder<'_>) -> Result<Init, Error> {
             trees: mounts,
             pod: order.pod,
             shim: rustix::process::getppid().ok_or(Error::Invalid("the shim has ended"))?,
-            target: order.target,
+            target: order.target.map(|target| target.pid_namespace()).transpose()?,
             gate: order.gate,
             streams: order.streams,
         };
         return Ok(foreign::create(instance, order)?);
     }
-    let join = join(order.pod, &order.ext.pid, &order.ext.stay_out, order.target)?;
+    let join = join(order.pod, &order.ext.pid, &order.ext.stay_out, order.target.as_ref())?;
     let stdio = order.streams.into_stdio(order.ext.console_size)?;
     let cgroup = cgroups::prepare(order.layout, &order.ext.cgroup, spec.linux.resources.as_ref())?;
     let launched = berth_oci::launch(Launch {
@@ -365,7 +385,7 @@ fn join(
     pod: &Pod,
     pid: &PidMode,
     stay_out: &[PodNamespace],
-    target: Option<Pid>,
+    target: Option<&Target>,
 ) -> Result<Vec<(NamespaceKind, OwnedFd)>, Error> {
     let mut join = Vec::new();
     for (namespace, fd) in &pod.namespaces {
@@ -384,7 +404,7 @@ fn join(
         }
         PidMode::Target(_) => {
             let target = target.ok_or(Error::Invalid("the target container does not run"))?;
-            join.push((NamespaceKind::Pid, berth_linux::ns::open_ns(Some(target), NamespaceKind::Pid)?));
+            join.push((NamespaceKind::Pid, target.pid_namespace()?));
             Ok(join)
         }
         _ => Ok(join),

@@ -87,7 +87,10 @@ fn of_cpu(cpu: &Cpu, v2: bool, version: u32, out: &mut Vec<Property>) {
     if let Some(quota) = wished(cpu.quota) {
         // What systemd is told is time per second, in steps of 10 ms: rounded up, or it would write a smaller one than was asked for.
         let per_second = match u64::try_from(quota) {
-            Ok(quota) => (quota.saturating_mul(1_000_000) / period.unwrap_or(100_000)).next_multiple_of(10_000),
+            Ok(quota) => {
+                let exact = quota.saturating_mul(1_000_000) / period.unwrap_or(100_000);
+                exact.checked_next_multiple_of(10_000).unwrap_or(u64::MAX)
+            }
             Err(_) => u64::MAX,
         };
         out.push(("CPUQuotaPerSecUSec", Value::Count(per_second)));
@@ -208,6 +211,9 @@ mod tests {
         let v1 = of(&resources, false, 252, GROUPS);
         assert_eq!((count(&v1, "MemoryLimit"), count(&v1, "CPUShares"), count(&v1, "MemoryMax")), (Some(100), Some(1024), None));
         assert_eq!(of(&Resources::default(), true, 252, GROUPS), []);
+        let absurd = Cpu { quota: Some(i64::MAX), period: Some(1), ..Default::default() };
+        let absurd = of(&Resources { cpu: Some(absurd), ..Default::default() }, true, 252, GROUPS);
+        assert_eq!(count(&absurd, "CPUQuotaPerSecUSec"), Some(u64::MAX));
         let unified = [("memory.high", "7"), ("memory.max", "max"), ("memory.oom.group", "1")];
         let unified = unified.map(|(file, value)| (file.to_owned(), value.to_owned())).into();
         let v2 = of(&Resources { unified, ..resources }, true, 252, GROUPS);

@@ -166,7 +166,7 @@ fn fill(
 /// Writes the pid where the caller wants it, in one piece.
 pub(super) fn write_pid_file(flags: &Flags, pid: i32) -> Result<(), String> {
     match flags.get("pid-file") {
-        Some(path) => write_whole(&PathBuf::from(path), pid.to_string().as_bytes()),
+        Some(path) => write_whole(&PathBuf::from(path), pid.to_string().as_bytes(), 0o644),
         None => Ok(()),
     }
 }

@@ -96,7 +96,8 @@ impl Folder {
 
     pub(super) fn save<T: Serialize>(&self, name: &str, value: &T) -> Result<(), String> {
         let text = serde_json::to_vec(value).map_err(|error| format!("write {name}: {error}"))?;
-        write_whole(&self.path.join(name), &text)
+        // Of root alone: the environment of a process holds secrets.
+        write_whole(&self.path.join(name), &text, 0o600)
     }
 
     pub(super) fn record(&self) -> Result<Record, String> {
@@ -165,12 +166,12 @@ pub(super) fn open_cgroup(record: &Record) -> Result<Option<Cgroup>, String> {
 }
 
 /// Writes a file whole or not at all.
-pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), String> {
+pub(super) fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> Result<(), String> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let new = path.with_file_name(name);
     let write = || {
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&new)?;
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&new)?;
         file.write_all(bytes)?;
         fs::rename(&new, path)
     };

@@ -1,7 +1,7 @@
 //! Containers: what the shim knows of them, how they are made and started.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use berth_linux::Pid;
 use berth_linux::pidfd::PidFd;
@@ -13,7 +13,7 @@ use super::execs::Exec;
 use super::sweeps::{After, Sweep};
 use super::{Daemon, ReplyTo, Wait, failure, read_to_end, set_nonblocking, system_failure};
 use crate::clock;
-use crate::creator::{self, ContainerOrder, Streams};
+use crate::creator::{self, ContainerOrder, Streams, Target};
 use crate::foreign::Instance;
 use crate::logs::LogError;
 
@@ -172,7 +172,11 @@ impl Daemon {
         }
         let target = match &ext.pid {
             PidMode::Target(target) => match self.containers.get(target).and_then(Container::running) {
-                Some((pid, _)) => Some(pid),
+                Some((pid, pidfd)) => {
+                    let copy =
+                        pidfd.as_fd().try_clone_to_owned().map_err(|error| system_failure("prepare a container", &error))?;
+                    Some(Target { pid, pidfd: copy.into() })
+                }
                 None => return Err(failure(FailureKind::WrongState, format!("container {target} does not run"))),
             },
             _ => None,
@@ -238,11 +242,14 @@ impl Daemon {
         let left_nothing = report.left_nothing();
         match report.into_made(fds) {
             Ok(made) => self.container_made(&id, gate, made),
-            Err(failure) if left_nothing => self.not_created(&id, failure),
             Err(failure) => {
-                // What it had made is unknown: without the gate an init at it ends, the cgroup is emptied and removed.
                 let known = self.containers.get(&id).map(|container| (container.cgroup.clone(), container.foreign.clone()));
                 let (cgroup, foreign) = known.unwrap_or_default();
+                if left_nothing && foreign.is_none() {
+                    return self.not_created(&id, failure);
+                }
+                // What a creator that died, or another runtime that failed, had made is unknown: without the gate an init at it ends, the
+                // cgroup is emptied and removed.
                 self.sweep(Sweep::Delete { cgroup, foreign }, After::NotCreated { id, failure });
             }
         }

@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File};
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use berth_linux::mount::{self, AttrChange, Propagation};
@@ -95,6 +96,13 @@ pub(super) fn make(bundle: &Path) -> Result<(), Error> {
         made.map_err(|source| Error::File { action: "make", path: folder, source })?;
     }
     Ok(())
+}
+
+/// Writes `config.json`, for root alone: the environment of a process holds secrets, and the folders can be passed by anybody.
+pub(super) fn write_config(bundle: &Path, json: &[u8]) -> Result<(), Error> {
+    let path = bundle.join("config.json");
+    let made = File::options().write(true).create(true).truncate(true).mode(0o600).open(&path);
+    made.and_then(|mut file| file.write_all(json)).map_err(|source| Error::File { action: "write", path, source })
 }
 
 /// Attaches a root.

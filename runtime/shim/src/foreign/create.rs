@@ -44,26 +44,18 @@ pub struct Order<'a> {
     pub pod: &'a Pod,
     /// The shim, whose descriptors of the pod's namespaces the runtime opens.
     pub shim: Pid,
-    /// First process of the container whose PID namespace is wanted.
-    pub target: Option<Pid>,
+    /// The PID namespace of another container that is wanted.
+    pub target: Option<OwnedFd>,
     /// Read end of the gate.
     pub gate: OwnedFd,
     /// Standard streams.
     pub streams: Streams,
 }
 
-/// Makes a container that waits for its start. On failure nothing of it is left but the bundle's folder.
-pub fn create(instance: &Instance, order: Order<'_>) -> Result<Init, Error> {
+/// Makes a container that waits for its start. What is left after a failure goes as with one that has ended: its cgroup is killed,
+/// the runtime forgets it ([`Instance::delete`]), the cgroup is removed.
+pub fn create(instance: &Instance, mut order: Order<'_>) -> Result<Init, Error> {
     prctl::set_child_subreaper(true).map_err(Error::system("become a subreaper"))?;
-    let made = make(instance, order);
-    if made.is_err() {
-        // The first error is the one to tell.
-        let _ = instance.delete();
-    }
-    made
-}
-
-fn make(instance: &Instance, mut order: Order<'_>) -> Result<Init, Error> {
     let runtime = instance.runtime.name.as_str();
     let refuse = |what: &str| Error::Refused { runtime: runtime.to_owned(), what: what.to_owned() };
     if CgroupPath::parse(&order.ext.cgroup).is_err() {
@@ -73,9 +65,8 @@ fn make(instance: &Instance, mut order: Order<'_>) -> Result<Init, Error> {
     let root = std::mem::replace(&mut order.root, RootSource::Spec);
     let places = place(instance, &order, root)?;
     let (spec, warnings) = bundle::localize(runtime, order.spec, &places)?;
-    let config = instance.bundle.join("config.json");
     let json = serde_json::to_vec(&spec).map_err(|error| refuse(&format!("the spec: {error}")))?;
-    std::fs::write(&config, json).map_err(|source| Error::File { action: "write", path: config, source })?;
+    bundle::write_config(&instance.bundle, &json)?;
 
     let pid_file = instance.bundle.join("init.pid");
     let mut arguments: Vec<OsString> = vec!["--bundle".into(), instance.bundle.clone().into()];
@@ -124,7 +115,7 @@ fn own_root_ids(spec: &Spec) -> (u32, u32) {
     (outside(&spec.linux.uid_mappings), outside(&spec.linux.gid_mappings))
 }
 
-/// The namespaces of others that the container enters, as paths that hold as long as the shim, or the target, lives.
+/// The namespaces of others that the container enters, as paths that hold as long as the shim, or for a target's this creator, lives.
 fn namespaces(instance: &Instance, order: &Order<'_>) -> Result<Vec<(NamespaceType, String)>, Error> {
     let refuse = |what: &str| Error::Refused { runtime: instance.runtime.name.clone(), what: what.to_owned() };
     let mut entered = Vec::new();
@@ -142,8 +133,8 @@ fn namespaces(instance: &Instance, order: &Order<'_>) -> Result<Vec<(NamespaceTy
             return Err(refuse("the pod does not share a PID namespace"));
         }
         PidMode::Target(_) => {
-            let target = order.target.ok_or_else(|| refuse("the target container does not run"))?;
-            entered.push((NamespaceType::Pid, format!("/proc/{}/ns/pid", target.as_raw_nonzero())));
+            let target = order.target.as_ref().ok_or_else(|| refuse("the target container does not run"))?;
+            entered.push((NamespaceType::Pid, shared_path(target).to_string_lossy().into_owned()));
         }
         _ => {}
     }

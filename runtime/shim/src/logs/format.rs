@@ -97,9 +97,14 @@ mod tests {
         seen
     }
 
+    /// An entry's tag and text.
+    type Tagged<'a> = (char, &'a [u8]);
+    /// Bytes before a line's end, its end, and sizes and tags of the entries.
+    type Cut<'a> = (usize, &'a [u8], &'a [(char, usize)]);
+
     #[test]
     fn lines_become_full_entries_and_a_rest_a_partial_one() {
-        let table: &[(&[&[u8]], &[(char, &[u8])])] = &[
+        let table: &[(&[&[u8]], &[Tagged<'_>])] = &[
             (&[b""], &[]),
             (&[b"a\n"], &[('F', b"a")]),
             (&[b"\n"], &[('F', b"")]),
@@ -122,8 +127,7 @@ mod tests {
     #[test]
     fn long_lines_are_cut_at_16_kib_and_closed_by_a_full_entry() {
         const M: usize = MAX_CONTENT;
-        // (bytes before the line end, line end, sizes and tags of the entries)
-        let table: &[(usize, &[u8], &[(char, usize)])] = &[
+        let table: &[Cut<'_>] = &[
             (M, b"\n", &[('F', M)]),
             (M, b"\r\n", &[('F', M)]),
             (M + 1, b"\n", &[('P', M), ('F', 1)]),
