@@ -71,12 +71,14 @@ pub(crate) enum Step {
     /// After a shim's death: cgroups killed and removed, exits collected.
     Bury,
     Erase,
+    /// NRI: one plugin after the other, with what they want of other containers.
+    AskPlugins,
 }
 
 impl Step {
     /// All of them, for tests and documents.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 19] = [
+    pub(crate) const ALL: [Self; 20] = [
         Self::MakeFolders,
         Self::StartShim,
         Self::AskShim,
@@ -96,6 +98,7 @@ impl Step {
         Self::RemoveCgroup,
         Self::Bury,
         Self::Erase,
+        Self::AskPlugins,
     ];
 
     /// (what it does, how long it may take, what happens then).
@@ -125,6 +128,8 @@ impl Step {
             Self::RemoveCgroup => ("end the processes of the cgroup and remove it", seconds(30), GoesOn),
             Self::Bury => ("end what the dead shim left", seconds(30), GoesOn),
             Self::Erase => ("erase the folders", deadlines.storage, GoesOn),
+            // Each plugin has its own limit (nri.requestTimeout) and is dropped past it; this is for many, and a queue before them.
+            Self::AskPlugins => ("ask the NRI plugins", seconds(30), GoesOn),
         }
     }
 

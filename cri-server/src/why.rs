@@ -158,6 +158,7 @@ fn waits(why: &mut Why, active: &[Active], sandbox: &str, shim: Option<&Process>
             },
             Step::StartShim => why.waits_for.push("the new shim's word that it is ready".to_owned()),
             Step::OpenVolumes => why.waits_for.push(format!("the file systems of the image and the volumes: {}", one.object)),
+            Step::AskPlugins => why.waits_for.push(format!("the answers of the NRI plugins to {}", one.object)),
             _ => why.waits_for.push(format!("the kernel: {}", one.object)),
         }
     }

@@ -310,6 +310,8 @@ fn a_pod_is_resized_unless_a_plugin_refuses_and_the_plugins_hear_what_it_is_then
         plugin.behave(&json!({"refuse": ["UpdatePodSandbox"]}));
         let refused = resize(&node, &pod.id, 800).unwrap_err();
         assert!(refused.message().contains("UpdatePodSandbox is refused by the test"), "{refused}");
+        let why = node.verb(&["why", &pod.id]).output().unwrap();
+        assert!(text(&why.stdout).contains("ask the NRI plugins"), "{}", text(&why.stdout));
         let events = plugin.events("pod=default/sized id=");
         assert_eq!(events, ["RunPodSandbox", "UpdatePodSandbox", "PostUpdatePodSandbox", "UpdatePodSandbox"]);
         node.finish();

@@ -19,14 +19,21 @@ use crate::Server;
 use crate::board::{ContainerView, SandboxView};
 use crate::error::{Error, text};
 use crate::id::{ContainerId, SandboxId};
+use crate::progress::Under;
 use crate::sandbox::holdings::Live;
 use crate::spec::{Resources, SandboxSpec};
+use crate::steps::Step;
 
 /// How long what plugins ask for other containers may take before the operation that asked goes on without.
 const OTHERS: Duration = Duration::from_secs(10);
 
 fn failed(source: berth_nri::Error) -> Error {
     Error::Nri { source: Box::new(source) }
+}
+
+/// The step in which plugins are asked; it ends when this is dropped.
+fn asking(server: &Server, subject: &str, event: Event) -> Under {
+    server.progress.begin(subject, Step::AskPlugins, event.as_str_name())
 }
 
 /// Errors of what only tells: the operation goes on.
@@ -41,6 +48,7 @@ pub(crate) async fn run_pod(server: &Server, live: &Live) -> Result<(), Error> {
     if !server.nri.active() {
         return Ok(());
     }
+    let _asking = asking(server, live.id.as_str(), Event::RunPodSandbox);
     let result = server.nri.pod(Event::RunPodSandbox, messages::live_pod(live)).await;
     if result.is_err() {
         // Those who had agreed hear that nothing comes of it.
@@ -53,6 +61,7 @@ pub(crate) async fn run_pod(server: &Server, live: &Live) -> Result<(), Error> {
 pub(crate) async fn undo_run_pod(server: &Server, live: &Live) {
     if server.nri.active() {
         for event in [Event::StopPodSandbox, Event::RemovePodSandbox] {
+            let _asking = asking(server, live.id.as_str(), event);
             note(server.nri.pod(event, messages::live_pod(live)).await, live.id.as_str(), event);
         }
     }
@@ -63,6 +72,7 @@ pub(crate) async fn pod(server: &Server, id: &SandboxId, event: Event) {
     if server.nri.active()
         && let Some(view) = server.board.sandbox(id.as_str())
     {
+        let _asking = asking(server, id.as_str(), event);
         note(server.nri.pod(event, messages::pod(&view)).await, id.as_str(), event);
     }
 }
@@ -73,6 +83,7 @@ pub(crate) async fn update_pod(server: &Server, id: &SandboxId, spec: &SandboxSp
         && let Some(view) = server.board.sandbox(id.as_str())
     {
         let (overhead, resources) = (spec.overhead.as_ref().map(limits::wire), spec.resources.as_ref().map(limits::wire));
+        let _asking = asking(server, id.as_str(), Event::UpdatePodSandbox);
         server.nri.update_pod(messages::pod(&view), overhead, resources).await.map_err(failed)?;
     }
     Ok(())
@@ -84,6 +95,7 @@ pub(crate) async fn updated_pod(server: &Server, id: &SandboxId, spec: &Arc<Sand
     if server.nri.active()
         && let Some(view) = server.board.sandbox(id.as_str())
     {
+        let _asking = asking(server, id.as_str(), event);
         let now = SandboxView { spec: spec.clone(), ..(*view).clone() };
         note(server.nri.pod(event, messages::pod(&now)).await, id.as_str(), event);
     }
@@ -95,6 +107,7 @@ pub(crate) async fn create(
     live: &Live,
     container: api::Container,
 ) -> Result<api::ContainerAdjustment, Error> {
+    let _asking = asking(server, &container.id, Event::CreateContainer);
     let Created { adjust, updates, evictions } = server.nri.create(messages::live_pod(live), container).await.map_err(failed)?;
     change_others(server, updates, evictions).await;
     Ok(adjust)
@@ -114,6 +127,7 @@ pub(crate) fn new_container(
 pub(crate) async fn undo_create(server: &Server, live: &Live, container: api::Container) {
     if server.nri.active() {
         let (pod, id) = (messages::live_pod(live), container.id.clone());
+        let _asking = asking(server, &id, Event::RemoveContainer);
         // The end is told with the removal.
         note(server.nri.container(Event::RemoveContainer, pod, container).await, &id, Event::RemoveContainer);
     }
@@ -131,6 +145,7 @@ pub(crate) async fn start(server: &Arc<Server>, id: &ContainerId) -> Result<(), 
         && let Some(view) = server.board.container(id.as_str())
         && let Some((pod, container)) = view_message(server, view).await
     {
+        let _asking = asking(server, id.as_str(), Event::StartContainer);
         server.nri.container(Event::StartContainer, pod, container).await.map_err(failed)?;
     }
     Ok(())
@@ -142,6 +157,7 @@ pub(crate) async fn container(server: &Arc<Server>, id: &ContainerId, event: Eve
         && let Some(view) = server.board.container(id.as_str())
         && let Some((pod, container)) = view_message(server, view).await
     {
+        let _asking = asking(server, id.as_str(), event);
         note(server.nri.container(event, pod, container).await, id.as_str(), event);
     }
 }
@@ -152,6 +168,7 @@ pub(crate) async fn created(server: &Server, live: &Live, mut container: api::Co
         container.state = api::ContainerState::ContainerCreated.into();
         (container.created_at, container.pid) = (created_at, pid.unsigned_abs());
         let (pod, id) = (messages::live_pod(live), container.id.clone());
+        let _asking = asking(server, &id, Event::PostCreateContainer);
         note(server.nri.container(Event::PostCreateContainer, pod, container).await, &id, Event::PostCreateContainer);
     }
 }
@@ -164,6 +181,7 @@ pub(crate) async fn started(server: &Arc<Server>, id: &ContainerId, at: i64) {
     {
         container.state = api::ContainerState::ContainerRunning.into();
         container.started_at = at;
+        let _asking = asking(server, id.as_str(), Event::PostStartContainer);
         note(server.nri.container(Event::PostStartContainer, pod, container).await, id.as_str(), Event::PostStartContainer);
     }
 }
@@ -185,6 +203,7 @@ pub(crate) async fn update(server: &Arc<Server>, id: &ContainerId, asked: &Resou
     }
     let Some(view) = server.board.container(id.as_str()) else { return Ok(None) };
     let Some((pod, container)) = view_message(server, view).await else { return Ok(None) };
+    let _asking = asking(server, id.as_str(), Event::UpdateContainer);
     let updated = server.nri.update(pod, container, limits::wire(asked)).await.map_err(failed)?;
     change_others(server, updated.updates, updated.evictions).await;
     let mut resources = limits::domain(&updated.resources)?;
