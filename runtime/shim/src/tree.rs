@@ -16,13 +16,20 @@ const MAX_ROUNDS: usize = 100;
 /// only what escaped the one before.
 pub fn kill(within: Option<(&Layout, &str)>, leader: Pid) -> Result<(), Error> {
     for _ in 0..MAX_ROUNDS {
-        // Each is held before it is looked at: a pid that is another's by the time of the signal is never hit.
-        let hold = |pid| Some((PidFd::open(pid).ok()?, Process::read(pid)?));
-        let (held, table): (Vec<PidFd>, Vec<Process>) = candidates(within).into_iter().filter_map(hold).unzip();
+        let table: Vec<Process> = candidates(within).into_iter().filter_map(Process::read).collect();
         let tree = tree_of(leader.as_raw_nonzero().get(), &table);
-        let members = held.into_iter().zip(&table).filter(|(_, process)| tree.contains(&process.pid));
-        let alive: Vec<PidFd> = members.map(|(pidfd, _)| pidfd).filter(|pidfd| pidfd.signal(9).is_ok()).collect();
-        if alive.is_empty() {
+        let mut changed = false;
+        // All are held before the first is killed: its children get another parent.
+        let mut members = Vec::new();
+        for process in table.into_iter().filter(|process| tree.contains(&process.pid)) {
+            match hold(process)? {
+                Held::Same(pidfd) => members.push(pidfd),
+                Held::Gone => {}
+                Held::Changed => changed = true,
+            }
+        }
+        let alive: Vec<PidFd> = members.into_iter().filter(|pidfd| pidfd.signal(9).is_ok()).collect();
+        if alive.is_empty() && !changed {
             return Ok(());
         }
         for pidfd in &alive {
@@ -30,6 +37,30 @@ pub fn kill(within: Option<(&Layout, &str)>, leader: Pid) -> Result<(), Error> {
         }
     }
     Err(Error::Helper("processes of the tree are still alive".into()))
+}
+
+/// A process that was looked at before it was held.
+enum Held {
+    Same(PidFd),
+    /// It has another parent by now, or its pid is another's: the next round decides.
+    Changed,
+    Gone,
+}
+
+/// Holds a process and looks again: a pid that is another's by the time of the signal is never hit. Only the tree's are held, for a
+/// machine has more processes than the shim may have descriptors.
+fn hold(process: Process) -> Result<Held, Error> {
+    let Some(pid) = Pid::from_raw(process.pid) else { return Ok(Held::Gone) };
+    let pidfd = match PidFd::open(pid) {
+        Ok(pidfd) => pidfd,
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => return Ok(Held::Gone),
+        Err(error) => return Err(Error::io("hold a process")(error)),
+    };
+    Ok(match Process::read(pid) {
+        None => Held::Gone,
+        Some(now) if now == process => Held::Same(pidfd),
+        Some(_) => Held::Changed,
+    })
 }
 
 /// All processes among which the tree's are: the cgroup's, or without one everybody.
