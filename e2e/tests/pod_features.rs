@@ -26,6 +26,8 @@ fn objects_beside_the_manifest_reach_the_containers_and_follow_an_edit() {
             run("stat -L -c '%a' /etc/all/token; mount | grep -c ' on /etc/all type tmpfs '; cat /data/hooks"),
             "440\n1\nstarted\n"
         );
+        // What the kubelet writes no container may: it would be followed there.
+        assert!(run("touch /etc/all/x 2>&1; true").contains("Read-only file system"));
         berth.write_manifest("settings.yaml", &SETTINGS.replace("welcome", "changed"));
         assert!(wait_until(SOON, || run("cat /etc/all/conf/motd") == "changed\n"));
         assert!(wait_until(SOON, || berth.logs("settings-e2e -c watcher").last().is_some_and(|line| line == "changed")));

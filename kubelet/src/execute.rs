@@ -191,7 +191,8 @@ impl Executor {
             volume::create_private_dir(&dir.join(folder)).map_err(dirs)?;
         }
         volume::mark_ours(&dir).map_err(dirs)?;
-        logs::ensure_dir(&logs::pod_log_dir(&self.config.pod_logs_dir, pod)).map_err(dirs)?;
+        let log_dir = logs::pod_log_dir(&self.config.pod_logs_dir, pod);
+        logs::ensure_dir(&log_dir).and_then(|()| volume::mark_ours(&log_dir)).map_err(dirs)?;
         if let Some(cgroups) = &self.cgroups {
             let limits = pod_limits(pod, &self.node.capacity);
             cgroups.ensure_pod(qos_class(pod), pod::uid(pod), &limits).map_err(|e| {

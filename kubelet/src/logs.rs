@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::pod;
+use crate::{pod, volume};
 
 /// `<root>/<namespace>_<name>_<uid>`.
 pub fn pod_log_dir(root: &Path, pod: &Pod) -> PathBuf {
@@ -105,14 +105,14 @@ pub fn remove_dead_links(links: &Path) {
     }
 }
 
-/// Removes log folders whose UID nobody knows, once they have been left alone for `age`.
+/// Removes log folders of ours whose UID nobody knows, once they have been left alone for `age`.
 pub fn remove_orphans(root: &Path, is_known: impl Fn(&str) -> bool, age: std::time::Duration) {
     for entry in fs::read_dir(root).into_iter().flatten().flatten() {
         let Ok(name) = entry.file_name().into_string() else { continue };
         let parts: Vec<&str> = name.split('_').collect();
         let [_, _, uid] = parts.as_slice() else { continue };
         let old = entry.metadata().and_then(|m| m.modified()).is_ok_and(|m| m.elapsed().is_ok_and(|e| e >= age));
-        if is_known(uid) || !old {
+        if is_known(uid) || !old || !volume::is_ours(&entry.path()) {
             continue;
         }
         if let Err(error) = fs::remove_dir_all(entry.path()) {
@@ -170,12 +170,14 @@ mod tests {
         remove_dead_links(&links);
         assert!(links.join("live.log").exists() && fs::symlink_metadata(links.join("dead.log")).is_err());
         let logs = root.path().join("logs");
-        for name in ["a_b_known", "a_b_gone", "other"] {
+        for name in ["a_b_known", "a_b_gone", "a_b_foreign", "other"] {
             ensure_dir(&logs.join(name)).unwrap();
         }
+        volume::mark_ours(&logs.join("a_b_known")).unwrap();
+        volume::mark_ours(&logs.join("a_b_gone")).unwrap();
         remove_orphans(&logs, |uid| uid == "known", std::time::Duration::ZERO);
         let mut left: Vec<_> = fs::read_dir(&logs).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         left.sort();
-        assert_eq!(left, ["a_b_known", "other"]);
+        assert_eq!(left, ["a_b_foreign", "a_b_known", "other"], "another kubelet's stay");
     }
 }
