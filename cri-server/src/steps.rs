@@ -1,5 +1,5 @@
 //! The steps that operations are made of, and how long each may take: one table. The executors enter it in [`crate::progress`]
-//! and obey it; nobody else has time-outs of his own. What happens past a limit is in `docs/adr/0011-deadlines.md`.
+//! and obey it; nobody else has time-outs of his own. What happens past a limit is in `docs/adr/0009-deadlines.md`.
 
 use std::time::Duration;
 
