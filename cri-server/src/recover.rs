@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::Server;
 use crate::board::Exit;
+use crate::checkpoint;
 use crate::container::control;
 use crate::error::{Error, file};
 use crate::id::{ContainerId, SandboxId, is_id};
@@ -107,6 +108,8 @@ fn read(server: &Server) -> Result<Found, Error> {
                 if record.boot != server.boot {
                     drop_writable_layer(&kept, &server.paths.trash(), &id)?;
                 }
+                // Of an agent that ended while it made one.
+                control::discard(&checkpoint::folder(&kept), &server.paths.trash(), &format!("{id}-checkpoint"))?;
                 found.containers.entry(record.sandbox.clone()).or_default().push(record);
             }
             None => {

@@ -76,7 +76,7 @@ pub(crate) async fn run(server: &Arc<Server>, id: &str, location: &str, limit: O
             done = limited => done,
             () = server.closed() => Err(Error::Closing),
         };
-        let folder = folder(&server, &view.id);
+        let folder = folder(&server.paths.kept_container(&view.id));
         let cleared = crate::blocking(move || crate::sandbox::run::remove_folder(&folder)).await;
         done.and(cleared)
     };
@@ -87,12 +87,12 @@ pub(crate) async fn run(server: &Arc<Server>, id: &str, location: &str, limit: O
 }
 
 /// On disk, in the container's own folder: it goes with the container at the latest.
-fn folder(server: &Server, id: &ContainerId) -> PathBuf {
-    server.paths.kept_container(id).join("checkpoint")
+pub(crate) fn folder(container: &Path) -> PathBuf {
+    container.join("checkpoint")
 }
 
 async fn make(server: &Arc<Server>, view: &Arc<ContainerView>, program: &Path, location: &Path) -> Result<(), Error> {
-    let work = folder(server, &view.id);
+    let work = folder(&server.paths.kept_container(&view.id));
     let prepared = {
         let (server, view, work) = (server.clone(), view.clone(), work.clone());
         crate::blocking(move || prepare(&server, &view, &work)).await?
