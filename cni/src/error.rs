@@ -236,6 +236,12 @@ pub enum Error {
         /// A route in the way.
         example: String,
     },
+    /// All plugins succeeded and none gave the pod an address.
+    #[error("the plugins of network {network} gave the pod no address")]
+    NoAddress {
+        /// Its name.
+        network: String,
+    },
     /// The pod has no address of the family that a host port needs.
     #[error("no address of the pod for host address {host}")]
     NoPodAddress {
@@ -288,7 +294,7 @@ impl Error {
             Self::Check { .. } => 103,
             Self::Netlink { .. } => 104,
             Self::PluginNotFound { .. } | Self::PluginRun { .. } | Self::PluginTimeout { .. } | Self::PluginFailed { .. } => 105,
-            Self::WorkerEnded | Self::Aborted { .. } | Self::NoPodAddress { .. } => 999,
+            Self::WorkerEnded | Self::Aborted { .. } | Self::NoAddress { .. } | Self::NoPodAddress { .. } => 999,
         }
     }
 

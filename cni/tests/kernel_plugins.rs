@@ -373,6 +373,7 @@ printf '%s' "$input" > "/run/t/{name}.$CNI_COMMAND.json"
 env | grep ^CNI_ | sort > "/run/t/{name}.$CNI_COMMAND.env"
 if [ -e /run/t/{name}.fail.$CNI_COMMAND ]; then cat /run/t/{name}.fail.$CNI_COMMAND; exit 1; fi
 if [ -e /run/t/{name}.hang.$CNI_COMMAND ]; then sleep 1000 & echo $! > /run/t/{name}.child; wait; fi
+if [ -e /run/t/{name}.says.$CNI_COMMAND ]; then cat /run/t/{name}.says.$CNI_COMMAND; exit 0; fi
 if [ "$CNI_COMMAND" = ADD ]; then echo '{{"cniVersion":"1.1.0","interfaces":[{{"name":"eth0","sandbox":"x"}}],"ips":[{{"interface":0,"address":"10.5.0.2/24"}}],"dns":{{}}}}'; fi
 "#
     );
@@ -499,6 +500,21 @@ fn a_failed_add_is_undone_in_reverse_and_a_failed_del_is_tried_again() {
             network.reconcile(&live(&[])).await.unwrap();
             assert_eq!(calls(), ["DEL second", "DEL first", "GC first", "GC second"]);
             assert_eq!(network.leaks(&live(&[])).await.unwrap(), []);
+        });
+    });
+}
+
+#[test]
+fn a_result_without_an_address_is_a_failure_and_undone() {
+    in_namespaces(|| {
+        block_on(async {
+            let network = scripted(&json!({"disableCheck": true, "disableGC": true}));
+            let namespace = Namespace::new("abc");
+            std::fs::write("/run/t/second.says.ADD", r#"{"cniVersion":"1.1.0"}"#).unwrap();
+            let error = network.attach(&pod("abc"), namespace.netns()).await.unwrap_err();
+            assert_eq!(error.to_string(), "the plugins of network net gave the pod no address");
+            assert_eq!(calls(), ["ADD first", "ADD second", "DEL second", "DEL first"]);
+            assert_eq!(network.attachment("abc"), None);
         });
     });
 }

@@ -158,6 +158,9 @@ async fn add(inner: &Inner, pod: &PodNetwork, owner: &Owner, netns: Netns) -> Re
         cached.capability_args.clone_from(&capabilities);
         cached.result = result.to_json(conf.version);
         let attachment = attachment_of(&cached.result, &owner.ifname)?;
+        if attachment.ips.is_empty() {
+            return Err(Error::NoAddress { network: conf.name.clone() });
+        }
         inner.cache.write(&cached, chain.has_external())?;
         Ok(attachment)
     });

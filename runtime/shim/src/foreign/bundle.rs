@@ -27,6 +27,8 @@ pub(super) struct Places {
     pub(super) cgroup: String,
     /// The lowest `oom_score_adj` that may be set here.
     pub(super) lowest_oom_score: Option<i32>,
+    /// Whether the machine limits huge pages.
+    pub(super) hugetlb: bool,
 }
 
 fn refused(runtime: &str, what: &str) -> Error {
@@ -59,6 +61,10 @@ pub(super) fn localize(runtime: &str, mut spec: Spec, places: &Places) -> Result
         spec.linux.gid_mappings.clear();
     }
     spec.linux.cgroups_path.clone_from(&places.cgroup);
+    if let Some(resources) = spec.linux.resources.as_mut().filter(|_| !places.hugetlb) {
+        // Kubelets ask for none of every size; runc refuses even that where the controller is missing.
+        resources.hugepage_limits.retain(|limit| limit.limit > 0);
+    }
     if let Some(process) = &mut spec.process {
         localize_process(runtime, process, places.lowest_oom_score, &mut warnings)?;
     }
@@ -156,6 +162,7 @@ pub fn unmount(bundle: &Path) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use berth_cgroup::{HugepageLimit, Resources};
     use berth_oci::spec::Mount;
 
     fn places() -> Places {
@@ -165,7 +172,21 @@ mod tests {
             namespaces: Vec::new(),
             cgroup: "/pod/c".into(),
             lowest_oom_score: Some(0),
+            hugetlb: true,
         }
+    }
+
+    #[test]
+    fn no_huge_pages_are_left_out_only_where_nothing_limits_them() {
+        let limit = |limit| HugepageLimit { page_size: "2MB".into(), limit };
+        let mut spec = Spec::default();
+        spec.linux.resources = Some(Resources { hugepage_limits: vec![limit(0), limit(1)], ..Resources::default() });
+        let left = |hugetlb| {
+            let (spec, _) = localize("r", spec.clone(), &Places { hugetlb, ..places() }).unwrap();
+            spec.linux.resources.unwrap().hugepage_limits
+        };
+        assert_eq!(left(true), [limit(0), limit(1)]);
+        assert_eq!(left(false), [limit(1)]);
     }
 
     #[test]

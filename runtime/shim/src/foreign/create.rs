@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use berth_cgroup::CgroupPath;
+use berth_cgroup::{CgroupPath, Layout};
 use berth_linux::caps::{self, CapSet};
 use berth_linux::child::close_from;
 use berth_linux::fdpass::recv_with_fds;
@@ -105,6 +105,7 @@ fn place(instance: &Instance, order: &Order<'_>, root: RootSource) -> Result<Pla
         namespaces: namespaces(instance, order)?,
         cgroup: order.ext.cgroup.clone(),
         lowest_oom_score: lowest_oom_score(),
+        hugetlb: Layout::detect().is_ok_and(|layout| limits_huge_pages(&layout)),
     })
 }
 
@@ -149,6 +150,11 @@ fn kind(namespace: PodNamespace) -> NamespaceType {
         PodNamespace::Pid => NamespaceType::Pid,
         PodNamespace::User => NamespaceType::User,
     }
+}
+
+/// Whether runtimes find the controller: on a hybrid layout they look at v1 alone.
+fn limits_huge_pages(layout: &Layout) -> bool {
+    if layout.is_v2() { layout.controllers().iter().any(|name| name == "hugetlb") } else { layout.v1_mount("hugetlb").is_some() }
 }
 
 /// The present score, where it may not be lowered (CAP_SYS_RESOURCE): runtimes fail on what the built-in one reports and leaves.
