@@ -40,7 +40,7 @@ pub enum Verb {
     Cri(Cri),
     /// Runs only the kubelet, over any CRI socket
     Kubelet(Kubelet),
-    /// Ends the pods of this instance (the agent itself ends with SIGTERM and leaves them running)
+    /// Ends the agent of this instance and then its pods (SIGTERM alone ends the agent and leaves the pods running)
     Stop(Stop),
     /// Says what manifests would do: defaults, errors and warnings; does nothing else
     Plan(Plan),
@@ -166,7 +166,7 @@ pub struct Kubelet {
 
 #[derive(Debug, Args)]
 pub struct Stop {
-    /// End every pod of this instance and take its network down
+    /// End the agent and every pod of this instance, and take its network down; no preStop hook runs
     #[arg(long, required = true)]
     pub all: bool,
     /// Seconds that containers get to end before they are killed
