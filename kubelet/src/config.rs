@@ -9,6 +9,7 @@ use tonic::transport::Channel;
 
 use crate::backoff::BackoffPolicy;
 use crate::clock::Clock;
+use crate::server::config::ServerConfig;
 
 /// Everything a [`crate::Kubelet`] needs to know. Make one with [`Config::new`] and change fields.
 #[derive(Clone, Debug)]
@@ -29,8 +30,10 @@ pub struct Config {
     pub cri: Channel,
     /// The root-only unix socket of the kubelet's API. `None`: no API.
     pub socket: Option<PathBuf>,
-    /// Loopback TCP port of `/healthz`. `None`: no TCP at all.
+    /// TCP port of `/healthz`, on loopback unless [`ServerConfig`] says otherwise. `None`: no TCP at all.
     pub healthz_port: Option<u16>,
+    /// The servers on TCP, who may ask them, and what they show.
+    pub server: ServerConfig,
     /// Where the `kubepods` cgroups hang. `None`: the kubelet makes no cgroups and passes no cgroup parent.
     pub cgroup_root: Option<String>,
     /// Addresses for pods with `dnsPolicy: ClusterFirst`; empty: such pods get the host's resolver.
@@ -125,6 +128,7 @@ impl Config {
             cri,
             socket: None,
             healthz_port: None,
+            server: ServerConfig::default(),
             cgroup_root: Some("/".to_owned()),
             cluster_dns: Vec::new(),
             cluster_domain: String::new(),

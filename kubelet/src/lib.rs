@@ -5,6 +5,7 @@
 //! ```
 
 mod atomic_file;
+pub mod auth;
 pub mod backoff;
 pub mod cgroup;
 pub mod clock;
@@ -54,6 +55,7 @@ pub use error::Error;
 pub use housekeeping::remove_all;
 pub use kubelet::Kubelet;
 pub use plan_files::{PlanReport, plan_files};
+pub use server::config::{Authentication, Authorization, ServerConfig, TlsConfig};
 
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

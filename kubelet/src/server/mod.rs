@@ -1,12 +1,13 @@
 //! The kubelet's own API: plain HTTP on a root-only unix socket, and `/healthz` alone on a loopback port where that is
 //! configured. No authentication here: who may open the socket may ask.
 
+pub mod config;
 mod container_logs;
 mod health;
 mod pods;
 
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -75,7 +76,7 @@ pub async fn start(
         });
     }
     if let Some(port) = config.healthz_port {
-        let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+        let address = SocketAddr::new(config.server.healthz_address, port);
         let listener =
             TcpListener::bind(address).await.map_err(|source| Error::Listen { address: address.to_string(), source })?;
         tasks.spawn(async move {
