@@ -221,9 +221,9 @@ pub struct Logs {
     /// Go on as the log grows
     #[arg(short, long)]
     pub follow: bool,
-    /// Only the last lines
-    #[arg(long, value_name = "LINES")]
-    pub tail: Option<usize>,
+    /// Only the last lines, also of files that were rotated away (-1: all of the newest file)
+    #[arg(long, value_name = "LINES", default_value_t = -1, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
+    pub tail: i64,
     /// The log of the run before
     #[arg(short, long)]
     pub previous: bool,

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use berth_cri_api::MAX_MESSAGE_BYTES;
 use berth_cri_api::v1::image_service_client::ImageServiceClient;
 use berth_cri_api::v1::runtime_service_client::RuntimeServiceClient;
@@ -11,8 +11,21 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
 /// The path in a `unix://` endpoint; a bare path is taken as it is.
-pub fn socket_path(endpoint: &str) -> PathBuf {
-    PathBuf::from(endpoint.strip_prefix("unix://").unwrap_or(endpoint))
+///
+/// # Errors
+/// When it names another kind of endpoint, or no absolute path.
+pub fn socket_path(endpoint: &str) -> Result<PathBuf> {
+    let path = match endpoint.split_once("://") {
+        Some(("unix", path)) => path,
+        Some((kind, _)) => {
+            bail!("endpoint {endpoint:?}: the CRI is served on unix sockets alone, not over {kind}: say unix:///PATH")
+        }
+        None => endpoint.strip_prefix("unix:").unwrap_or(endpoint),
+    };
+    if !path.starts_with('/') {
+        bail!("endpoint {endpoint:?}: an absolute path is needed, as in unix:///run/berth/berth.sock");
+    }
+    Ok(PathBuf::from(path))
 }
 
 /// Connects to a CRI server on a unix socket.
@@ -43,4 +56,26 @@ pub fn runtime(channel: Channel) -> RuntimeServiceClient<Channel> {
 /// The image service's client, with CRI's message limit.
 pub fn images(channel: Channel) -> ImageServiceClient<Channel> {
     ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_unix_sockets_are_endpoints() {
+        for endpoint in ["unix:///run/b.sock", "unix:/run/b.sock", "/run/b.sock"] {
+            assert_eq!(socket_path(endpoint).expect("a path"), Path::new("/run/b.sock"));
+        }
+        for (endpoint, why) in [
+            ("tcp://127.0.0.1:7070", "not over tcp"),
+            ("npipe:////./pipe/x", "not over npipe"),
+            ("run/b.sock", "absolute"),
+            ("unix://b.sock", "absolute"),
+            ("", "absolute"),
+        ] {
+            let error = socket_path(endpoint).expect_err("refused").to_string();
+            assert!(error.contains(why) && error.contains(endpoint), "{error}");
+        }
+    }
 }

@@ -133,7 +133,7 @@ fn asking(verb: impl Future<Output = Result<()>>) -> Result<ExitCode> {
 /// Where the CRI is served, for the verbs that ask: the configured place, else the default below `--state`.
 fn cri_socket(global: &cli::Global) -> Result<PathBuf> {
     let file = config::load(global.config.as_deref())?;
-    Ok(file.node.listen.map_or_else(|| global.state.join("berth.sock"), |listen| client::socket_path(&listen)))
+    file.node.listen.map_or_else(|| Ok(global.state.join("berth.sock")), |listen| client::socket_path(&listen))
 }
 
 fn kubelet_socket(global: &cli::Global) -> PathBuf {

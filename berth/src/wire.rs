@@ -123,10 +123,13 @@ fn nri(global: &cli::Global, file: &config::File) -> Result<berth_cri_server::Nr
 }
 
 /// The socket that the CRI is served on.
-pub fn listen(global: &cli::Global, flags: &cli::Cri, file: &config::File) -> PathBuf {
+///
+/// # Errors
+/// When something else than a unix socket is asked for.
+pub fn listen(global: &cli::Global, flags: &cli::Cri, file: &config::File) -> Result<PathBuf> {
     match flags.listen.as_ref().or(file.node.listen.as_ref()) {
-        Some(endpoint) => crate::client::socket_path(endpoint),
-        None => global.state.join("berth.sock"),
+        Some(endpoint) => crate::client::socket_path(endpoint).context("listen"),
+        None => Ok(global.state.join("berth.sock")),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::{admin, agent, cli, config, listen, state_dir, wire};
 pub fn run(global: &cli::Global, args: &cli::Cri) -> Result<ExitCode> {
     agent::log_to_stderr(&global.log_level)?;
     let file = config::load(global.config.as_deref())?;
+    let path = wire::listen(global, args, &file)?;
     let _held = state_dir::hold(&global.state)?;
     let _root = state_dir::hold_root(&global.root)?;
     crate::runtime(agent::WORKERS)?.block_on(async {
@@ -19,7 +20,6 @@ pub fn run(global: &cli::Global, args: &cli::Cri) -> Result<ExitCode> {
         let server =
             Arc::new(CriServer::start(wire::serving_cri(global, args, &file)?).await.context("starting the CRI server")?);
         admin::spawn(&server, &global.state, stop.clone())?;
-        let path = wire::listen(global, args, &file);
         let listener = listen::bind(&path)?;
         tracing::info!(socket = %path.display(), "serving the CRI");
         agent::notify_ready();

@@ -14,7 +14,7 @@ pub fn run(global: &cli::Global, args: &cli::Kubelet) -> Result<ExitCode> {
     let _held = state_dir::hold(&global.state)?;
     crate::runtime(agent::WORKERS)?.block_on(async {
         let stop = agent::stop_on_signals()?;
-        let socket = client::socket_path(&args.container_runtime_endpoint);
+        let socket = client::socket_path(&args.container_runtime_endpoint)?;
         let channel = client::connect(&socket).await?;
         let kubelet = Kubelet::new(wire::kubelet(global, &args.kubelet, &file, channel)?).context("starting the kubelet")?;
         agent::notify_ready();

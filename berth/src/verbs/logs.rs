@@ -46,8 +46,8 @@ fn print(line: &[u8], timestamps: bool, at_start: &mut bool) -> std::io::Result<
     if stream == b"stderr" { std::io::stderr().write_all(&text) } else { std::io::stdout().write_all(&text) }
 }
 
-/// The bytes after the start of the last `lines` full entries.
-fn tail(bytes: &[u8], lines: usize) -> &[u8] {
+/// Where the last `lines` full entries begin; or, where that may be in an older file, how many of them are not here.
+fn tail(bytes: &[u8], lines: usize) -> Result<usize, usize> {
     let mut left = lines;
     let mut end = bytes.len();
     while end > 0 {
@@ -55,13 +55,49 @@ fn tail(bytes: &[u8], lines: usize) -> &[u8] {
         // A partial entry belongs to the full one behind it.
         if parse(&bytes[start..end]).is_none_or(|(_, _, full, _)| full) {
             if left == 0 {
-                return &bytes[end..];
+                return Ok(end);
             }
             left -= 1;
         }
         end = start;
     }
-    bytes
+    Err(left)
+}
+
+/// Goes back from the newest file, over rotations, to where the last `lines` begin. Compressed files are not gone back to.
+fn back_to_tail(path: &Path, newest: File, lines: usize) -> std::io::Result<File> {
+    let (mut file, mut left) = (newest, lines);
+    loop {
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        match tail(&bytes, left) {
+            Ok(offset) => {
+                file.seek(SeekFrom::Start(offset as u64))?;
+                return Ok(file);
+            }
+            Err(missing) => left = missing,
+        }
+        let Some(older) = older_file(path, &file)? else {
+            file.rewind()?;
+            return Ok(file);
+        };
+        file = older;
+    }
+}
+
+/// The file that was rotated away before this one.
+fn older_file(path: &Path, file: &File) -> std::io::Result<Option<File>> {
+    let held = id_of(&file.metadata()?);
+    let mut older = None;
+    for other in rotated(path) {
+        // Deleted since it was listed: what is older than that is gone too.
+        let Ok(opened) = File::open(&other) else { continue };
+        if id_of(&opened.metadata()?) == held {
+            break;
+        }
+        older = Some(opened);
+    }
+    Ok(older)
 }
 
 /// Whether the container may still write. An agent that does not answer says nothing of it: the container runs without one.
@@ -177,11 +213,9 @@ pub async fn run(socket: &Path, kubelet: &Path, args: &cli::Logs) -> Result<()> 
     let path = PathBuf::from(status.log_path);
     let mut file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
     let mut at_start = true;
-    if let Some(lines) = args.tail {
-        let mut all = Vec::new();
-        file.read_to_end(&mut all)?;
-        let skipped = all.len() - tail(&all, lines).len();
-        file.seek(SeekFrom::Start(skipped as u64))?;
+    // -1: all of the newest file, as with kubectl.
+    if let Ok(lines) = usize::try_from(args.tail) {
+        file = back_to_tail(&path, file, lines).with_context(|| format!("reading {}", path.display()))?;
     }
     let mut follower = Follower { path, file, rest: Vec::new() };
     loop {
@@ -219,10 +253,12 @@ mod tests {
 
     #[test]
     fn tail_counts_joined_lines() {
-        assert_eq!(tail(LOG, 1), b"2026-01-01T00:00:00.000000000Z stderr F three\n");
-        assert!(tail(LOG, 2).starts_with(b"2026-01-01T00:00:00.000000000Z stdout P tw"));
-        assert_eq!(tail(LOG, 9), LOG);
-        assert_eq!(tail(LOG, 0), b"");
+        let of = |lines| tail(LOG, lines).map(|at| &LOG[at..]);
+        assert_eq!(of(1), Ok(&b"2026-01-01T00:00:00.000000000Z stderr F three\n"[..]));
+        assert!(of(2).is_ok_and(|text| text.starts_with(b"2026-01-01T00:00:00.000000000Z stdout P tw")));
+        assert_eq!(of(0), Ok(&b""[..]));
+        assert_eq!(of(3), Err(0), "its first part may be in an older file");
+        assert_eq!(of(9), Err(6));
     }
 
     /// A log below a folder of its own, with its follower.
@@ -246,6 +282,25 @@ mod tests {
         let news = follower.read().expect("read");
         assert!(!news.gap);
         news.lines.into_iter().map(|l| String::from_utf8(l).expect("text")).collect()
+    }
+
+    #[test]
+    fn a_tail_goes_back_over_rotated_files() {
+        let (_folder, path, _) = log();
+        let entry = |tag: &str, text: &str| format!("2026-01-01T00:00:00Z stdout {tag} {text}\n");
+        write(&path, &(entry("F", "a") + &entry("F", "b") + &entry("P", "c1")));
+        rotate(&path, 1);
+        write(&path, &(entry("F", "c2") + &entry("F", "d")));
+        rotate(&path, 2);
+        write(&path, &entry("F", "e"));
+        let last = |count| {
+            let file = File::open(&path).and_then(|file| back_to_tail(&path, file, count)).expect("a tail");
+            let found = lines(&mut Follower { path: path.clone(), file, rest: Vec::new() });
+            found.iter().map(|line| line.rsplit(' ').next().unwrap_or_default().to_owned()).collect::<Vec<_>>().join(" ")
+        };
+        for (count, want) in [(0, ""), (1, "e"), (2, "d e"), (3, "c1 c2 d e"), (4, "b c1 c2 d e"), (9, "a b c1 c2 d e")] {
+            assert_eq!(last(count), want, "{count} lines");
+        }
     }
 
     #[test]

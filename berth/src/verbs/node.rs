@@ -14,6 +14,7 @@ use crate::{admin, agent, cli, config, listen, state_dir, wire};
 pub fn run(global: &cli::Global, args: &cli::Node) -> Result<ExitCode> {
     agent::log_to_stderr(&global.log_level)?;
     let file = config::load(global.config.as_deref())?;
+    let path = wire::listen(global, &args.cri, &file)?;
     let _held = state_dir::hold(&global.state)?;
     let _root = state_dir::hold_root(&global.root)?;
     crate::runtime(agent::WORKERS)?.block_on(async {
@@ -21,7 +22,6 @@ pub fn run(global: &cli::Global, args: &cli::Node) -> Result<ExitCode> {
         let server =
             Arc::new(CriServer::start(wire::serving_cri(global, &args.cri, &file)?).await.context("starting the CRI server")?);
         admin::spawn(&server, &global.state, stop.clone())?;
-        let path = wire::listen(global, &args.cri, &file);
         let listener = listen::bind(&path)?;
         // The kubelet's own calls have to end before the server that answers them.
         let serve_until = tokio_util::sync::CancellationToken::new();

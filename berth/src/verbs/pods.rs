@@ -62,12 +62,32 @@ fn status(pod: &Value) -> String {
     text
 }
 
+/// READY and RESTARTS as kubectl counts them: sidecars are among the containers, and while a pod initializes its restarts are
+/// those of its init containers.
+fn counts(pod: &Value) -> (String, i64) {
+    let list = |path: &str| pod.pointer(path).and_then(Value::as_array).into_iter().flatten();
+    let is_sidecar = |name: &Value| list("/spec/initContainers").any(|c| c["name"] == *name && c["restartPolicy"] == "Always");
+    let inits = || list("/status/initContainerStatuses");
+    let sidecars = || inits().filter(|s| is_sidecar(&s["name"]));
+    let regular = || list("/status/containerStatuses");
+    let all = list("/spec/containers").count() + list("/spec/initContainers").filter(|c| is_sidecar(&c["name"])).count();
+    let is_ready = |status: &&Value| status["ready"] == true && status.pointer("/state/running").is_some();
+    let ready = regular().filter(is_ready).count() + sidecars().filter(|s| s["started"] == true).filter(is_ready).count();
+    let is_over = |status: &Value| match is_sidecar(&status["name"]) {
+        true => status["started"] == true,
+        false => status.pointer("/state/terminated/exitCode").and_then(Value::as_i64) == Some(0),
+    };
+    let restarts = |s: &Value| s["restartCount"].as_i64().unwrap_or_default();
+    let restarts = match inits().all(is_over) {
+        true => regular().chain(sidecars()).map(restarts).sum(),
+        false => inits().map(restarts).sum(),
+    };
+    (format!("{ready}/{all}"), restarts)
+}
+
 fn row(pod: &Value) -> Vec<String> {
     let at = |path: &str| pod.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let containers = pod.pointer("/status/containerStatuses").and_then(Value::as_array).cloned().unwrap_or_default();
-    let all = pod.pointer("/spec/containers").and_then(Value::as_array).map_or(0, Vec::len);
-    let ready = containers.iter().filter(|c| c["ready"].as_bool() == Some(true)).count();
-    let restarts: i64 = containers.iter().filter_map(|c| c["restartCount"].as_i64()).sum();
+    let (ready, restarts) = counts(pod);
     let ip = at("/status/podIP");
     let start = match at("/status/startTime") {
         start if start.is_empty() => at("/metadata/creationTimestamp"),
@@ -76,7 +96,7 @@ fn row(pod: &Value) -> Vec<String> {
     vec![
         at("/metadata/namespace"),
         at("/metadata/name"),
-        format!("{ready}/{all}"),
+        ready,
         status(pod),
         restarts.to_string(),
         since(&start),
@@ -138,6 +158,22 @@ pub async fn run(kubelet: &Path, cri: &Path, args: &cli::Output) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sidecars_count_as_containers_and_a_pod_that_initializes_counts_its_init_containers() {
+        let spec = serde_json::json!({"initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}], "containers": [{"name": "a"}]});
+        let running = serde_json::json!({"running": {}});
+        let sidecar = serde_json::json!({"name": "s", "started": true, "ready": true, "restartCount": 2, "state": running});
+        let done = serde_json::json!({"name": "i", "ready": true, "restartCount": 4, "state": {"terminated": {"exitCode": 0}}});
+        let pod = serde_json::json!({"spec": spec, "status": {"initContainerStatuses": [done, sidecar],
+            "containerStatuses": [{"name": "a", "ready": true, "restartCount": 1, "state": running}]}});
+        assert_eq!(counts(&pod), ("2/2".to_owned(), 3));
+        let waiting = serde_json::json!({"name": "s", "ready": false, "restartCount": 0, "state": {"waiting": {}}});
+        let first = serde_json::json!({"name": "i", "ready": false, "restartCount": 4, "state": running});
+        let pod = serde_json::json!({"spec": spec, "status": {"initContainerStatuses": [first, waiting],
+            "containerStatuses": [{"name": "a", "ready": false, "restartCount": 0, "state": {"waiting": {}}}]}});
+        assert_eq!(counts(&pod), ("0/2".to_owned(), 4));
+    }
 
     #[test]
     fn status_tells_the_most_of_all_states() {
