@@ -44,6 +44,8 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     /// The host's hosts file, which host-network pods inherit.
     pub hosts_file: PathBuf,
+    /// How many pods may run at once.
+    pub max_pods: usize,
     /// Rotation limits that are passed with each container.
     pub log_limits: LogLimits,
     /// Unsafe sysctls that pods may set (exact names or prefixes ending in `*`).
@@ -134,6 +136,7 @@ impl Config {
             cluster_domain: String::new(),
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
             hosts_file: PathBuf::from("/etc/hosts"),
+            max_pods: 110,
             log_limits: LogLimits::default(),
             allowed_unsafe_sysctls: Vec::new(),
             crash_backoff: BackoffPolicy::default(),

@@ -24,6 +24,7 @@ use crate::objects::{LocalObjects, Objects};
 use crate::observed::{Limits, PodObserved};
 use crate::plan::PodOp;
 use crate::pod;
+use crate::record::Recorder;
 use crate::resources::{container_resources, pod_limits, qos_class};
 use crate::sandbox_config::{SandboxContext, sandbox_config};
 use crate::volume::VolumeContext;
@@ -42,6 +43,8 @@ pub struct Executor {
     pub objects: LocalObjects,
     /// The pods' cgroups.
     pub cgroups: Option<PodCgroups>,
+    /// Where events go.
+    pub recorder: Recorder,
 }
 
 /// What became of one step.

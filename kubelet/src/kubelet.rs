@@ -3,14 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::cgroup::{Driver, PodCgroups};
+use crate::control::{Order, PodControl};
 use crate::cri::Runtime;
 use crate::execute::Executor;
 use crate::main_loop::Main;
 use crate::node::{Capacity, NodeView};
 use crate::objects::LocalObjects;
+use crate::record::Recorder;
 use crate::server::{self, Health};
 use crate::table::PodTable;
 use crate::{Config, Error, Result};
@@ -19,6 +22,9 @@ use crate::{Config, Error, Result};
 #[derive(Debug)]
 pub struct Kubelet {
     config: Config,
+    control: PodControl,
+    orders: mpsc::UnboundedReceiver<Order>,
+    recorder: Recorder,
 }
 
 impl Kubelet {
@@ -33,7 +39,19 @@ impl Kubelet {
                 return wrong(field, "is not an absolute path");
             }
         }
-        Ok(Kubelet { config })
+        let (control, orders) = PodControl::new();
+        let recorder = Recorder::new(&config.node_name, config.clock.clone());
+        Ok(Kubelet { config, control, orders, recorder })
+    }
+
+    /// By which shutdown, eviction and `stop --all` end this kubelet's pods.
+    pub fn control(&self) -> PodControl {
+        self.control.clone()
+    }
+
+    /// Where this kubelet's events are.
+    pub fn recorder(&self) -> Recorder {
+        self.recorder.clone()
     }
 
     /// Runs until `shutdown` is cancelled. The pods keep running.
@@ -47,11 +65,11 @@ impl Kubelet {
         let stop = shutdown.child_token();
         let _stop_all = stop.clone().drop_guard();
         let server = server::start(&config, table.clone(), runtime.clone(), health.clone(), stop.clone()).await?;
-        let Some(executor) = connect(&config, runtime, &shutdown).await else {
+        let Some(executor) = connect(&config, runtime, self.recorder, &shutdown).await else {
             server.stopped().await;
             return Ok(());
         };
-        let mut main = Main::new(executor, table, health, stop);
+        let mut main = Main::new(executor, table, health, (self.control, self.orders), stop);
         main.run().await;
         main.stop().await;
         server.stopped().await;
@@ -60,7 +78,7 @@ impl Kubelet {
 }
 
 /// Waits for the runtime and asks it what it is; `None` when the kubelet is stopped before it answers.
-async fn connect(config: &Arc<Config>, runtime: Runtime, shutdown: &CancellationToken) -> Option<Executor> {
+async fn connect(config: &Arc<Config>, runtime: Runtime, recorder: Recorder, shutdown: &CancellationToken) -> Option<Executor> {
     let mut pause = Duration::from_millis(100);
     let version = loop {
         let error = match runtime.version().await {
@@ -94,5 +112,6 @@ async fn connect(config: &Arc<Config>, runtime: Runtime, shutdown: &Cancellation
     };
     tracing::info!(node = node.name, runtime = version.runtime_name, version = version.runtime_version, "kubelet runs");
     let cgroups = config.cgroup_root.as_deref().map(|root| PodCgroups::new(root, driver));
-    Some(Executor { config: config.clone(), runtime, node: Arc::new(node), objects: LocalObjects::default(), cgroups })
+    let (config, node) = (config.clone(), Arc::new(node));
+    Some(Executor { config, runtime, node, objects: LocalObjects::default(), cgroups, recorder })
 }

@@ -4,13 +4,16 @@
 //! source → v1::Pod → worker: plan(pod, observed, now) → [PodOp] → execute (CRI) → observed' → status → /pods
 //! ```
 
+pub mod admission;
 mod atomic_file;
 pub mod auth;
 pub mod backoff;
 pub mod cgroup;
+pub mod classes;
 pub mod clock;
 pub mod config;
 pub mod container_config;
+pub mod control;
 pub mod cri;
 pub mod dns;
 pub mod env;
@@ -33,9 +36,11 @@ mod orphan;
 pub mod plan;
 pub mod plan_files;
 pub mod pod;
+pub mod preemption;
 pub mod probe;
 pub mod pull_secret;
 pub mod quantity;
+pub mod record;
 pub mod resources;
 pub mod sandbox_config;
 #[cfg(test)]
@@ -51,6 +56,7 @@ pub mod volume;
 pub mod worker;
 
 pub use config::{Config, LogLimits, Timing};
+pub use control::{Ending, PodControl};
 pub use error::Error;
 pub use housekeeping::remove_all;
 pub use kubelet::Kubelet;

@@ -1,6 +1,9 @@
 //! The kubelet's main loop: sources in, workers out, container events between. Owns which pods have a worker; what a pod
 //! needs is its worker's business.
 
+mod letting_in;
+mod orders;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::sync::Arc;
@@ -12,6 +15,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::NodeConditions;
+use crate::control::{Order, PodControl};
 use crate::cri as calls;
 use crate::events::{self, RuntimeEvent};
 use crate::execute::Executor;
@@ -25,7 +30,7 @@ use crate::source::file::{self, FileSourceConfig};
 use crate::source::{SourceName, SourceUpdate};
 use crate::table::PodTable;
 use crate::worker::{Message, Worker};
-use crate::{Result, host_ports, housekeeping, logs, orphan};
+use crate::{Result, housekeeping, logs, orphan};
 
 /// A worker seen from outside.
 struct Handle {
@@ -40,6 +45,7 @@ struct Handle {
 enum Action {
     Source(SourceUpdate),
     Event(RuntimeEvent),
+    Ordered(Order),
     Ended(PodUid, bool),
     Relist,
     Listed(Result<Listing>),
@@ -57,8 +63,14 @@ pub(crate) struct Main {
     tasks: JoinSet<(PodUid, bool)>,
     /// Pods whose name, or UID, a worker that is ending still has.
     queued: BTreeMap<PodUid, Arc<Pod>>,
-    /// Why queued pods wait, where it is a port of the host.
+    /// Why queued pods wait, where it is a port of the host or a class that is not there.
     refused: BTreeMap<PodUid, String>,
+    /// Pods that were not let in: they have failed, and stay so for as long as their source has them.
+    rejected: BTreeSet<PodUid>,
+    /// What new pods are judged by.
+    conditions: NodeConditions,
+    orders: mpsc::UnboundedReceiver<Order>,
+    control: PodControl,
     /// Pods that began a life and have not been taken up yet.
     fresh: BTreeSet<String>,
     /// What the last listing found in the runtime: it had its ports first.
@@ -79,7 +91,13 @@ pub(crate) struct Main {
 }
 
 impl Main {
-    pub(crate) fn new(executor: Executor, table: PodTable, health: Health, stop: CancellationToken) -> Main {
+    pub(crate) fn new(
+        executor: Executor,
+        table: PodTable,
+        health: Health,
+        (control, orders): (PodControl, mpsc::UnboundedReceiver<Order>),
+        stop: CancellationToken,
+    ) -> Main {
         let (sender, updates) = mpsc::channel(16);
         let mut configured = Vec::new();
         if let Some(path) = &executor.config.manifests {
@@ -108,6 +126,10 @@ impl Main {
             tasks: JoinSet::new(),
             queued: BTreeMap::new(),
             refused: BTreeMap::new(),
+            rejected: BTreeSet::new(),
+            conditions: NodeConditions::default(),
+            orders,
+            control,
             fresh: BTreeSet::new(),
             present: BTreeSet::new(),
             sources: BTreeMap::new(),
@@ -146,6 +168,7 @@ impl Main {
         tokio::select! {
             biased;
             () = self.stop.cancelled() => Action::Stop,
+            Some(order) = self.orders.recv() => Action::Ordered(order),
             Some(update) = self.updates.recv() => Action::Source(update),
             Some(Ok((uid, gone))) = self.tasks.join_next() => Action::Ended(uid, gone),
             Some(event) = self.events.recv() => Action::Event(event),
@@ -163,6 +186,7 @@ impl Main {
         match action {
             Action::Source(update) => self.set_source(update),
             Action::Event(event) => self.take_event(event),
+            Action::Ordered(order) => self.carry_out(order),
             Action::Ended(uid, gone) => self.worker_ended(&uid, gone),
             Action::Relist => self.begin_listing(),
             Action::Listed(listed) => {
@@ -205,7 +229,7 @@ impl Main {
         let mut wanted: BTreeMap<PodUid, Arc<Pod>> = BTreeMap::new();
         for pod in self.sources.values().flatten() {
             if let Some(uid) = PodUid::of(pod) {
-                wanted.entry(uid).or_insert_with(|| pod.clone());
+                wanted.entry(uid).or_insert_with(|| self.with_classes(pod));
             }
         }
         if self.all_sources_ready() {
@@ -217,7 +241,7 @@ impl Main {
             }
         }
         self.queued.retain(|uid, _| wanted.contains_key(uid));
-        self.forget_refusals();
+        self.forget_refusals(&wanted);
         for (uid, pod) in wanted {
             match self.workers.get_mut(&uid) {
                 Some(handle) if !handle.ending => {
@@ -226,55 +250,12 @@ impl Main {
                         let _ = handle.inbox.send(Message::Update(pod));
                     }
                 }
+                _ if self.rejected.contains(&uid) => {}
                 _ => _ = self.queued.insert(uid, pod),
             }
         }
         self.start_queued();
         self.update_qos();
-    }
-
-    /// Starts the queued pods whose name and UID are free. Before the first listing nobody knows which are: the runtime
-    /// may have pods whose manifests went, or changed, while the kubelet was away.
-    fn start_queued(&mut self) {
-        if !self.listed {
-            return;
-        }
-        let mut queued: Vec<_> = std::mem::take(&mut self.queued).into_iter().collect();
-        queued.sort_by_key(|(uid, _)| !self.present.contains(uid));
-        for (uid, pod) in queued {
-            let name = FullName::of(&pod);
-            let taken = self.workers.contains_key(&uid) || self.workers.values().any(|h| h.name == name);
-            if taken || self.lacks_port(&uid, &pod) {
-                self.queued.insert(uid, pod);
-            } else {
-                self.refused.remove(&uid);
-                self.spawn(uid, pod);
-            }
-        }
-    }
-
-    /// Whether another pod has a port of the host that this one asks for; its status then says which.
-    fn lacks_port(&mut self, uid: &PodUid, pod: &Arc<Pod>) -> bool {
-        let running = self.workers.iter().filter(|(uid, _)| !host_ports::is_over(self.table.status(uid).as_ref()));
-        let Some(message) = host_ports::conflict(pod, running.map(|(_, handle)| &*handle.pod)) else { return false };
-        if self.refused.get(uid) != Some(&message) {
-            tracing::warn!(pod = %pod::format_pod(pod), "{message}: the pod waits");
-            self.table.set(uid, pod, host_ports::waiting(pod, message.clone()));
-            self.refused.insert(uid.clone(), message);
-        }
-        true
-    }
-
-    /// Pods that waited for a port and are wanted no more leave the table.
-    fn forget_refusals(&mut self) {
-        let (queued, table) = (&self.queued, &self.table);
-        self.refused.retain(|uid, _| {
-            let waits = queued.contains_key(uid);
-            if !waits {
-                table.remove(uid);
-            }
-            waits
-        });
     }
 
     fn spawn(&mut self, uid: PodUid, pod: Arc<Pod>) {

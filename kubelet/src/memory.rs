@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::backoff::Backoff;
 use crate::clock::Now;
 use crate::config::Config;
+use crate::control::Ending;
 use crate::observed::{self, PodObserved, State};
 
 /// Why a container waits, as the status shows it.
@@ -57,6 +58,8 @@ pub struct PodMemory {
     pub terminating: Option<Termination>,
     /// When that was asked first.
     pub terminating_since: Option<Timestamp>,
+    /// Why the node ends a pod that its source still wants.
+    pub ending: Option<Ending>,
     /// Delays of containers, by name.
     pub crash: Backoff,
     /// Delays of pulls, by image.
@@ -118,6 +121,7 @@ impl PodMemory {
             start_time: now.wall,
             terminating: None,
             terminating_since: None,
+            ending: None,
             crash: Backoff::new(config.crash_backoff),
             pulls: Backoff::new(config.pull_backoff),
             pull_failures: BTreeMap::new(),

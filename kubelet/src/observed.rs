@@ -149,6 +149,11 @@ pub fn timestamp(nanoseconds: i64) -> Timestamp {
     Timestamp::from_second(nanoseconds.div_euclid(1_000_000_000)).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
+/// Without its fraction of a second.
+pub fn whole_second(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).unwrap_or(at)
+}
+
 /// Asks the runtime. `before` saves questions: what has ended does not change.
 pub async fn observe(runtime: &Runtime, uid: &str, logs: &Path, before: &PodObserved) -> Result<PodObserved> {
     let mut sandboxes = Vec::new();

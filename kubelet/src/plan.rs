@@ -203,7 +203,8 @@ fn plan_end(pod: &Pod, observed: &PodObserved, memory: &PodMemory, termination: 
     if !memory.released {
         plan.ops.push(PodOp::Release { forget: termination.forget });
     }
-    plan.finished = plan.ops.is_empty();
+    // A pod that only the node ends is still wanted: it stays known, with its status.
+    plan.finished = plan.ops.is_empty() && termination.forget;
     plan
 }
 

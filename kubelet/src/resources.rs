@@ -71,17 +71,55 @@ fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.as_deref() == Some("Always")
 }
 
+/// The pod's own limit, where its spec has one.
+fn pod_level_limit(pod: &Pod, name: &str) -> Option<Amount> {
+    pod.spec.as_ref()?.resources.as_ref()?.limits.as_ref()?.get(name).map(Amount::of)
+}
+
+/// The pod's own request, where its spec has one; with a limit alone, what its containers ask for, else the limit.
+fn pod_level_request(pod: &Pod, name: &str) -> Option<Amount> {
+    let requests = pod.spec.as_ref()?.resources.as_ref()?.requests.as_ref();
+    let own = requests.and_then(|list| list.get(name)).map(Amount::of);
+    own.or_else(|| {
+        let limit = pod_level_limit(pod, name)?;
+        let sum = pod_amount(pod, name, request);
+        Some(if sum.is_zero() { limit } else { sum })
+    })
+}
+
+fn has_pod_level(pod: &Pod) -> bool {
+    let resources = pod.spec.as_ref().and_then(|spec| spec.resources.as_ref());
+    let lists = resources.into_iter().flat_map(|r| [&r.limits, &r.requests]);
+    lists.flatten().any(|list| !list.is_empty())
+}
+
+/// What the runtime itself takes for the pod, besides its containers.
+pub fn overhead(pod: &Pod, name: &str) -> Amount {
+    let overhead = pod.spec.as_ref().and_then(|spec| spec.overhead.as_ref());
+    overhead.and_then(|list| list.get(name)).map(Amount::of).unwrap_or_default()
+}
+
+/// What the node has to have for the pod: its own request where it has one, else its containers', and the overhead.
+pub fn pod_request(pod: &Pod, name: &str) -> Amount {
+    pod_level_request(pod, name).unwrap_or_else(|| pod_amount(pod, name, request)) + overhead(pod, name)
+}
+
 /// The pod's QoS class.
 pub fn qos_class(pod: &Pod) -> QosClass {
     let nonzero = |amount: Option<Amount>| amount.filter(|a| !a.is_zero());
     let names = ["cpu", "memory"];
     let mut any = false;
     let mut guaranteed = true;
-    for container in containers(pod) {
-        for name in names {
-            let (request, limit) = (nonzero(request(container, name)), nonzero(limit(container, name)));
-            any |= request.is_some() || limit.is_some();
-            guaranteed &= limit.is_some() && request.is_none_or(|r| Some(r) == limit);
+    let mut count = |request: Option<Amount>, limit: Option<Amount>| {
+        let (request, limit) = (nonzero(request), nonzero(limit));
+        any |= request.is_some() || limit.is_some();
+        guaranteed &= limit.is_some() && request.is_none_or(|r| Some(r) == limit);
+    };
+    if has_pod_level(pod) {
+        names.into_iter().for_each(|name| count(pod_level_request(pod, name), pod_level_limit(pod, name)));
+    } else {
+        for container in containers(pod) {
+            names.into_iter().for_each(|name| count(request(container, name), limit(container, name)));
         }
     }
     match (any, guaranteed) {
@@ -111,15 +149,20 @@ fn pod_amount(pod: &Pod, name: &str, of: fn(&Container, &str) -> Option<Amount>)
 pub fn pod_limits(pod: &Pod, capacity: &Capacity) -> PodLimits {
     let qos = qos_class(pod);
     let all_limited = |name: &str| containers(pod).all(|c| limit(c, name).is_some_and(|l| !l.is_zero()));
-    let limited = |name: &str| (qos != QosClass::BestEffort && all_limited(name)).then(|| pod_amount(pod, name, limit));
+    let limited = |name: &str| {
+        let own = pod_level_limit(pod, name).filter(|amount| !amount.is_zero());
+        let sum = || (qos != QosClass::BestEffort && all_limited(name)).then(|| pod_amount(pod, name, limit));
+        own.or_else(sum).map(|amount| amount + overhead(pod, name))
+    };
     let huge_pages = capacity.huge_pages.iter().map(|bytes| {
-        let total = pod_amount(pod, &huge_page_resource(*bytes), limit).units();
+        let name = huge_page_resource(*bytes);
+        let total = pod_level_limit(pod, &name).unwrap_or_else(|| pod_amount(pod, &name, limit)).units();
         (huge_page_name(*bytes), u64::try_from(total).unwrap_or(0))
     });
     PodLimits {
         cpu_shares: match qos {
             QosClass::BestEffort => MIN_SHARES,
-            _ => cpu_shares(pod_amount(pod, "cpu", request).millis()),
+            _ => cpu_shares(pod_cpu_request(pod)),
         },
         cpu_quota: limited("cpu").map(|a| cpu_quota(a.millis())),
         memory: limited("memory").map(Amount::units),
@@ -129,7 +172,7 @@ pub fn pod_limits(pod: &Pod, capacity: &Capacity) -> PodLimits {
 
 /// CPU request of a pod in thousandths, for the QoS cgroup's shares.
 pub fn pod_cpu_request(pod: &Pod) -> i64 {
-    pod_amount(pod, "cpu", request).millis()
+    pod_request(pod, "cpu").millis()
 }
 
 /// Shares of a number of CPU thousandths.
@@ -154,12 +197,14 @@ fn huge_page_resource(bytes: u64) -> String {
 
 /// The CRI resources of one container.
 pub fn container_resources(pod: &Pod, container: &Container, capacity: &Capacity) -> cri::LinuxContainerResources {
-    let cpu_request = request(container, "cpu").or_else(|| limit(container, "cpu")).map_or(0, Amount::millis);
-    let cpu_limit = limit(container, "cpu").map_or(0, Amount::millis);
-    let memory = limit(container, "memory").map_or(0, Amount::units);
+    // A container without a limit of its own has the pod's.
+    let limit = |name: &str| limit(container, name).or_else(|| pod_level_limit(pod, name));
+    let cpu_request = request(container, "cpu").or_else(|| self::limit(container, "cpu")).map_or(0, Amount::millis);
+    let cpu_limit = limit("cpu").map_or(0, Amount::millis);
+    let memory = limit("memory").map_or(0, Amount::units);
     let huge = capacity.huge_pages.iter().map(|bytes| cri::HugepageLimit {
         page_size: huge_page_name(*bytes),
-        limit: limit(container, &huge_page_resource(*bytes)).map_or(0, |a| u64::try_from(a.units()).unwrap_or(0)),
+        limit: limit(&huge_page_resource(*bytes)).map_or(0, |a| u64::try_from(a.units()).unwrap_or(0)),
     });
     let mut resources = cri::LinuxContainerResources {
         cpu_period: CPU_PERIOD,
@@ -195,8 +240,12 @@ fn oom_score_adj(pod: &Pod, container: &Container, capacity: &Capacity) -> i64 {
         QosClass::BestEffort => return 1000,
         QosClass::Burstable => {}
     }
+    // What the pod asks for beyond its containers is theirs in equal parts.
+    let all = i64::try_from(containers(pod).count()).unwrap_or(i64::MAX).max(1);
+    let asked: i64 = containers(pod).map(|c| request(c, "memory").map_or(0, Amount::units)).sum();
+    let spare = pod_level_request(pod, "memory").map_or(0, |own| own.units().saturating_sub(asked).max(0) / all);
     let score = |container: &Container| {
-        let requested = request(container, "memory").map_or(0, Amount::units);
+        let requested = request(container, "memory").map_or(0, Amount::units).saturating_add(spare);
         let capacity = capacity.memory_bytes.max(1);
         (1000 - 1000i64.saturating_mul(requested) / capacity).clamp(3, 999)
     };
@@ -295,6 +344,27 @@ mod tests {
         assert_eq!(limits.memory, Some(2 << 30));
         let limits = pod_limits(&one("{}"), &capacity());
         assert_eq!(limits, PodLimits { cpu_shares: 2, huge_pages: vec![("2MB".into(), 0)], ..PodLimits::default() });
+    }
+
+    #[test]
+    fn what_the_pod_has_as_a_whole_counts_for_it_and_for_containers_without_their_own() {
+        let spec = |resources: &str| {
+            pod(&format!(
+                "{{resources: {resources}, overhead: {{cpu: 250m, memory: 16Mi}}, containers: [{{name: a, image: i}}, \
+                 {{name: b, image: i, resources: {{limits: {{memory: 1Gi}}, requests: {{memory: 1Gi}}}}}}]}}"
+            ))
+        };
+        let pod = spec("{requests: {cpu: 1, memory: 3Gi}, limits: {cpu: 2, memory: 4Gi}}");
+        assert_eq!(qos_class(&pod), QosClass::Burstable);
+        assert_eq!(qos_class(&spec("{limits: {cpu: 2, memory: 4Gi}, requests: {memory: 4Gi}}")), QosClass::Guaranteed);
+        assert_eq!((pod_cpu_request(&pod), pod_request(&pod, "memory").units()), (1250, (3 << 30) + (16 << 20)));
+        let limits = pod_limits(&pod, &capacity());
+        assert_eq!((limits.cpu_shares, limits.cpu_quota, limits.memory), (1280, Some(225_000), Some((4 << 30) + (16 << 20))));
+        let of = |i: usize| container_resources(&pod, &pod.spec.as_ref().unwrap().containers[i], &capacity());
+        assert_eq!((of(0).memory_limit_in_bytes, of(1).memory_limit_in_bytes), (4 << 30, 1 << 30));
+        assert_eq!((of(0).cpu_quota, of(0).cpu_shares), (200_000, 2));
+        // 2 GiB of the pod's request belong to no container: half of it counts for each.
+        assert_eq!((of(0).oom_score_adj, of(1).oom_score_adj), (875, 750));
     }
 
     #[test]

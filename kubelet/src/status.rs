@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::memory::PodMemory;
-use crate::observed::{self, PodObserved, State, timestamp};
+use crate::observed::{self, PodObserved, State, timestamp, whole_second};
 use crate::plan::{Situation, init_restarts, restarts};
 use crate::pod;
 use crate::resources::qos_class;
@@ -120,18 +120,21 @@ pub fn status(situation: &Situation<'_>) -> PodStatus {
     let total = init_statuses.len() + statuses.len();
     let (init_statuses, statuses) = (cut_messages(init_statuses, total), cut_messages(statuses, total));
 
-    let deadline = memory.deadline_exceeded;
-    let phase = match terminal_before {
-        Some(phase) => phase,
-        None if deadline => "Failed".to_owned(),
-        None => phase(pod, observed, memory).to_owned(),
+    let verdict = verdict(memory);
+    let phase = match (terminal_before, &verdict) {
+        (Some(phase), _) => phase,
+        (None, None) => phase(pod, observed, memory).to_owned(),
+        (None, Some(_)) if !observed.is_alive() => "Failed".to_owned(),
+        // It ends, but something of it still runs: whoever acts on a terminal phase may not see one yet.
+        (None, Some(_)) => {
+            let phase = phase(pod, observed, memory);
+            if is_terminal_phase(Some(phase)) { "Running" } else { phase }.to_owned()
+        }
     };
     let (reason, message) = match before.filter(|b| b.phase.as_deref() == Some(&phase)) {
         Some(same) if same.reason.is_some() => (same.reason.clone(), same.message.clone()),
-        _ if deadline => (
-            Some("DeadlineExceeded".to_owned()),
-            Some("Pod was active on the node longer than the specified deadline".to_owned()),
-        ),
+        Some(_) if is_terminal_phase(Some(&phase)) => (None, None),
+        _ if phase == "Failed" => verdict.map_or((None, None), |(reason, message)| (Some(reason), Some(message))),
         _ => (None, None),
     };
     let conditions = conditions(situation, &phase, initialized, &init_statuses, &statuses);
@@ -160,6 +163,16 @@ pub fn status(situation: &Situation<'_>) -> PodStatus {
     }
 }
 
+/// Why the pod fails whatever its containers do.
+fn verdict(memory: &PodMemory) -> Option<(String, String)> {
+    let deadline = || {
+        let message = "Pod was active on the node longer than the specified deadline";
+        memory.deadline_exceeded.then(|| ("DeadlineExceeded".to_owned(), message.to_owned()))
+    };
+    let ending = memory.ending.as_ref().map(|ending| (ending.reason.clone(), ending.message.clone()));
+    ending.or_else(deadline)
+}
+
 fn list<T>(items: Vec<T>) -> Option<Vec<T>> {
     (!items.is_empty()).then_some(items)
 }
@@ -179,6 +192,7 @@ fn container_status(situation: &Situation<'_>, container: &Container, kind: Kind
     let cached = memory.reasons.get(&container.name);
     let again = |exit_code| {
         memory.terminating.is_none()
+            && !memory.deadline_exceeded
             && match kind {
                 Kind::Init { initialized } => !initialized && init_restarts(pod, container, exit_code),
                 Kind::Sidecar { .. } | Kind::Regular => restarts(pod, container, exit_code),
@@ -213,6 +227,10 @@ fn container_status(situation: &Situation<'_>, container: &Container, kind: Kind
             State::Exited => terminated(c, &node.runtime_name),
         },
     };
+    let state = match state.terminated.is_none() && is_lost(situation, kind) {
+        true => unlocated(),
+        false => state,
+    };
     if last_state.is_none() {
         last_state = remembered(before, newest, &node.runtime_name);
     }
@@ -241,6 +259,25 @@ fn container_status(situation: &Situation<'_>, container: &Container, kind: Kind
         }),
         volume_mounts: list(mount_statuses(container)),
         ..ContainerStatus::default()
+    }
+}
+
+/// Whether a container that has not ended never will: the pod is over, though it had come up.
+fn is_lost(situation: &Situation<'_>, kind: Kind) -> bool {
+    let Situation { pod, observed, memory, .. } = *situation;
+    let came_up = pod::spec(pod).containers.iter().any(|c| observed.newest(&c.name).is_some());
+    verdict(memory).is_some() && !observed.is_alive() && came_up && matches!(kind, Kind::Regular)
+}
+
+fn unlocated() -> ContainerState {
+    ContainerState {
+        terminated: Some(ContainerStateTerminated {
+            exit_code: 137,
+            reason: Some("ContainerStatusUnknown".to_owned()),
+            message: Some("The container could not be located when the pod was terminated".to_owned()),
+            ..ContainerStateTerminated::default()
+        }),
+        ..ContainerState::default()
     }
 }
 
@@ -381,11 +418,11 @@ fn conditions(
             ..PodCondition::default()
         }
     };
-    wanted.into_iter().map(build).collect()
-}
-
-fn whole_second(at: k8s_openapi::jiff::Timestamp) -> k8s_openapi::jiff::Timestamp {
-    k8s_openapi::jiff::Timestamp::from_second(at.as_second()).unwrap_or(at)
+    let disruption = memory.ending.as_ref().and_then(|ending| ending.disruption.clone()).filter(|_| phase == "Failed");
+    let disruption = disruption.map(|message| {
+        ("DisruptionTarget", Verdict { status: true, reason: Some("TerminationByKubelet"), message: Some(message) })
+    });
+    disruption.into_iter().chain(wanted).map(build).collect()
 }
 
 #[derive(Clone)]

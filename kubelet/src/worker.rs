@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Now;
+use crate::control::{Ending, Unfinished};
 use crate::execute::{Executor, PassResults, run_pass};
 use crate::memory::{PodMemory, Termination};
 use crate::observed::{self, PodObserved};
@@ -30,11 +31,18 @@ const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a worker is told.
 #[derive(Clone, Debug)]
-pub enum Message {
+pub(crate) enum Message {
     /// The pod's spec as it is now.
     Update(Arc<Pod>),
     /// The pod is to end.
     Terminate(Termination),
+    /// The node ends the pod; it stays known, and is over.
+    End {
+        /// How and why.
+        ending: Ending,
+        /// Let go when nothing of the pod runs any more.
+        unfinished: Unfinished,
+    },
     /// Something changed in the runtime.
     Look,
     /// ConfigMaps, Secrets or classes changed.
@@ -73,7 +81,7 @@ struct Pass {
 }
 
 /// A pod's worker.
-pub struct Worker {
+pub(crate) struct Worker {
     uid: PodUid,
     pod: Arc<Pod>,
     executor: Executor,
@@ -94,6 +102,8 @@ pub struct Worker {
     stale: bool,
     probers: Probers,
     own_inbox: mpsc::WeakUnboundedSender<Message>,
+    /// Who waits for the pod's end.
+    unfinished: Vec<Unfinished>,
     finished: bool,
 }
 
@@ -130,6 +140,7 @@ impl Worker {
             stale: false,
             probers: Probers::default(),
             own_inbox,
+            unfinished: Vec::new(),
             finished: false,
         }
     }
@@ -243,22 +254,31 @@ impl Worker {
                 self.memory.prepared = false;
                 self.stale = true;
             }
-            Message::Terminate(termination) => {
-                let before = self.memory.terminating;
-                self.memory.terminate(termination);
-                self.memory.terminating_since.get_or_insert_with(|| self.executor.config.clock.now());
-                if self.memory.terminating != before {
-                    self.hold = None;
-                    self.last_ops.clear();
-                    self.memory.released = false;
-                    if let Some(pass) = &self.pass {
-                        pass.cancel.cancel();
-                    }
-                }
+            Message::Terminate(termination) => self.terminate(termination),
+            Message::End { ending, unfinished } => {
+                let grace = ending.grace.unwrap_or_else(|| pod::grace_seconds(&self.pod));
+                self.memory.ending.get_or_insert(ending);
+                self.unfinished.push(unfinished);
+                self.terminate(Termination { grace, forget: false });
             }
             Message::Probed { id, kind, well, grace } => self.probed(id, kind, well, grace),
         }
         self.dirty = true;
+    }
+
+    /// The pod is to end, or sooner than it was: what is being done for it is given up.
+    fn terminate(&mut self, termination: Termination) {
+        let before = self.memory.terminating;
+        self.memory.terminate(termination);
+        self.memory.terminating_since.get_or_insert_with(|| self.executor.config.clock.now());
+        if self.memory.terminating != before {
+            self.hold = None;
+            self.last_ops.clear();
+            self.memory.released = false;
+            if let Some(pass) = &self.pass {
+                pass.cancel.cancel();
+            }
+        }
     }
 
     fn wake_at(&mut self, at: Instant) {
@@ -283,6 +303,9 @@ impl Worker {
         if let Some(hold) = self.hold.filter(|hold| *hold > now.mono) {
             self.wake_at(hold);
             return;
+        }
+        if self.memory.terminating.is_some() && self.memory.released && !self.observed.is_alive() {
+            self.unfinished.clear();
         }
         self.wake = plan.wake;
         if plan.finished {

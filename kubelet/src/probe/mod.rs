@@ -98,7 +98,7 @@ impl Probers {
     }
 
     /// Starts the prober of a kind unless it has been started; whether the container has such a probe.
-    pub fn ensure(
+    pub(crate) fn ensure(
         &mut self,
         subject: &Subject<'_>,
         kind: Kind,

@@ -7,7 +7,7 @@ mod volume;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{Pod, PodSpec, SeccompProfile};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, SeccompProfile};
 
 use self::container::validate_container;
 use self::volume::validate_volumes;
@@ -86,6 +86,7 @@ fn validate_spec(spec: &PodSpec, allowed_unsafe_sysctls: &[String], problems: &m
             problems.add(format!("spec.imagePullSecrets[{i}].name"), format!("{:?} is not a DNS subdomain", secret.name));
         }
     }
+    validate_pod_resources(spec, problems);
     validate_names(spec, problems);
     validate_dns(spec, problems);
     validate_pod_security(spec, allowed_unsafe_sysctls, problems);
@@ -104,6 +105,34 @@ fn validate_spec(spec: &PodSpec, allowed_unsafe_sysctls: &[String], problems: &m
         validate_container(&path, container, spec, &volumes, problems);
     }
     validate_host_ports(spec, problems);
+}
+
+/// Resources of the pod as a whole: only what its cgroup can hold, and enough for what its containers ask for.
+fn validate_pod_resources(spec: &PodSpec, problems: &mut Problems) {
+    for (name, amount) in spec.overhead.iter().flatten() {
+        validate_amount(&format!("spec.overhead.{name}"), &amount.0, problems);
+    }
+    let Some(resources) = &spec.resources else { return };
+    let lists = [("limits", &resources.limits), ("requests", &resources.requests)];
+    for (list, amounts) in lists {
+        for (name, amount) in amounts.iter().flatten() {
+            let path = format!("spec.resources.{list}.{name}");
+            if !matches!(name.as_str(), "cpu" | "memory") && !name.starts_with("hugepages-") {
+                problems.add(&path, "a pod has only cpu, memory and huge pages as a whole");
+            }
+            validate_amount(&path, &amount.0, problems);
+        }
+    }
+    for (name, request) in resources.requests.iter().flatten() {
+        let (request, of) = (Amount::of(request), |c: &Container| crate::resources::request(c, name).unwrap_or_default());
+        if spec.containers.iter().map(of).sum::<Amount>() > request {
+            problems.add(format!("spec.resources.requests.{name}"), "must not be less than what the containers ask for together");
+        }
+        let limit = resources.limits.as_ref().and_then(|limits| limits.get(name)).map(Amount::of);
+        if limit.is_some_and(|limit| request > limit) {
+            problems.add(format!("spec.resources.requests.{name}"), "must not be more than the limit");
+        }
+    }
 }
 
 fn validate_names(spec: &PodSpec, problems: &mut Problems) {
@@ -305,6 +334,15 @@ mod tests {
             (
                 container("ports: [{containerPort: 1, hostPort: 5}, {containerPort: 2, hostPort: 5}]"),
                 "spec.containers[0].ports[1].hostPort",
+            ),
+            (
+                "{resources: {requests: {ephemeral-storage: 1}}, containers: [{name: c, image: i}]}".to_owned(),
+                "spec.resources.requests.ephemeral-storage",
+            ),
+            (
+                "{resources: {requests: {cpu: 1}}, containers: [{name: c, image: i, resources: {requests: {cpu: 2}}}]}"
+                    .to_owned(),
+                "spec.resources.requests.cpu",
             ),
             (container("resources: {limits: {cpu: 1}, requests: {cpu: 2}}"), "spec.containers[0].resources.requests.cpu"),
             (container("resources: {limits: {cpu: one}}"), "spec.containers[0].resources.limits.cpu"),

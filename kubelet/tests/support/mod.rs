@@ -6,7 +6,8 @@ pub mod fake_cri;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use berth_kubelet::{Config, Kubelet};
+use berth_kubelet::record::Recorder;
+use berth_kubelet::{Config, Kubelet, PodControl};
 use fake_cri::FakeCri;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -17,6 +18,9 @@ use tokio_util::sync::CancellationToken;
 pub struct Node {
     pub root: tempfile::TempDir,
     pub cri: FakeCri,
+    /// The running kubelet's.
+    pub control: Option<PodControl>,
+    recorder: Option<Recorder>,
     running: Option<(CancellationToken, JoinHandle<berth_kubelet::Result<()>>)>,
 }
 
@@ -27,7 +31,7 @@ impl Node {
         std::fs::create_dir(root.path().join("manifests")).unwrap();
         std::fs::write(root.path().join("resolv.conf"), "nameserver 192.0.2.53\n").unwrap();
         std::fs::write(root.path().join("hosts"), "127.0.0.1 localhost\n").unwrap();
-        Node { root, cri: FakeCri::new(), running: None }
+        Node { root, cri: FakeCri::new(), control: None, recorder: None, running: None }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -67,8 +71,16 @@ impl Node {
     pub fn start_with(&mut self, config: Config) {
         let stop = CancellationToken::new();
         let kubelet = Kubelet::new(config).unwrap();
+        self.control = Some(kubelet.control());
+        self.recorder = Some(kubelet.recorder());
         let task = tokio::spawn(kubelet.run(stop.clone()));
         self.running = Some((stop, task));
+    }
+
+    /// Reason and message of each event so far.
+    pub fn events(&self) -> Vec<String> {
+        let events = self.recorder.as_ref().unwrap().list();
+        events.into_iter().map(|e| format!("{}: {}", e.reason.unwrap(), e.message.unwrap())).collect()
     }
 
     /// Ends the kubelet; the runtime stays as it is.

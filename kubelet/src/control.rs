@@ -1,0 +1,77 @@
+//! How the rest of the node ends pods: shutdown, eviction, `stop --all`. Carries orders to the main loop and waits until they
+//! have been carried out; which pods, when and why is for the caller to decide.
+
+use std::convert::Infallible;
+use std::fmt;
+
+use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::mpsc;
+
+use crate::admission::NodeConditions;
+
+/// How and why the node ends a pod that its source still wants. The pod stays known, with its status.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ending {
+    /// Seconds that replace the pod's own grace period; at least 1 is given.
+    pub grace: Option<i64>,
+    /// The status' reason: `Evicted`, `Terminated`, `Preempting`.
+    pub reason: String,
+    /// The status' message.
+    pub message: String,
+    /// Message of the condition `DisruptionTarget`; `None`: the pod gets no such condition.
+    pub disruption: Option<String>,
+}
+
+/// Held by whoever still works on an order: when the last one lets go, the order has been carried out.
+pub(crate) type Unfinished = mpsc::Sender<Infallible>;
+
+/// What the main loop is told by other parts of the node.
+pub(crate) enum Order {
+    /// Pods for which there is an ending end.
+    End { choose: Box<dyn FnMut(&Pod) -> Option<Ending> + Send>, unfinished: Unfinished },
+    /// What new pods have to be judged by from now on.
+    Conditions(NodeConditions),
+    /// Pods that wait may not have to any more.
+    LookAgain,
+}
+
+impl fmt::Debug for Order {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Order::End { .. } => f.write_str("End"),
+            Order::LookAgain => f.write_str("LookAgain"),
+            Order::Conditions(conditions) => f.debug_tuple("Conditions").field(conditions).finish(),
+        }
+    }
+}
+
+/// The other parts' end of the main loop's orders. Clones give orders to the same loop.
+#[derive(Clone, Debug)]
+pub struct PodControl(mpsc::UnboundedSender<Order>);
+
+impl PodControl {
+    pub(crate) fn new() -> (PodControl, mpsc::UnboundedReceiver<Order>) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        (PodControl(sender), receiver)
+    }
+
+    /// Ends every pod for which `choose` gives an ending: preStop hooks, SIGTERM, grace, SIGKILL, as its spec says but for the
+    /// grace. Comes back when none of them runs any more and their volumes are gone, or when the kubelet has stopped; it has no
+    /// limit of its own. A second order may shorten the grace of the first.
+    pub async fn end(&self, choose: impl FnMut(&Pod) -> Option<Ending> + Send + 'static) {
+        let (unfinished, mut finished) = mpsc::channel(1);
+        if self.0.send(Order::End { choose: Box::new(choose), unfinished }).is_ok() {
+            let _ = finished.recv().await;
+        }
+    }
+
+    /// Has the main loop judge the waiting pods again.
+    pub(crate) fn look_again(&self) {
+        let _ = self.0.send(Order::LookAgain);
+    }
+
+    /// Judges pods that come from now on by these conditions: `shutting_down` lets none in.
+    pub fn set_conditions(&self, conditions: NodeConditions) {
+        let _ = self.0.send(Order::Conditions(conditions));
+    }
+}

@@ -1,0 +1,134 @@
+//! Which of the wanted pods get a worker now: name and ports have to be free, their classes there, and the node has to have room.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+
+use super::Main;
+use crate::admission::{Rejection, admit, is_critical};
+use crate::control::Ending;
+use crate::pod::{self, FullName, PodUid};
+use crate::record::Weight;
+use crate::{classes, host_ports, preemption};
+
+impl Main {
+    /// The pod with what its classes give it; without a class that is not there.
+    pub(super) fn with_classes(&self, pod: &Arc<Pod>) -> Arc<Pod> {
+        classes::apply(pod, &self.executor.objects).map_or_else(|| pod.clone(), Arc::new)
+    }
+
+    /// Starts the queued pods whose name and UID are free. Before the first listing nobody knows which are: the runtime
+    /// may have pods whose manifests went, or changed, while the kubelet was away.
+    pub(super) fn start_queued(&mut self) {
+        if !self.listed {
+            return;
+        }
+        let mut queued: Vec<_> = std::mem::take(&mut self.queued).into_iter().collect();
+        let age = |pod: &Pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
+        queued.sort_by_key(|(uid, pod)| (!self.present.contains(uid), age(pod)));
+        for (uid, pod) in queued {
+            let name = FullName::of(&pod);
+            let taken = self.workers.contains_key(&uid) || self.workers.values().any(|h| h.name == name);
+            if taken || self.lacks_class(&uid, &pod) || self.lacks_port(&uid, &pod) || self.waits_for_room(&uid, &pod) {
+                self.queued.insert(uid, pod);
+            } else if !self.rejected.contains(&uid) {
+                self.refused.remove(&uid);
+                self.spawn(uid, pod);
+            }
+        }
+    }
+
+    /// Whether another pod has a port of the host that this one asks for; its status then says which.
+    fn lacks_port(&mut self, uid: &PodUid, pod: &Arc<Pod>) -> bool {
+        let running = self.workers.iter().filter(|(uid, _)| !host_ports::is_over(self.table.status(uid).as_ref()));
+        let Some(message) = host_ports::conflict(pod, running.map(|(_, handle)| &*handle.pod)) else { return false };
+        self.refuse(uid, pod, host_ports::waiting(pod, message.clone()), message);
+        true
+    }
+
+    /// Whether the pod's PriorityClass is missing: a cluster would not have taken the pod, here it waits for the class.
+    fn lacks_class(&mut self, uid: &PodUid, pod: &Arc<Pod>) -> bool {
+        let Some(message) = classes::problem(pod, &self.executor.objects) else { return false };
+        let mut status = host_ports::waiting(pod, message.clone());
+        status.reason = Some("PriorityClass".to_owned());
+        self.refuse(uid, pod, status, message);
+        true
+    }
+
+    fn refuse(&mut self, uid: &PodUid, pod: &Arc<Pod>, status: PodStatus, message: String) {
+        if self.refused.get(uid) != Some(&message) {
+            tracing::warn!(pod = %pod::format_pod(pod), "{message}: the pod waits");
+            self.table.set(uid, pod, status);
+            self.refused.insert(uid.clone(), message);
+        }
+    }
+
+    /// Whether pods are being ended to make room for this one. One for which there is no room at all is rejected. What already runs has
+    /// been let in before.
+    fn waits_for_room(&mut self, uid: &PodUid, pod: &Arc<Pod>) -> bool {
+        if self.present.contains(uid) {
+            return false;
+        }
+        let active: Vec<(PodUid, Arc<Pod>)> = self
+            .workers
+            .iter()
+            .filter(|(uid, _)| !host_ports::is_over(self.table.status(uid).as_ref()))
+            .map(|(uid, handle)| (uid.clone(), handle.pod.clone()))
+            .collect();
+        let others: Vec<&Pod> = active.iter().map(|(_, pod)| &**pod).collect();
+        let (node, max_pods) = (&self.executor.node, self.executor.config.max_pods);
+        let Err(rejection) = admit(pod, &others, node, max_pods, self.conditions) else { return false };
+        let victims = match rejection.missing && is_critical(pod) {
+            true => preemption::victims(pod, &others, node, max_pods),
+            false => None,
+        };
+        let Some(victims) = victims else {
+            self.reject(uid, pod, &rejection);
+            return false;
+        };
+        let victims: Vec<PodUid> = victims.into_iter().map(|i| active[i].0.clone()).collect();
+        self.preempt(&victims);
+        true
+    }
+
+    /// Ends pods to make room; what waits for it is looked at again when they have ended.
+    fn preempt(&self, victims: &[PodUid]) {
+        let message = "Preempted in order to admit critical pod";
+        let ending = Ending {
+            grace: None,
+            reason: "Preempting".to_owned(),
+            message: message.to_owned(),
+            disruption: Some("Pod was preempted by Kubelet to accommodate a critical pod.".to_owned()),
+        };
+        for handle in victims.iter().filter_map(|uid| self.workers.get(uid)).filter(|handle| !handle.ending) {
+            self.executor.recorder.event(&handle.pod, None, Weight::Warning, "Preempting", message);
+        }
+        let victims = victims.to_vec();
+        let control = self.control.clone();
+        tokio::spawn(async move {
+            control.end(move |pod| PodUid::of(pod).filter(|uid| victims.contains(uid)).map(|_| ending.clone())).await;
+            control.look_again();
+        });
+    }
+
+    fn reject(&mut self, uid: &PodUid, pod: &Arc<Pod>, rejection: &Rejection) {
+        self.executor.recorder.event(pod, None, Weight::Warning, &rejection.reason, &rejection.message);
+        self.table.set(uid, pod, rejection.status(pod, self.executor.config.clock.now()));
+        self.rejected.insert(uid.clone());
+    }
+
+    /// Pods that waited or were rejected, and are wanted no more, leave the table.
+    pub(super) fn forget_refusals(&mut self, wanted: &BTreeMap<PodUid, Arc<Pod>>) {
+        let (workers, table) = (&self.workers, &self.table);
+        let keep = |uid: &PodUid| {
+            let wanted = wanted.contains_key(uid);
+            if !wanted && !workers.contains_key(uid) {
+                table.remove(uid);
+            }
+            wanted
+        };
+        self.refused.retain(|uid, _| keep(uid));
+        self.rejected.retain(|uid| keep(uid));
+    }
+}

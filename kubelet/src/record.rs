@@ -1,0 +1,173 @@
+//! Kubernetes events of pods: each is a log line, and the newest are kept for whoever asks (`/events`, an API server later).
+//! Decides nothing; identical events are counted, not repeated.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+
+use crate::clock::Clock;
+use crate::pod;
+
+/// How many different events are kept. One is about 1 KiB.
+const KEPT: usize = 512;
+
+/// The type of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weight {
+    /// As it should be.
+    Normal,
+    /// Somebody should look at it.
+    Warning,
+}
+
+impl Weight {
+    fn as_str(self) -> &'static str {
+        match self {
+            Weight::Normal => "Normal",
+            Weight::Warning => "Warning",
+        }
+    }
+}
+
+struct Kept {
+    events: VecDeque<Event>,
+    next: u64,
+}
+
+/// Where events are recorded. Clones share it.
+#[derive(Clone)]
+pub struct Recorder {
+    node: Arc<str>,
+    clock: Clock,
+    kept: Arc<Mutex<Kept>>,
+}
+
+impl fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Recorder({} events)", self.lock().events.len())
+    }
+}
+
+impl Recorder {
+    /// Of a node.
+    pub fn new(node: &str, clock: Clock) -> Recorder {
+        Recorder { node: node.into(), clock, kept: Arc::new(Mutex::new(Kept { events: VecDeque::new(), next: 0 })) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An event of a pod, or of one of its containers.
+    pub fn event(&self, pod: &Pod, container: Option<&str>, weight: Weight, reason: &str, message: &str) {
+        let name = pod::format_pod(pod);
+        let shown = container.unwrap_or_default();
+        match weight {
+            Weight::Normal => tracing::info!(pod = %name, container = shown, reason, "{message}"),
+            Weight::Warning => tracing::warn!(pod = %name, container = shown, reason, "{message}"),
+        }
+        let object = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            namespace: Some(pod::namespace(pod).to_owned()),
+            name: Some(pod::name(pod).to_owned()),
+            uid: pod.metadata.uid.clone(),
+            field_path: container.map(|container| field_path(pod, container)),
+            resource_version: None,
+        };
+        self.keep(object, weight, reason, message);
+    }
+
+    fn keep(&self, object: ObjectReference, weight: Weight, reason: &str, message: &str) {
+        let now = self.clock.now();
+        let mut kept = self.lock();
+        let same = |event: &Event| {
+            event.involved_object == object
+                && event.reason.as_deref() == Some(reason)
+                && event.message.as_deref() == Some(message)
+        };
+        if let Some(at) = kept.events.iter().rposition(same)
+            && let Some(mut event) = kept.events.remove(at)
+        {
+            event.count = event.count.map(|count| count.saturating_add(1));
+            event.last_timestamp = Some(seconds(now));
+            kept.events.push_back(event);
+            return;
+        }
+        kept.next += 1;
+        let mut event = Event {
+            involved_object: object,
+            type_: Some(weight.as_str().to_owned()),
+            reason: Some(reason.to_owned()),
+            message: Some(message.to_owned()),
+            count: Some(1),
+            first_timestamp: Some(seconds(now)),
+            last_timestamp: Some(seconds(now)),
+            source: Some(EventSource { component: Some("kubelet".to_owned()), host: Some(self.node.to_string()) }),
+            reporting_component: Some("kubelet".to_owned()),
+            reporting_instance: Some(self.node.to_string()),
+            ..Event::default()
+        };
+        let name = event.involved_object.name.clone().unwrap_or_default();
+        event.metadata.name = Some(format!("{name}.{:x}{:04x}", now.as_nanosecond(), kept.next & 0xffff));
+        event.metadata.namespace.clone_from(&event.involved_object.namespace);
+        if kept.events.len() == KEPT {
+            kept.events.pop_front();
+        }
+        kept.events.push_back(event);
+    }
+
+    /// The kept events, the newest last.
+    pub fn list(&self) -> Vec<Event> {
+        self.lock().events.iter().cloned().collect()
+    }
+}
+
+fn seconds(now: Timestamp) -> Time {
+    Time(crate::observed::whole_second(now))
+}
+
+/// `spec.containers{web}`.
+fn field_path(pod: &Pod, container: &str) -> String {
+    let list = match pod::init_containers(pod).iter().any(|c| c.name == container) {
+        true => "initContainers",
+        false => "containers",
+    };
+    format!("spec.{list}{{{container}}}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(name: &str) -> Pod {
+        let mut pod = Pod::default();
+        pod.metadata.name = Some(name.to_owned());
+        pod
+    }
+
+    #[test]
+    fn the_same_event_again_is_counted() {
+        let recorder = Recorder::new("n", Clock::default());
+        for _ in 0..3 {
+            recorder.event(&pod("a"), Some("c"), Weight::Warning, "BackOff", "wait");
+            recorder.event(&pod("b"), None, Weight::Normal, "Created", "Container created");
+        }
+        let found: Vec<_> = recorder.list().iter().map(|e| (e.involved_object.field_path.clone(), e.count)).collect();
+        assert_eq!(found, [(Some("spec.containers{c}".to_owned()), Some(3)), (None, Some(3))]);
+    }
+
+    #[test]
+    fn only_the_newest_events_are_kept() {
+        let recorder = Recorder::new("n", Clock::default());
+        for n in 0..KEPT + 2 {
+            recorder.event(&pod("a"), None, Weight::Normal, "Started", &n.to_string());
+        }
+        let events = recorder.list();
+        assert_eq!((events.len(), events[0].message.as_deref()), (KEPT, Some("2")));
+    }
+}

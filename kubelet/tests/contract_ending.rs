@@ -1,0 +1,122 @@
+//! Pods that the node does not let in, or ends by itself: shutdown, preemption, admission.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use berth_kubelet::Ending;
+use berth_kubelet::admission::NodeConditions;
+use support::{Node, pod};
+
+fn phase(pod: &serde_json::Value) -> &str {
+    pod["status"]["phase"].as_str().unwrap_or_default()
+}
+
+fn shutdown(grace: i64) -> Ending {
+    Ending {
+        grace: Some(grace),
+        reason: "Terminated".into(),
+        message: "Pod was terminated in response to imminent node shutdown.".into(),
+        disruption: Some("Pod was terminated in response to imminent node shutdown.".into()),
+    }
+}
+
+#[tokio::test]
+async fn pods_that_the_node_ends_get_their_hooks_and_the_grace_and_exist_once_after_the_next_start() {
+    let mut node = Node::new();
+    let hook = "image: 'img:1', lifecycle: {preStop: {exec: {command: [bye]}}}";
+    node.apply("web.yaml", &pod("web", "").replace("image: 'img:1'", hook));
+    node.apply("job.yaml", &pod("job", "  restartPolicy: Never\n"));
+    node.start().await;
+    for name in ["web-n1", "job-n1"] {
+        node.wait_pod(name, "Running", |p| phase(p) == "Running").await;
+    }
+    let control = node.control.clone().unwrap();
+    control.set_conditions(NodeConditions { shutting_down: true, ..NodeConditions::default() });
+    control.end(|_| Some(shutdown(2))).await;
+    assert_eq!(node.cri.lock().running(), Vec::<String>::new(), "nothing runs when the order is carried out");
+    assert!(node.cri.lock().ready_sandboxes().is_empty());
+    let stops: Vec<_> = node.cri.calls("StopContainer").into_iter().map(|(_, call)| call).collect();
+    assert_eq!(stops, ["StopContainer c/0 2", "StopContainer c/0 2"], "not the pod's own 3 seconds");
+    assert_eq!(node.cri.calls("ExecSync c/0 bye").len(), 1);
+    let ended = node.pod("web-n1").await.unwrap();
+    let status = &ended["status"];
+    assert_eq!((phase(&ended), &status["reason"]), ("Failed", &"Terminated".into()));
+    assert_eq!(
+        (&status["conditions"][0]["type"], &status["conditions"][0]["reason"]),
+        (&"DisruptionTarget".into(), &"TerminationByKubelet".into())
+    );
+    // Nothing new comes in, and an ended pod does not come back by itself.
+    node.apply("late.yaml", &pod("late", ""));
+    let late = node.wait_pod("late-n1", "rejected", |p| phase(p) == "Failed").await;
+    assert_eq!(late["status"]["message"], "Pod was rejected: Pod was rejected as the node is shutting down.");
+    assert_eq!(late["status"]["reason"], "NodeShutdown");
+    assert!(node.events().contains(&"NodeShutdown: Pod was rejected as the node is shutting down.".into()));
+    assert_eq!(node.cri.calls("RunPodSandbox").len(), 2);
+    node.stop().await;
+    node.cri.reboot();
+    node.start().await;
+    for name in ["web-n1", "late-n1"] {
+        node.wait_pod(name, "Running", |p| phase(p) == "Running").await;
+    }
+    let job = node.wait_pod("job-n1", "over", |p| phase(p) == "Failed").await;
+    assert_eq!(job["status"]["containerStatuses"][0]["restartCount"], 0, "it has run");
+    assert_eq!(node.cri.lock().running(), ["c", "c"], "one of each");
+}
+
+#[tokio::test]
+async fn a_second_order_shortens_the_grace_of_the_first() {
+    let mut node = Node::new();
+    node.apply("web.yaml", &pod("web", ""));
+    node.start().await;
+    node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+    node.cri.hold("StopContainer");
+    let control = node.control.clone().unwrap();
+    let first = tokio::spawn({
+        let control = control.clone();
+        async move { control.end(|_| Some(shutdown(600))).await }
+    });
+    node.cri.wait("the first stop", |s| s.calls.iter().any(|(_, c)| c == "StopContainer c/0 600")).await;
+    let second = tokio::spawn(async move { control.end(|_| Some(shutdown(2))).await });
+    node.cri.wait("the second stop", |s| s.calls.iter().any(|(_, c)| c == "StopContainer c/0 2")).await;
+    node.cri.release("StopContainer");
+    first.await.unwrap();
+    second.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pod_without_room_fails_and_lower_priorities_make_some() {
+    let mut node = Node::new();
+    let with = |name: &str, priority: i32| pod(name, &format!("  priority: {priority}\n"));
+    node.apply("low.yaml", &with("low", 1));
+    let mut config = node.config().await;
+    config.max_pods = 1;
+    node.start_with(config);
+    node.wait_pod("low-n1", "Running", |p| phase(p) == "Running").await;
+    node.apply("other.yaml", &with("other", 1));
+    let other = node.wait_pod("other-n1", "rejected", |p| phase(p) == "Failed").await;
+    assert_eq!(other["status"]["reason"], "OutOfpods");
+    let message = "Pod was rejected: Node didn't have enough resource: pods, requested: 1, used: 1, capacity: 1";
+    assert_eq!(other["status"]["message"], message);
+    node.apply("high.yaml", &with("high", 2));
+    node.wait_pod("high-n1", "Running", |p| phase(p) == "Running").await;
+    let low = node.pod("low-n1").await.unwrap();
+    assert_eq!((phase(&low), &low["status"]["reason"]), ("Failed", &"Preempting".into()));
+    assert_eq!(low["status"]["message"], "Preempted in order to admit critical pod");
+    // A rejected pod is forgotten with its manifest.
+    node.delete("other.yaml");
+    node.wait_gone("other-n1").await;
+    assert_eq!(node.cri.lock().running(), ["c"]);
+}
+
+#[tokio::test]
+async fn a_pod_waits_for_its_priority_class() {
+    let mut node = Node::new();
+    node.apply("web.yaml", &pod("web", "  priorityClassName: high\n"));
+    node.start().await;
+    let waiting = node.wait_pod("web-n1", "waiting", |p| phase(p) == "Pending").await;
+    assert_eq!(waiting["status"]["message"], "no PriorityClass with name high was found");
+    node.apply("class.yaml", "apiVersion: scheduling.k8s.io/v1\nkind: PriorityClass\nmetadata: {name: high}\nvalue: 5\n");
+    let found = node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+    assert_eq!(found["spec"]["priority"], 5);
+}
