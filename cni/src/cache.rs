@@ -52,6 +52,11 @@ impl CachedResult {
         STANDARD.decode(&self.config).map_err(|_| invalid())
     }
 
+    /// Whether it stands for what a failed attachment could not undo, and not for an attachment.
+    pub(crate) fn is_undo(&self) -> bool {
+        self.result.is_null()
+    }
+
     fn file_name(&self) -> String {
         format!("{}-{}-{}", self.network_name, self.container_id, self.if_name)
     }

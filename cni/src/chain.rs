@@ -1,10 +1,12 @@
 //! Runs the plugins of a network in order, each with the result of the one before; undoes them in reverse.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
 use crate::conf::{NetworkConf, PluginConf};
+use crate::doing::{Call, Doing};
 use crate::host::Host;
 use crate::invocation::{Invocation, Verb};
 use crate::plugins::host_local::Owner;
@@ -92,6 +94,20 @@ impl Chain<'_> {
         config
     }
 
+    /// Puts a call on record for those who ask.
+    fn begin(&self, runner: &Runner, plugin: &PluginConf, verb: Verb, invocation: &Invocation) -> Call {
+        let in_process = matches!(runner, Runner::Builtin(_));
+        let doing = Doing {
+            plugin: plugin.plugin.clone(),
+            network: self.conf.name.clone(),
+            verb: verb.name(),
+            in_process,
+            since: Instant::now(),
+            limit: (!in_process).then_some(self.host.binaries.timeout),
+        };
+        self.host.doing.begin(&invocation.container_id, doing)
+    }
+
     async fn call(&self, plugin: &str, verb: Verb, invocation: Option<&Invocation>, config: Config) -> Result<Vec<u8>> {
         self.host.binaries.call(plugin, verb, invocation, &Value::Object(config)).await
     }
@@ -102,6 +118,7 @@ impl Chain<'_> {
         for (plugin, runner) in self.runners() {
             let previous = result.as_ref().map(|result| result.to_json(self.conf.version));
             let config = self.config(plugin, capabilities, previous.as_ref());
+            let _call = self.begin(&runner, plugin, Verb::Add, invocation);
             result = match runner {
                 Runner::Builtin(builtin) => Some(builtin.add(self.host, invocation, &config).await?),
                 Runner::External(name) => {
@@ -121,6 +138,7 @@ impl Chain<'_> {
         let mut outcome = Ok(());
         for (plugin, runner) in self.runners().rev() {
             let config = self.config(plugin, capabilities, previous);
+            let _call = self.begin(&runner, plugin, Verb::Del, invocation);
             let deleted = match runner {
                 Runner::Builtin(builtin) => builtin.delete(self.host, invocation, &config).await,
                 Runner::External(name) => self.call(&name, Verb::Del, Some(invocation), config).await.map(drop),

@@ -163,10 +163,12 @@ pub enum Error {
         source: Arc<io::Error>,
     },
     /// An external plugin that was killed at its deadline.
-    #[error("plugin {plugin:?} ({verb}) did not end within {limit:?} and was killed")]
+    #[error("plugin {plugin:?} of network {network:?} ({verb}) did not end within {limit:?} and was killed")]
     PluginTimeout {
         /// Its type.
         plugin: String,
+        /// The network's name.
+        network: String,
         /// The CNI command.
         verb: &'static str,
         /// The deadline.
@@ -183,6 +185,14 @@ pub enum Error {
         code: u32,
         /// Its message and details.
         message: String,
+    },
+    /// An attachment that failed, and whose undoing failed too: DEL is tried again.
+    #[error("{}; undoing that failed too: {}", cause.chain_text(), undo.chain_text())]
+    NotUndone {
+        /// Why it was not attached: what counts, so it comes first and is no source.
+        cause: Box<Error>,
+        /// How the undoing failed.
+        undo: Box<Error>,
     },
     /// A chain needs the namespace's path.
     #[error("plugin {plugin:?} needs a network namespace path")]
@@ -294,6 +304,7 @@ impl Error {
             Self::Check { .. } => 103,
             Self::Netlink { .. } => 104,
             Self::PluginNotFound { .. } | Self::PluginRun { .. } | Self::PluginTimeout { .. } | Self::PluginFailed { .. } => 105,
+            Self::NotUndone { cause, .. } => cause.cni_code(),
             Self::WorkerEnded | Self::Aborted { .. } | Self::NoAddress { .. } | Self::NoPodAddress { .. } => 999,
         }
     }

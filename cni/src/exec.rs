@@ -72,7 +72,8 @@ impl PluginBinaries {
             Ok(output) => output.map_err(failed)?,
             Err(_) => {
                 kill_group(group);
-                return Err(Error::PluginTimeout { plugin: plugin.to_owned(), verb: verb.name(), limit: self.timeout });
+                let network = config.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+                return Err(Error::PluginTimeout { plugin: plugin.to_owned(), network, verb: verb.name(), limit: self.timeout });
             }
         };
         if output.status.success() { Ok(output.stdout) } else { Err(failure(plugin, verb, &output)) }

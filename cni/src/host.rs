@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::doing::Underway;
 use crate::exec::PluginBinaries;
 use crate::kernel::Worker;
 use crate::names::Names;
@@ -26,6 +27,8 @@ pub(crate) struct Host {
     /// Where leases are when the configuration does not say.
     pub lease_dir: PathBuf,
     pub boot_id: String,
+    /// Which plugin runs for whom.
+    pub doing: Underway,
 }
 
 impl Host {

@@ -13,6 +13,7 @@ mod cidr;
 mod conf;
 mod conntrack;
 mod default_network;
+mod doing;
 mod error;
 mod exec;
 mod host;
@@ -32,6 +33,7 @@ mod result;
 mod sysctl;
 
 pub use cidr::Cidr;
+pub use doing::Doing;
 pub use error::{Error, KernelError, Result};
 pub use network::{Leak, Network, NetworkConfig, NetworkStatus};
 pub use pod::{Attachment, Bandwidth, Dns, Netns, PodNetwork, PortMapping, Protocol};

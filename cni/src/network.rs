@@ -12,6 +12,7 @@ use std::time::Duration;
 
 pub use config::{Leak, NetworkConfig, NetworkStatus};
 
+use crate::doing::Doing;
 use crate::{Attachment, Cidr, Netns, PodNetwork, Result};
 
 /// The network of one instance. Cheap to clone.
@@ -61,6 +62,11 @@ impl Network {
     /// What [`Network::attach`] returned for this sandbox's interface `eth0`, from its record.
     pub fn attachment(&self, sandbox_id: &str) -> Option<Attachment> {
         self.inner.attachment(sandbox_id, "eth0")
+    }
+
+    /// The plugins that run for a sandbox at this moment, the oldest call first.
+    pub fn doing(&self, sandbox_id: &str) -> Vec<Doing> {
+        self.inner.host.doing.of(sandbox_id)
     }
 
     /// At start: removes the addresses, links, host ports and cached results of every sandbox that is not `live`, and tells

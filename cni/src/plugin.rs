@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::doing::Underway;
 use crate::exec::PluginBinaries;
 use crate::host::{Deletion, Host};
 use crate::invocation::Verb;
@@ -137,6 +138,7 @@ fn host(environment: &Environment, state: &Path, boot_id: String) -> Result<Host
         deletion: Deletion::AtOnce,
         lease_dir: PathBuf::from(LEASES),
         boot_id,
+        doing: Underway::default(),
     })
 }
 

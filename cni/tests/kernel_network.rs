@@ -629,3 +629,85 @@ fn without_any_configuration_a_free_subnet_is_chosen_and_kept() {
         });
     });
 }
+
+/// A plugin that fails as long as a file says so, and writes down what it was asked.
+fn install_failing_plugin(bin: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::create_dir_all(bin).unwrap();
+    let script = format!(
+        "#!/bin/sh\ncat > /dev/null\necho \"$CNI_COMMAND $CNI_CONTAINERID $CNI_NETNS\" >> {dir}/calls\n\
+         if [ -e {dir}/fail-$CNI_COMMAND ]; then echo '{{\"cniVersion\":\"1.0.0\",\"code\":99,\"msg\":\"told to fail\"}}'; exit 1; fi\n\
+         [ $CNI_COMMAND = ADD ] && echo '{{\"cniVersion\":\"1.0.0\",\"ips\":[{{\"address\":\"10.1.2.3/24\"}}]}}'\nexit 0\n",
+        dir = DIR
+    );
+    std::fs::write(bin.join("moody"), script).unwrap();
+    std::fs::set_permissions(bin.join("moody"), std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn an_attachment_that_can_not_be_undone_is_on_record_until_del_succeeds() {
+    in_namespaces(|| {
+        block_on(async {
+            let dir = Path::new(DIR);
+            install_failing_plugin(&dir.join("bin"));
+            std::fs::create_dir_all(dir.join("net.d")).unwrap();
+            let conf = r#"{"cniVersion":"1.0.0","name":"moody-net","plugins":[{"type":"moody"}]}"#;
+            std::fs::write(dir.join("net.d/10.conflist"), conf).unwrap();
+            let load = || Network::load(berth_cni::NetworkConfig { bin_dirs: vec![dir.join("bin")], ..config(dir) }).unwrap();
+            let calls = || std::fs::read_to_string(dir.join("calls")).unwrap_or_default();
+            let fail = |verb: &str| std::fs::write(dir.join(format!("fail-{verb}")), "").unwrap();
+            let heal = |verb: &str| std::fs::remove_file(dir.join(format!("fail-{verb}"))).unwrap();
+            let network = load();
+            let (a, b) = (Namespace::new("a"), Namespace::new("b"));
+            fail("ADD");
+            fail("DEL");
+            for (id, netns) in [("a", &a), ("b", &b)] {
+                let error = network.attach(&pod(id), netns.netns()).await.unwrap_err();
+                assert!(matches!(error, berth_cni::Error::NotUndone { .. }), "{error:?}");
+                let text = error.to_string();
+                assert!(text.contains("(ADD): told to fail") && text.contains("(DEL): told to fail"), "{text}");
+            }
+            assert!(network.attachment("a").is_none(), "what failed is no attachment");
+            assert!(network.detach(&pod("a"), Some(a.netns())).await.is_err(), "DEL fails again and stays owed");
+            drop(network);
+
+            // The next process owes it too, with the configuration that it was made by, whatever is configured then.
+            std::fs::remove_file(dir.join("net.d/10.conflist")).unwrap();
+            let network = load();
+            assert_eq!(network.leaks(&live(&[])).await.unwrap().len(), 2);
+            heal("DEL");
+            let before = calls().lines().count();
+            network.detach(&pod("a"), Some(a.netns())).await.unwrap();
+            assert_eq!(calls().lines().skip(before).collect::<Vec<_>>(), ["DEL a /run/netns/a"]);
+            network.reconcile(&live(&[])).await.unwrap();
+            assert_eq!(calls().lines().last(), Some("DEL b "));
+            assert!(network.leaks(&live(&[])).await.unwrap().is_empty());
+        });
+    });
+}
+
+#[test]
+fn an_attachment_begins_with_the_del_that_an_earlier_one_owes() {
+    in_namespaces(|| {
+        block_on(async {
+            let dir = Path::new(DIR);
+            install_failing_plugin(&dir.join("bin"));
+            std::fs::create_dir_all(dir.join("net.d")).unwrap();
+            let conf = r#"{"cniVersion":"1.0.0","name":"moody-net","plugins":[{"type":"moody"}]}"#;
+            std::fs::write(dir.join("net.d/10.conflist"), conf).unwrap();
+            let network = Network::load(berth_cni::NetworkConfig { bin_dirs: vec![dir.join("bin")], ..config(dir) }).unwrap();
+            let a = Namespace::new("a");
+            for verb in ["ADD", "DEL"] {
+                std::fs::write(dir.join(format!("fail-{verb}")), "").unwrap();
+            }
+            network.attach(&pod("a"), a.netns()).await.unwrap_err();
+            for verb in ["ADD", "DEL"] {
+                std::fs::remove_file(dir.join(format!("fail-{verb}"))).unwrap();
+            }
+            network.attach(&pod("a"), a.netns()).await.unwrap();
+            let calls = std::fs::read_to_string(dir.join("calls")).unwrap();
+            let verbs: Vec<&str> = calls.lines().filter_map(|line| line.split(' ').next()).collect();
+            assert_eq!(verbs, ["ADD", "DEL", "DEL", "ADD"]);
+        });
+    });
+}

@@ -66,13 +66,22 @@ pub(crate) struct Failure {
     pub(crate) error: String,
     /// Unix nanoseconds.
     pub(crate) at: i64,
+    /// How undoing what it had made failed at last.
+    pub(crate) undo: Option<String>,
 }
+
+/// The operation that gives back what a RunPodSandbox has left that could not be undone.
+pub(crate) const UNDO: &str = "undoing of RunPodSandbox";
 
 #[derive(Debug, Default)]
 struct Inner {
     next: u64,
     active: BTreeMap<u64, Active>,
     last: BTreeMap<String, Step>,
+    /// The step that an operation failed at, while what it made is undone.
+    pinned: BTreeMap<String, Step>,
+    /// When what is left of a failed sandbox is undone again.
+    again: BTreeMap<String, Instant>,
     running: BTreeMap<String, Running>,
     graces: BTreeMap<String, Instant>,
     failures: BTreeMap<String, Failure>,
@@ -182,7 +191,9 @@ impl Progress {
     /// An operation begins.
     pub(crate) fn operate(&self, subject: &str, name: &str, operation: &'static str) {
         let running = Running { operation, name: name.to_owned(), since: crate::clock::now_ns() };
-        self.lock().running.insert(subject.to_owned(), running);
+        let mut inner = self.lock();
+        inner.pinned.remove(subject);
+        inner.running.insert(subject.to_owned(), running);
     }
 
     /// The operation under way.
@@ -193,6 +204,27 @@ impl Progress {
     /// All operations under way by subject.
     pub(crate) fn all_running(&self) -> BTreeMap<String, Running> {
         self.lock().running.clone()
+    }
+
+    /// The operation of a subject has failed at the step that began last; those that follow undo it.
+    pub(crate) fn pin(&self, subject: &str) {
+        let mut inner = self.lock();
+        if let Some(step) = inner.last.get(subject).copied() {
+            inner.pinned.insert(subject.to_owned(), step);
+        }
+    }
+
+    /// When what is left of a failed sandbox is undone again; none: nothing is left, or it is being undone.
+    pub(crate) fn again(&self, subject: &str, at: Option<Instant>) {
+        match at {
+            Some(at) => self.lock().again.insert(subject.to_owned(), at),
+            None => self.lock().again.remove(subject),
+        };
+    }
+
+    /// How long until then.
+    pub(crate) fn again_in(&self, subject: &str) -> Option<Duration> {
+        self.lock().again.get(subject).map(|at| at.saturating_duration_since(Instant::now()))
     }
 
     /// A container was asked to end and is killed then; none: no longer.
@@ -214,8 +246,14 @@ impl Progress {
         if !matches!(error, Error::Overdue { .. }) {
             inner.running.remove(subject);
         }
-        let step = inner.last.get(subject).map(|s| s.text());
-        let failure = Failure { operation, name, step, error: crate::error::text(error), at: crate::clock::now_ns() };
+        let error = crate::error::text(error);
+        if let Some(first) = inner.failures.get_mut(subject).filter(|_| operation == UNDO) {
+            // What made it fail is what counts.
+            first.undo = Some(error);
+            return;
+        }
+        let step = inner.pinned.get(subject).or(inner.last.get(subject)).map(|s| s.text());
+        let failure = Failure { operation, name, step, error, at: crate::clock::now_ns(), undo: None };
         if inner.failures.insert(subject.to_owned(), failure).is_none() {
             inner.order.push_back(subject.to_owned());
         }
@@ -223,6 +261,7 @@ impl Progress {
             if let Some(oldest) = inner.order.pop_front() {
                 inner.failures.remove(&oldest);
                 inner.last.remove(&oldest);
+                inner.pinned.remove(&oldest);
             }
         }
     }
@@ -238,6 +277,10 @@ impl Progress {
     /// The subject is gone. How it could not be made stays known; nothing else does.
     pub(crate) fn over(&self, subject: &str) {
         self.grace(subject, None);
+        self.again(subject, None);
+        if let Some(failure) = self.lock().failures.get_mut(subject) {
+            failure.undo = None;
+        }
         if self.lock().failures.get(subject).is_some_and(|f| f.operation == "RunPodSandbox" || f.operation == "CreateContainer") {
             return;
         }
@@ -247,6 +290,7 @@ impl Progress {
     fn forget(&self, subject: &str) {
         let mut inner = self.lock();
         inner.last.remove(subject);
+        inner.pinned.remove(subject);
         if inner.failures.remove(subject).is_some() {
             inner.order.retain(|s| s != subject);
         }

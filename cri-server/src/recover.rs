@@ -451,6 +451,23 @@ fn drain_cgroups(server: &Server) {
     }
 }
 
+/// Names of network namespaces of this instance that no sandbox has: the agent died between the network's end and its folders'.
+/// Blocking.
+fn drain_netns(server: &Server, owned: &BTreeSet<String>) {
+    let known: BTreeSet<_> = owned.iter().map(|id| run::netns_path(server, &SandboxId::from(id.as_str()))).collect();
+    let prefix = format!("berth-{}-", server.instance);
+    for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+        let path = entry.path();
+        if known.contains(&path) || !entry.file_name().to_string_lossy().starts_with(&prefix) {
+            continue;
+        }
+        tracing::info!(path = %path.display(), "network namespace without a sandbox: drained");
+        if let Err(error) = crate::sandbox::holdings::unbind(&path) {
+            tracing::warn!(error = %crate::error::text(&error), "draining a network namespace");
+        }
+    }
+}
+
 /// What nobody claims: folders without a record, network leftovers.
 async fn drain(server: &Arc<Server>) {
     let owned: BTreeSet<String> = server.owners.ids().iter().map(|id| id.as_str().to_owned()).collect();
@@ -463,6 +480,7 @@ async fn drain(server: &Arc<Server>) {
     let this = server.clone();
     let result = crate::blocking(move || {
         drain_cgroups(&this);
+        drain_netns(&this, &owned);
         for name in ids(&this.paths.live_sandboxes())?.into_iter().filter(|n| !owned.contains(n)) {
             tracing::info!(sandbox = name, "pod sandbox without a record: drained");
             let id = SandboxId::from(name);

@@ -48,6 +48,9 @@ pub struct LastError {
     pub step: String,
     /// The whole text, as the client got it.
     pub error: String,
+    /// How undoing what it had made failed at last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo: Option<String>,
     /// When.
     pub at: String,
 }
@@ -96,7 +99,11 @@ impl std::fmt::Display for Why {
         match &self.last_error {
             Some(last) => {
                 let during = if last.step.is_empty() { String::new() } else { format!(" at the step \"{}\"", last.step) };
-                write!(f, "  last error: {} {}{during}: {}", last.at, last.operation, last.error)
+                write!(f, "  last error: {} {}{during}: {}", last.at, last.operation, last.error)?;
+                match &last.undo {
+                    Some(undo) => write!(f, "\n  not undone: {undo}"),
+                    None => Ok(()),
+                }
             }
             None => write!(f, "  last error: none"),
         }
@@ -184,6 +191,7 @@ fn last_error(progress: &Progress, subject: &str) -> Option<LastError> {
         operation: failure.operation.to_owned(),
         step: failure.step.unwrap_or_default().to_owned(),
         error: failure.error,
+        undo: failure.undo,
         at: stamp(failure.at),
     })
 }
@@ -288,6 +296,7 @@ fn describe(server: &Server, candidate: &Candidate) -> Why {
             why.kind = "pod sandbox".into();
             why.state = match server.board.sandbox(id) {
                 Some(view) if view.ready => "READY",
+                Some(_) if progress.again_in(id).is_some() => "NOTREADY: it could not be made, and not be undone yet",
                 Some(_) => "NOTREADY",
                 None if server.owners.get(&id.into()).is_some() => "being made or removed",
                 None => "gone: it could not be made",
@@ -319,7 +328,10 @@ fn describe(server: &Server, candidate: &Candidate) -> Why {
             why.waits_for.push("the container's first process, which was asked to end".to_owned());
             format!("in {} s it is killed", left.as_secs())
         }
-        _ => next_deadline(&why.stages),
+        _ => match progress.again_in(id) {
+            Some(left) => format!("in {} s what is left of it is undone again", left.as_secs()),
+            None => next_deadline(&why.stages),
+        },
     };
     why
 }
@@ -477,6 +489,7 @@ mod tests {
                 operation: "StartContainer".into(),
                 step: "x".into(),
                 error: "boom".into(),
+                undo: None,
                 at: "t".into(),
             }),
             ..Default::default()

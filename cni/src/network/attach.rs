@@ -138,7 +138,12 @@ pub(super) async fn attach(inner: &Arc<Inner>, pod: &PodNetwork, netns: Netns) -
 
 async fn add(inner: &Inner, pod: &PodNetwork, owner: &Owner, netns: Netns) -> Result<Attachment> {
     if let Some(cached) = inner.cache.find(&owner.container_id, &owner.ifname)? {
-        return attachment_of(&cached.result, &owner.ifname);
+        if !cached.is_undo() {
+            return attachment_of(&cached.result, &owner.ifname);
+        }
+        // What an earlier try has left goes first: plugins need not bear an ADD on top of half of one.
+        let fd = netns.fd.try_clone().map_err(Error::file("duplicate", "the network namespace".as_ref()))?;
+        delete(inner, pod, Some(Netns { fd, path: netns.path.clone() })).await?;
     }
     if inner.reaper.is_pending(owner) && !inner.reaper.settle(EARLIER_LINK).await {
         return Err(Error::NotReady { reason: format!("the earlier link of sandbox {} is not deleted yet", owner.container_id) });
@@ -152,11 +157,7 @@ async fn add(inner: &Inner, pod: &PodNetwork, owner: &Owner, netns: Netns) -> Re
         None => chain.add(&call, &capabilities).await,
     };
     let recorded = added.and_then(|result| {
-        let mut cached = CachedResult::new(&owner.container_id, &owner.ifname, &conf.name, &conf.bytes);
-        cached.netns.clone_from(&call.netns_path);
-        cached.cni_args.clone_from(&call.args);
-        cached.capability_args.clone_from(&capabilities);
-        cached.result = result.to_json(conf.version);
+        let cached = cached(&call, &conf, &capabilities, result.to_json(conf.version));
         let attachment = attachment_of(&cached.result, &owner.ifname)?;
         if attachment.ips.is_empty() {
             return Err(Error::NoAddress { network: conf.name.clone() });
@@ -164,18 +165,26 @@ async fn add(inner: &Inner, pod: &PodNetwork, owner: &Owner, netns: Netns) -> Re
         inner.cache.write(&cached, chain.has_external())?;
         Ok(attachment)
     });
-    if let Err(error) = &recorded {
-        // The error that counts is the first one; what cannot be undone now is found by reconcile.
-        if let Err(undo) = chain.delete(&call, &capabilities, None).await {
-            tracing::warn!(
-                sandbox = owner.container_id,
-                error = error.chain_text(),
-                undo = undo.chain_text(),
-                "a failed attachment is not undone completely"
-            );
+    let Err(error) = recorded else { return recorded };
+    // The error that counts is the first one. What cannot be undone now is on record, with the configuration that it was made by: the
+    // teardown of the sandbox and reconcile send DEL again.
+    if let Err(undo) = chain.delete(&call, &capabilities, None).await {
+        if let Err(error) = inner.cache.write(&cached(&call, &conf, &capabilities, Value::Null), chain.has_external()) {
+            tracing::warn!(sandbox = owner.container_id, error = error.chain_text(), "what is to be undone is not on record");
         }
+        return Err(Error::NotUndone { cause: Box::new(error), undo: Box::new(undo) });
     }
-    recorded
+    Err(error)
+}
+
+/// The record of an attachment; without a result that of one that has still to be undone.
+fn cached(call: &Invocation, conf: &NetworkConf, capabilities: &Config, result: Value) -> CachedResult {
+    let mut cached = CachedResult::new(&call.container_id, &call.ifname, &conf.name, &conf.bytes);
+    cached.netns.clone_from(&call.netns_path);
+    cached.cni_args.clone_from(&call.args);
+    cached.capability_args.clone_from(capabilities);
+    cached.result = result;
+    cached
 }
 
 /// What DEL and CHECK need: from the cached result, or made of what the caller says and the present configuration.
@@ -228,7 +237,7 @@ pub(super) async fn delete(inner: &Inner, pod: &PodNetwork, netns: Option<Netns>
 pub(super) async fn check(inner: &Arc<Inner>, pod: &PodNetwork, netns: Netns) -> Result<()> {
     check_names(pod)?;
     let known = known(inner, pod, Some(netns))?;
-    if known.cached.is_none() {
+    if known.cached.as_ref().is_none_or(CachedResult::is_undo) {
         return Err(Error::Check { subject: pod.sandbox_id.clone(), reason: "it is not attached".to_owned() });
     }
     inner.chain(&known.conf).check(&known.call, &known.capabilities, &known.result).await

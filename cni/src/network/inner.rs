@@ -12,6 +12,7 @@ use super::config::{NetworkConfig, NetworkStatus};
 use crate::cache::{Cache, CachedResult};
 use crate::chain::Chain;
 use crate::conf::{self, Loaded, NetworkConf, Signature};
+use crate::doing::Underway;
 use crate::exec::PluginBinaries;
 use crate::host::{Deletion, Host};
 use crate::kernel::{Kernel, Worker};
@@ -80,6 +81,7 @@ impl Inner {
             deletion: Deletion::Deferred(reaper.clone()),
             lease_dir: config.state_dir.join("leases"),
             boot_id,
+            doing: Underway::default(),
         };
         let inner = Self {
             cache: Cache::new(&config.state_dir, &config.cache_dir),
@@ -219,7 +221,7 @@ impl Inner {
     }
 
     pub(super) fn attachment(&self, sandbox_id: &str, ifname: &str) -> Option<Attachment> {
-        let cached = self.cache.find(sandbox_id, ifname).ok()??;
+        let cached = self.cache.find(sandbox_id, ifname).ok()?.filter(|cached| !cached.is_undo())?;
         attachment_of(&cached.result, ifname).ok()
     }
 }

@@ -62,6 +62,7 @@ pub(crate) async fn create(
             Ok(CreatedContainer { facts, created_at, pid, hold: Some(Arc::new(holds)) })
         }
         Err(error) => {
+            server.progress.pin(id.as_str());
             if let Some(container) = told {
                 nri::undo_create(server, live, container).await;
             }

@@ -50,6 +50,9 @@ pub(crate) struct Live {
 /// How long a shim that said it ends may take: it has only to return from its loop.
 const GOES: Duration = Duration::from_secs(2);
 
+/// The file system of namespaces: NSFS_MAGIC of linux/magic.h.
+const NSFS: rustix::fs::FsWord = 0x6e73_6673;
+
 const NETWORK: u8 = 1;
 const SHIM: u8 = 2;
 const CGROUP: u8 = 4;
@@ -99,6 +102,14 @@ impl Live {
         Some(berth_cni::Netns { fd, path: self.netns_path.clone() })
     }
 
+    /// The network namespace by its name, where the shim can not be asked for it any more. A file without a namespace is none.
+    fn named_netns(&self) -> Option<berth_cni::Netns> {
+        let path = self.netns_path.clone()?;
+        let fd = OwnedFd::from(std::fs::File::open(&path).ok()?);
+        let is_namespace = rustix::fs::fstatfs(&fd).is_ok_and(|fs| fs.f_type == NSFS);
+        is_namespace.then_some(berth_cni::Netns { fd, path: Some(path) })
+    }
+
     /// The pod as the CNI library wants it.
     pub(crate) fn pod_network(&self) -> berth_cni::PodNetwork {
         pod_network(&self.id, &self.spec, &self.cgroup)
@@ -125,7 +136,7 @@ impl Live {
     async fn detach(&self, server: &Server) -> Result<(), Error> {
         if !self.spec.host_network() {
             let shim_lives = self.process.as_ref().is_some_and(|p| !p.ended.is_cancelled());
-            let netns = self.cni_netns().filter(|_| shim_lives || self.netns_path.is_some());
+            let netns = self.cni_netns().filter(|_| shim_lives || self.netns_path.is_some()).or_else(|| self.named_netns());
             let pod = self.pod_network();
             let detach = async {
                 server.network.detach(&pod, netns).await.map_err(|e| Error::Network {

@@ -16,6 +16,7 @@ use crate::container;
 use crate::error::{Error, Shared};
 use crate::id::{ContainerId, SandboxId};
 use crate::nri;
+use crate::progress::UNDO;
 use crate::records::{self, ContainerRecord};
 use crate::spec::{Resources, SandboxMetadata, SandboxSpec};
 
@@ -154,6 +155,7 @@ pub(crate) async fn own(server: Arc<Server>, mut machine: Machine, mail: Mail, m
         for (id, until) in machine.graces() {
             server.progress.grace(id.as_str(), until);
         }
+        server.progress.again(machine.id.as_str(), machine.undo_again());
         server.owners.hold(&machine);
         show(&server, &machine, &out);
         if machine.over() {
@@ -300,6 +302,7 @@ impl About {
             Task::Update { id, .. } => ("UpdateContainerResources", Some(id)),
             Task::ReopenLog { id, .. } => ("ReopenContainerLog", Some(id)),
             Task::Bury { .. } => ("burial", None),
+            Task::TearDown { .. } | Task::Erase if machine.remains() => (UNDO, None),
             Task::TearDown { .. } | Task::KillShim { .. } => ("StopPodSandbox", None),
             Task::Erase => ("RemovePodSandbox", None),
             Task::Resize { .. } => ("UpdatePodSandboxResources", None),

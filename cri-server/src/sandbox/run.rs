@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::files;
 use super::holdings::{self, Live, ShimProcess};
 use super::owner::Mail;
-use super::state::{Event, ProcessExit};
+use super::state::{Event, NotMade, ProcessExit, Rest};
 use crate::Server;
 use crate::error::{Error, file};
 use crate::id::SandboxId;
@@ -70,26 +70,47 @@ pub(crate) fn record(id: &SandboxId, spec: &SandboxSpec, created_at: i64, cgroup
     }
 }
 
-/// Makes the sandbox. Whatever fails, nothing of it is left.
+/// Makes the sandbox. Whatever fails, it is undone; what can not be undone stays on record and is handed back.
 pub(crate) async fn run(
     server: Arc<Server>,
     id: SandboxId,
     spec: Arc<SandboxSpec>,
     created_at: i64,
     mail: Mail,
-) -> Result<Arc<Live>, Error> {
+) -> Result<Arc<Live>, NotMade> {
     let cgroup = server.cgroups.sandbox(&spec.cgroup_parent, &id);
     let mut live = Live::new(id, spec, cgroup);
     match build(&server, &mut live, created_at, &mail).await {
         Ok(()) => Ok(Arc::new(live)),
         Err(error) => {
-            if let Err(undo) = live.give_back(&server).await {
-                tracing::warn!(sandbox = %live.id, error = %crate::error::text(&undo), "undoing a failed sandbox");
-            }
-            if let Err(undo) = erase(&server, &live.id).await {
-                tracing::warn!(sandbox = %live.id, error = %crate::error::text(&undo), "undoing a failed sandbox");
-            }
-            Err(error)
+            server.progress.pin(live.id.as_str());
+            let rest = undo(&server, live, &error).await;
+            Err(NotMade { error, rest })
+        }
+    }
+}
+
+/// Undoes what was made before the error.
+async fn undo(server: &Arc<Server>, live: Live, error: &Error) -> Rest {
+    let failed = |undo: &Error| {
+        tracing::warn!(sandbox = %live.id, error = %crate::error::text(undo), "a sandbox that failed is not undone: tried again");
+    };
+    // DEL has failed a moment ago: it is not asked for a second time while somebody waits for the answer.
+    let owed = matches!(error, Error::Network { source, .. }
+        if matches!(source.downcast_ref(), Some(berth_cni::Error::NotUndone { .. })));
+    if owed {
+        failed(error);
+        return Rest::Held(Arc::new(live));
+    }
+    if let Err(undo) = live.give_back(server).await {
+        failed(&undo);
+        return Rest::Held(Arc::new(live));
+    }
+    match erase(server, &live.id).await {
+        Ok(()) => Rest::Nothing,
+        Err(undo) => {
+            failed(&undo);
+            Rest::Folders
         }
     }
 }

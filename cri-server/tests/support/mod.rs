@@ -171,6 +171,15 @@ impl Agent {
         runtime.block_on(server.leaks(true))
     }
 
+    /// What `berth why` says, as text.
+    pub fn why(&self, wanted: &str) -> String {
+        let (runtime, server) = self.running.as_ref().unwrap();
+        match runtime.block_on(server.why(wanted)) {
+            Ok(answers) => answers.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
+            Err(error) => format!("error: {error}"),
+        }
+    }
+
     /// What `berth leaks` says where no agent runs.
     pub fn leaks_on_record(&self) -> Vec<String> {
         let mut config = Config::new(&self.root, &self.state, shim());

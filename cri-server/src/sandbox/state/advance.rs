@@ -82,14 +82,16 @@ impl Machine {
         let stuck = |c: &Container| shimless && matches!(c.phase, Phase::Creating) && c.overdue.is_some();
         let ends = |c: &Container| stuck(c) || (!c.deleting && matches!(c.phase, Phase::Exited(_)));
         let busy = self.resizing || !self.containers.values().all(ends);
+        // On record as half made, until it is gone.
+        let told = !self.hidden && self.remains.is_none();
         match &mut self.lifecycle {
             Lifecycle::Ready(live) if !busy => {
-                out.tasks.push(Task::TearDown { live: live.clone(), told: !self.hidden });
+                out.tasks.push(Task::TearDown { live: live.clone(), told });
                 self.lifecycle = Lifecycle::TearingDown;
             }
             Lifecycle::NotReady(rest @ Some(_)) if !busy => {
                 if let Some(live) = rest.take() {
-                    out.tasks.push(Task::TearDown { live, told: !self.hidden });
+                    out.tasks.push(Task::TearDown { live, told });
                 }
                 self.lifecycle = Lifecycle::TearingDown;
             }

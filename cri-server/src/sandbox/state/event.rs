@@ -79,9 +79,24 @@ pub(crate) enum Op {
     Live(Reply<Arc<H>>),
 }
 
+/// What a sandbox that could not be made has left.
+pub(crate) enum Rest {
+    Nothing,
+    /// Folders and records alone.
+    Folders,
+    /// What of the system could not be given back.
+    Held(Arc<H>),
+}
+
+/// A sandbox that could not be made.
+pub(crate) struct NotMade {
+    pub(crate) error: Error,
+    pub(crate) rest: Rest,
+}
+
 /// Completions of tasks.
 pub(crate) enum Done {
-    Ran(Result<Arc<H>, Error>),
+    Ran(Result<Arc<H>, NotMade>),
     Created {
         id: ContainerId,
         result: Result<CreatedContainer, Error>,
@@ -126,7 +141,7 @@ impl Done {
     /// How it failed.
     pub(crate) fn error(&self) -> Option<&Error> {
         match self {
-            Self::Ran(result) => result.as_ref().err(),
+            Self::Ran(result) => result.as_ref().err().map(|not_made| &not_made.error),
             Self::Created { result, .. } => result.as_ref().err(),
             Self::Started { result, .. }
             | Self::Signalled { result, .. }

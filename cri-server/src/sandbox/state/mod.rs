@@ -6,6 +6,7 @@ mod container;
 mod event;
 mod late;
 mod members;
+mod remains;
 #[cfg(test)]
 mod tests;
 
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub(crate) use container::{Container, CreatedContainer, ProcessExit, exit_record};
-pub(crate) use event::{Change, Done, Event, Fate, Op, Outbox, Reply, Resize, Task};
+pub(crate) use event::{Change, Done, Event, Fate, NotMade, Op, Outbox, Reply, Resize, Rest, Task};
 
 use crate::board::ContainerState;
 use crate::error::{Error, Shared};
@@ -55,6 +56,8 @@ pub(crate) struct Machine {
     begun: bool,
     /// The agent that made it died before anybody was told of it: it only goes.
     hidden: bool,
+    /// It could not be made, and something of it is left: when that is given back again.
+    remains: Option<remains::Again>,
     /// A shim that answers nobody is being killed.
     killing: bool,
     /// The step that is past its limit: whoever asks is told, until it ends.
@@ -93,6 +96,7 @@ impl Machine {
             created_at: crate::clock::now_ns(),
             begun: false,
             hidden: false,
+            remains: None,
             killing: false,
             overdue: None,
             heirs: Vec::new(),
@@ -126,9 +130,10 @@ impl Machine {
         machine
     }
 
-    /// Nobody was ever told of this one.
+    /// The agent ended while it made this one. Nobody is told of it while it goes.
     pub(crate) fn hide(&mut self) {
         self.hidden = true;
+        self.remains = Some(remains::Again::first(Instant::now()));
     }
 
     /// Whether the sandbox is READY.
@@ -167,6 +172,7 @@ impl Machine {
             .filter_map(|c| c.stopping.as_ref())
             .filter(|s| !s.killed)
             .map(|s| s.deadline)
+            .chain(self.undo_again())
             .min()
     }
 
@@ -192,6 +198,7 @@ impl Machine {
             Event::Tick => {}
         }
         self.escalate(now, &mut out);
+        self.undo_what_is_left(now);
         self.resize(&mut out);
         self.advance(&mut out);
         self.tell_the_late(&mut out);
@@ -267,8 +274,11 @@ impl Machine {
 
     fn run(&mut self, spec: Arc<SandboxSpec>, reply: Reply<SandboxId>, out: &mut Outbox) {
         match self.lifecycle {
-            // The name is free once this one is gone.
-            _ if self.goal == Goal::Remove => self.heirs.push((spec, reply)),
+            // The name is free once this one is gone. What is left of one that could not be made goes for the next.
+            _ if self.goal == Goal::Remove || self.remains.is_some() => {
+                self.goal = Goal::Remove;
+                self.heirs.push((spec, reply));
+            }
             Lifecycle::Creating => {
                 if !self.begun {
                     self.begun = true;
@@ -306,7 +316,7 @@ impl Machine {
     fn done(&mut self, done: Done, now: Instant, out: &mut Outbox) {
         self.no_longer_late(&done);
         match done {
-            Done::Ran(result) => self.ran(result, out),
+            Done::Ran(result) => self.ran(result, now, out),
             Done::Created { id, result } => self.created(id, result, out),
             Done::Started { id, at, result } => self.started(&id, at, result, out),
             Done::Signalled { id, result } => self.signalled(&id, result, now, out),
@@ -337,6 +347,7 @@ impl Machine {
                 if result.is_err() {
                     self.goal = Goal::Run; // Tried again by the next call.
                 }
+                self.still_there(now);
                 answer_all(out, &mut self.stoppers, &result);
             }
             Done::Erased(result) => {
@@ -348,6 +359,7 @@ impl Machine {
                 } else {
                     self.lifecycle = Lifecycle::NotReady(None);
                     self.goal = Goal::Run;
+                    self.still_there(now);
                 }
                 if let Err(error) = &result {
                     self.not_removed(error, out);
@@ -358,7 +370,7 @@ impl Machine {
         }
     }
 
-    fn ran(&mut self, result: Result<Arc<H>, Error>, out: &mut Outbox) {
+    fn ran(&mut self, result: Result<Arc<H>, NotMade>, now: Instant, out: &mut Outbox) {
         let runners = std::mem::take(&mut self.runners);
         out.sandbox_changed = true;
         match result {
@@ -374,14 +386,12 @@ impl Machine {
                     self.shim_gone(out);
                 }
             }
-            Err(error) => {
-                self.lifecycle = Lifecycle::Over;
+            Err(NotMade { error, rest }) => {
                 let error = Arc::new(error);
                 for reply in runners {
                     answer(out, reply, Err(error.clone()));
                 }
-                answer_all(out, &mut self.stoppers, &Ok(()));
-                answer_all(out, &mut self.removers, &Ok(()));
+                self.not_made(rest, now, out);
             }
         }
     }

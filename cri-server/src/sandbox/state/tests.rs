@@ -188,10 +188,88 @@ fn a_retry_gets_what_was_made_however_its_first_answer_was_lost_and_another_pod_
 fn a_failed_run_answers_everybody_and_is_over() {
     let mut rig = Rig::new();
     let (run, stop) = (rig.run(), rig.op(Op::Stop));
-    rig.done(Done::Ran(Err(failure())));
+    rig.done(Done::Ran(not_made(Rest::Nothing)));
     assert!(answer_of(run).is_err());
     assert!(answer_of(stop).is_ok());
     assert!(rig.machine.over() && !rig.machine.listed());
+}
+
+fn not_made(rest: Rest) -> Result<Arc<H>, NotMade> {
+    Err(NotMade { error: failure(), rest })
+}
+
+#[test]
+fn what_could_not_be_undone_is_listed_and_tried_again_later_each_time_until_nothing_is_left() {
+    let mut rig = Rig::new();
+    let run = rig.run();
+    rig.tasks.clear();
+    rig.done(Done::Ran(not_made(Rest::Held(live()))));
+    assert!(answer_of(run).is_err());
+    assert!(rig.machine.listed() && rig.machine.holds() && !rig.machine.ready() && !rig.machine.over());
+    let mut pauses = Vec::new();
+    for _ in 0..7 {
+        let due = rig.machine.deadline().expect("a next try");
+        pauses.push((due - rig.now).as_secs());
+        rig.apply(Event::Tick);
+        assert!(rig.take().is_empty(), "not before its time");
+        rig.now = due;
+        rig.apply(Event::Tick);
+        assert_eq!(rig.take(), ["tear down"]);
+        rig.done(Done::TornDown { rest: Some(live()), result: Err(failure()) });
+    }
+    assert_eq!(pauses, [2, 4, 8, 16, 32, 60, 60]);
+    rig.now = rig.machine.deadline().unwrap();
+    rig.apply(Event::Tick);
+    rig.done(Done::TornDown { rest: None, result: Ok(()) });
+    rig.take();
+    assert!(!rig.machine.over(), "its folders are still there");
+    rig.done(Done::Erased(Ok(())));
+    assert!(rig.machine.over() && !rig.machine.listed());
+}
+
+#[test]
+fn clients_can_stop_and_remove_what_could_not_be_undone() {
+    let mut rig = Rig::new();
+    let _run = rig.run();
+    rig.done(Done::Ran(not_made(Rest::Held(live()))));
+    rig.tasks.clear();
+    let stop = rig.op(Op::Stop);
+    let Some(Task::TearDown { told: false, .. }) = rig.tasks.pop() else { panic!("it is on record as half made") };
+    rig.done(Done::TornDown { rest: None, result: Ok(()) });
+    answer_of(stop).unwrap();
+    let remove = rig.op(Op::Remove);
+    rig.done(Done::Erased(Ok(())));
+    answer_of(remove).unwrap();
+    assert!(rig.machine.over());
+}
+
+#[test]
+fn the_next_of_the_name_drives_the_undoing_and_is_told_why_it_has_to_wait() {
+    let mut rig = Rig::new();
+    let _run = rig.run();
+    rig.done(Done::Ran(not_made(Rest::Held(live()))));
+    rig.tasks.clear();
+    let next = rig.run();
+    assert_eq!(rig.take(), ["tear down"]);
+    rig.done(Done::TornDown { rest: Some(live()), result: Err(failure()) });
+    assert!(matches!(*answer_of(next).unwrap_err(), Error::Shim { .. }), "not that the name is taken");
+    let mut next = rig.run();
+    rig.done(Done::TornDown { rest: None, result: Ok(()) });
+    let out = rig.machine.apply(Event::Done(Done::Erased(Ok(())), None), rig.now);
+    assert!(out.heirs.len() == 1 && unanswered(&mut next), "a new owner makes it");
+}
+
+#[test]
+fn what_an_agent_left_half_made_is_shown_when_it_can_not_be_undone() {
+    let mut rig = Rig::new();
+    let mut machine = Machine::recovered("s".into(), Arc::default(), 1, false, Some(live()), BTreeMap::new());
+    machine.hide();
+    rig.machine = machine;
+    let _removal = rig.op(Op::Remove);
+    assert_eq!(rig.take(), ["tear down"]);
+    assert!(!rig.machine.listed());
+    rig.done(Done::TornDown { rest: Some(live()), result: Err(failure()) });
+    assert!(rig.machine.listed() && rig.machine.deadline().is_some());
 }
 
 #[test]
