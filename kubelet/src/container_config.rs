@@ -106,8 +106,8 @@ fn annotations(pod: &Pod, container: &Container, context: &ContainerContext<'_>)
 pub enum MountSource {
     /// A path of the host.
     Path(String),
-    /// A path of the host that only the kubelet may write, whatever the mount says: it follows the links in there itself.
-    KubeletsOwn(String),
+    /// A path of the host that no container may write, whatever the mount says.
+    ReadOnlyPath(String),
     /// An image, or a folder of one.
     Image {
         /// Its id.
@@ -135,9 +135,9 @@ pub fn volume_mounts(
             Some("Bidirectional") => cri::MountPropagation::PropagationBidirectional,
             _ => cri::MountPropagation::PropagationPrivate,
         };
-        let readonly = mount.read_only == Some(true) || matches!(source, MountSource::KubeletsOwn(_));
+        let readonly = mount.read_only == Some(true) || matches!(source, MountSource::ReadOnlyPath(_));
         let (host_path, image, image_sub_path) = match source {
-            MountSource::Path(path) | MountSource::KubeletsOwn(path) => (path, None, String::new()),
+            MountSource::Path(path) | MountSource::ReadOnlyPath(path) => (path, None, String::new()),
             MountSource::Image { image, sub_path } => (String::new(), Some(image), sub_path),
         };
         mounts.push(cri::Mount {

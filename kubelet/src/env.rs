@@ -2,13 +2,15 @@
 //! and Secrets. Pure but for looking those up. Values are bytes: a Secret may hold anything.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use k8s_openapi::api::core::v1::{Container, EnvFromSource, EnvVarSource, Pod, ResourceFieldSelector};
 
 use crate::node::Capacity;
 use crate::objects::Objects;
-use crate::pod;
 use crate::quantity::Amount;
+use crate::volume::empty_dir;
+use crate::{env_file, pod};
 
 /// What environment values may refer to.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +27,8 @@ pub struct EnvContext<'a> {
     pub capacity: &'a Capacity,
     /// ConfigMaps and Secrets.
     pub objects: &'a dyn Objects,
+    /// The pod's folder: files of its volumes may hold values.
+    pub pod_dir: &'a Path,
 }
 
 /// A variable's name and value.
@@ -63,13 +67,28 @@ pub fn container_env(container: &Container, context: &EnvContext<'_>) -> Result<
     };
     for source in container.env_from.iter().flatten() {
         let prefix = source.prefix.as_deref().unwrap_or_default();
+        let mut invalid = Vec::new();
         for (key, value) in env_from(source, context)? {
             let name = format!("{prefix}{key}");
             if is_variable_name(&name) {
                 set(&mut variables, &name, value);
             } else {
-                tracing::warn!(pod = %pod::format_pod(context.pod), name, "a key that cannot be a variable is left out");
+                invalid.push(name);
             }
+        }
+        if !invalid.is_empty() {
+            let (kind, object) = match (&source.config_map_ref, &source.secret_ref) {
+                (Some(from), _) => ("configMap", from.name.as_str()),
+                (None, Some(from)) => ("secret", from.name.as_str()),
+                (None, None) => ("source", ""),
+            };
+            tracing::warn!(
+                pod = %pod::format_pod(context.pod),
+                reason = "InvalidEnvironmentVariableNames",
+                "Keys [{}] from the EnvFrom {kind} {}/{object} were skipped since they are considered invalid environment variable names.",
+                invalid.join(", "),
+                pod::namespace(context.pod),
+            );
         }
     }
     for env in container.env.iter().flatten() {
@@ -141,6 +160,10 @@ fn resolve_source(source: &EnvVarSource, container: &Container, context: &EnvCon
             None => Err(format!("couldn't find key {} in Secret {namespace}/{}", from.key, from.name)),
         };
     }
+    if let Some(from) = &source.file_key_ref {
+        let root = empty_dir::path(context.pod_dir, &from.volume_name);
+        return env_file::value(&root, from);
+    }
     Err("environment variable has a source that is not supported".to_owned())
 }
 
@@ -156,7 +179,7 @@ fn pod_field(path: &str, context: &EnvContext<'_>) -> Result<String, String> {
         "metadata.namespace" => metadata.namespace.clone().unwrap_or_default(),
         "metadata.uid" => metadata.uid.clone().unwrap_or_default(),
         "spec.nodeName" => context.node_name.to_owned(),
-        "spec.serviceAccountName" => String::new(),
+        "spec.serviceAccountName" => pod::spec(context.pod).service_account_name.clone().unwrap_or_default(),
         "status.hostIP" => first(context.host_ips),
         "status.hostIPs" => context.host_ips.join(","),
         "status.podIP" => first(context.pod_ips),
@@ -311,6 +334,7 @@ spec:
             pod_ips: &["10.0.0.1".to_owned(), "fd00::1".to_owned()],
             capacity: &capacity,
             objects: &LocalObjects::default(),
+            pod_dir: Path::new("/none"),
         };
         let env = container_env(&pod.spec.as_ref().unwrap().containers[0], &context).unwrap();
         let text: Vec<_> = env.iter().map(|(n, v)| format!("{n}={}", String::from_utf8_lossy(v))).collect();
@@ -333,8 +357,15 @@ spec:
         let mut pod = parse_manifest(&text).unwrap().pods.remove(0).pod;
         apply_defaults(&mut pod);
         let capacity = Capacity::default();
-        let context =
-            EnvContext { pod: &pod, node_name: "n", host_ips: &[], pod_ips: &[], capacity: &capacity, objects: &objects };
+        let context = EnvContext {
+            pod: &pod,
+            node_name: "n",
+            host_ips: &[],
+            pod_ips: &[],
+            capacity: &capacity,
+            objects: &objects,
+            pod_dir: Path::new("/none"),
+        };
         container_env(&pod.spec.as_ref().unwrap().containers[0], &context)
     }
 

@@ -6,7 +6,7 @@ mod stop;
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use berth_cri_api::v1 as cri;
@@ -41,6 +41,8 @@ pub struct Executor {
     pub node: Arc<NodeView>,
     /// What pods refer to by name.
     pub objects: LocalObjects,
+    /// What volumes need of the node.
+    pub volumes: volume::Services,
     /// The pods' cgroups.
     pub cgroups: Option<PodCgroups>,
     /// Where events go.
@@ -123,6 +125,11 @@ impl Executor {
         volume::pod_dir(&self.config.kubelet_root, pod::uid(pod))
     }
 
+    /// What the pod's volumes need.
+    fn volume_context<'a>(&'a self, pod: &'a Pod, dir: &'a Path) -> VolumeContext<'a> {
+        VolumeContext { pod, dir, capacity: &self.node.capacity, objects: &self.objects, services: &self.volumes }
+    }
+
     async fn run(&self, op: &PodOp, pod: &Arc<Pod>, observed: &PodObserved, cancel: &CancellationToken) -> OpResult {
         let failed = |reason: &str, what: &str, error: &Error| {
             OpResult::PodFailed(Reason::new(reason, format!("{what}: {}", calls::message(error))))
@@ -203,8 +210,7 @@ impl Executor {
                 Reason::new("FailedCreatePodContainer", text)
             })?;
         }
-        let context = VolumeContext { pod, dir: &dir, capacity: &self.node.capacity, objects: &self.objects };
-        volume::set_up(&context, self.config.clock.now()).map_err(|e| Reason::new("FailedMount", e))
+        volume::set_up(&self.volume_context(pod, &dir), self.config.clock.now()).map_err(|e| Reason::new("FailedMount", e))
     }
 
     /// Volumes, cgroup and, when nothing of the pod is kept, its folder.
@@ -221,8 +227,8 @@ impl Executor {
                 // The containers' logs went with their records: what is left are folders.
                 logs::remove_pod(&this.config.pod_logs_dir, &pod);
             }
-            match fs::remove_dir_all(&dir) {
-                Err(e) if forget && e.kind() != io::ErrorKind::NotFound => Err(failed(e.to_string())),
+            match volume::remove_folder(&dir) {
+                Err(e) if forget => Err(failed(e)),
                 _ => Ok(()),
             }
         };

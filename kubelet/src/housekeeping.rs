@@ -34,8 +34,8 @@ pub fn collect(config: &Config, cgroups: Option<&PodCgroups>, known: &[PodUid]) 
             tracing::warn!(uid, error, "orphaned pod's volumes stay");
             continue;
         }
-        if let Err(error) = fs::remove_dir_all(entry.path()) {
-            tracing::warn!(uid, %error, "orphaned pod's folder stays");
+        if let Err(error) = volume::remove_folder(&entry.path()) {
+            tracing::warn!(uid, error, "orphaned pod's folder stays");
         }
     }
     let has_folder = |uid: &str| fs::symlink_metadata(volume::pod_dir(&config.kubelet_root, uid)).is_ok();
@@ -72,7 +72,7 @@ pub fn remove_all(kubelet_root: &Path, cgroup_root: Option<&str>) -> Vec<String>
         let uid = entry.file_name().to_string_lossy().into_owned();
         let gone = cgroups.iter().try_for_each(|cgroups| cgroups.remove_pod(&uid)).map_err(|e| with_causes(&e));
         let gone = gone.and_then(|()| volume::tear_down(&path));
-        let gone = gone.and_then(|()| fs::remove_dir_all(&path).map_err(|e| e.to_string()));
+        let gone = gone.and_then(|()| volume::remove_folder(&path));
         stays.extend(gone.err().map(|error| format!("{}: {error}", path.display())));
     }
     for error in cgroups.iter().filter_map(|cgroups| cgroups.remove_empty().err()) {

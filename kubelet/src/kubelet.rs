@@ -16,6 +16,8 @@ use crate::objects::LocalObjects;
 use crate::record::Recorder;
 use crate::server::{self, Health};
 use crate::table::PodTable;
+use crate::volume::Services;
+use crate::volume::bindings::Bindings;
 use crate::{Config, Error, Result};
 
 /// A node agent that is ready to run.
@@ -112,6 +114,7 @@ async fn connect(config: &Arc<Config>, runtime: Runtime, recorder: Recorder, shu
     };
     tracing::info!(node = node.name, runtime = version.runtime_name, version = version.runtime_version, "kubelet runs");
     let cgroups = config.cgroup_root.as_deref().map(|root| PodCgroups::new(root, driver));
+    let volumes = Services { node_name: config.node_name.clone(), claims: Bindings::load(&config.kubelet_root) };
     let (config, node) = (config.clone(), Arc::new(node));
-    Some(Executor { config, runtime, node, objects: LocalObjects::default(), cgroups, recorder })
+    Some(Executor { config, runtime, node, objects: LocalObjects::default(), volumes, cgroups, recorder })
 }

@@ -17,6 +17,7 @@ pub mod control;
 pub mod cri;
 pub mod dns;
 pub mod env;
+pub mod env_file;
 pub mod error;
 pub mod events;
 pub mod execute;

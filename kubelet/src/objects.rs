@@ -1,13 +1,15 @@
-//! The objects that pods refer to by name: ConfigMaps, Secrets and classes. One trait serves env, volumes and pulls; behind it
-//! are the documents beside the manifests now, and can be an API server's later. Holds what it was given, reads no file.
+//! The objects that pods refer to by name: ConfigMaps, Secrets, classes, service accounts and what volumes are claimed from. One
+//! trait serves env, volumes and pulls; behind it are the documents beside the manifests now, and can be an API server's later.
+//! Holds what it was given, reads no file.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret, ServiceAccount};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::api::scheduling::v1::PriorityClass;
+use k8s_openapi::api::storage::v1::{CSIDriver, StorageClass};
 use serde::{Deserialize, Serialize};
 
 /// Where objects are looked up by namespace and name.
@@ -20,6 +22,18 @@ pub trait Objects: Send + Sync + fmt::Debug {
     fn runtime_class(&self, name: &str) -> Option<Arc<RuntimeClass>>;
     /// A PriorityClass, which has no namespace.
     fn priority_class(&self, name: &str) -> Option<Arc<PriorityClass>>;
+    /// A ServiceAccount.
+    fn service_account(&self, namespace: &str, name: &str) -> Option<Arc<ServiceAccount>>;
+    /// A PersistentVolumeClaim.
+    fn claim(&self, namespace: &str, name: &str) -> Option<Arc<PersistentVolumeClaim>>;
+    /// A PersistentVolume, which has no namespace.
+    fn persistent_volume(&self, name: &str) -> Option<Arc<PersistentVolume>>;
+    /// All PersistentVolumes, by name.
+    fn persistent_volumes(&self) -> Vec<Arc<PersistentVolume>>;
+    /// The StorageClass that claims without one have.
+    fn default_storage_class(&self) -> Option<String>;
+    /// What a cluster knows of a CSI driver.
+    fn csi_driver(&self, name: &str) -> Option<Arc<CSIDriver>>;
 }
 
 /// One object of a manifest file.
@@ -34,6 +48,16 @@ pub enum Object {
     RuntimeClass(RuntimeClass),
     /// A PriorityClass.
     PriorityClass(PriorityClass),
+    /// A ServiceAccount: its pull secrets.
+    ServiceAccount(ServiceAccount),
+    /// A PersistentVolume.
+    PersistentVolume(Box<PersistentVolume>),
+    /// A PersistentVolumeClaim.
+    PersistentVolumeClaim(Box<PersistentVolumeClaim>),
+    /// A StorageClass: which one is the default.
+    StorageClass(StorageClass),
+    /// A CSIDriver.
+    CsiDriver(CSIDriver),
 }
 
 /// What names an object: kind, namespace (empty where the kind has none) and name.
@@ -71,6 +95,11 @@ impl Object {
             Object::Secret(object) => ("Secret", &object.metadata, true),
             Object::RuntimeClass(object) => ("RuntimeClass", &object.metadata, false),
             Object::PriorityClass(object) => ("PriorityClass", &object.metadata, false),
+            Object::ServiceAccount(object) => ("ServiceAccount", &object.metadata, true),
+            Object::PersistentVolume(object) => ("PersistentVolume", &object.metadata, false),
+            Object::PersistentVolumeClaim(object) => ("PersistentVolumeClaim", &object.metadata, true),
+            Object::StorageClass(object) => ("StorageClass", &object.metadata, false),
+            Object::CsiDriver(object) => ("CSIDriver", &object.metadata, false),
         };
         let namespace = if namespaced { metadata.namespace.as_deref().unwrap_or("default") } else { "" };
         ObjectName { kind, namespace: namespace.to_owned(), name: metadata.name.clone().unwrap_or_default() }
@@ -85,7 +114,15 @@ struct Tables {
     secrets: BTreeMap<Key, Arc<Secret>>,
     runtime_classes: BTreeMap<String, Arc<RuntimeClass>>,
     priority_classes: BTreeMap<String, Arc<PriorityClass>>,
+    service_accounts: BTreeMap<Key, Arc<ServiceAccount>>,
+    claims: BTreeMap<Key, Arc<PersistentVolumeClaim>>,
+    volumes: BTreeMap<String, Arc<PersistentVolume>>,
+    storage_classes: BTreeMap<String, StorageClass>,
+    csi_drivers: BTreeMap<String, Arc<CSIDriver>>,
 }
+
+/// The annotation of the class that claims without one have.
+const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
 
 /// The objects of this node's manifest files. Clones share them.
 #[derive(Clone, Default)]
@@ -109,6 +146,11 @@ impl LocalObjects {
                 Object::Secret(object) => _ = tables.secrets.insert((namespace, name), Arc::new(object)),
                 Object::RuntimeClass(object) => _ = tables.runtime_classes.insert(name, Arc::new(object)),
                 Object::PriorityClass(object) => _ = tables.priority_classes.insert(name, Arc::new(object)),
+                Object::ServiceAccount(object) => _ = tables.service_accounts.insert((namespace, name), Arc::new(object)),
+                Object::PersistentVolume(object) => _ = tables.volumes.insert(name, object.into()),
+                Object::PersistentVolumeClaim(object) => _ = tables.claims.insert((namespace, name), object.into()),
+                Object::StorageClass(object) => _ = tables.storage_classes.insert(name, object),
+                Object::CsiDriver(object) => _ = tables.csi_drivers.insert(name, Arc::new(object)),
             }
         }
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = tables;
@@ -138,6 +180,33 @@ impl Objects for LocalObjects {
 
     fn priority_class(&self, name: &str) -> Option<Arc<PriorityClass>> {
         self.read(|tables| tables.priority_classes.get(name).cloned())
+    }
+
+    fn service_account(&self, namespace: &str, name: &str) -> Option<Arc<ServiceAccount>> {
+        self.read(|tables| tables.service_accounts.get(&key(namespace, name)).cloned())
+    }
+
+    fn claim(&self, namespace: &str, name: &str) -> Option<Arc<PersistentVolumeClaim>> {
+        self.read(|tables| tables.claims.get(&key(namespace, name)).cloned())
+    }
+
+    fn persistent_volume(&self, name: &str) -> Option<Arc<PersistentVolume>> {
+        self.read(|tables| tables.volumes.get(name).cloned())
+    }
+
+    fn persistent_volumes(&self) -> Vec<Arc<PersistentVolume>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).volumes.values().cloned().collect()
+    }
+
+    fn default_storage_class(&self) -> Option<String> {
+        let is_default = |class: &StorageClass| {
+            class.metadata.annotations.as_ref().and_then(|a| a.get(DEFAULT_CLASS)).is_some_and(|value| value == "true")
+        };
+        self.read(|tables| tables.storage_classes.iter().find(|(_, class)| is_default(class)).map(|(name, _)| name.clone()))
+    }
+
+    fn csi_driver(&self, name: &str) -> Option<Arc<CSIDriver>> {
+        self.read(|tables| tables.csi_drivers.get(name).cloned())
     }
 }
 

@@ -95,7 +95,8 @@ mod tests {
             [
                 format!("{}: pod default/web-edge is already defined by {}", file("b.yml"), file("a.yaml")),
                 format!(
-                    "{}:1: v1 Service does not run on a node: only Pod, ConfigMap, Secret, RuntimeClass, PriorityClass and List",
+                    "{}:1: v1 Service does not run on a node: only Pod, ConfigMap, Secret, ServiceAccount, PersistentVolume, \
+                 PersistentVolumeClaim, StorageClass, CSIDriver, RuntimeClass, PriorityClass and List",
                     file("c.json")
                 ),
             ]

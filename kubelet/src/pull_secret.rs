@@ -34,13 +34,19 @@ struct Entry {
 /// The credentials for an image that the pod's `imagePullSecrets` hold, the best match first.
 pub fn credentials(pod: &Pod, image: &str, objects: &dyn Objects) -> Vec<AuthConfig> {
     let mut found: Vec<(usize, AuthConfig)> = Vec::new();
-    for reference in pod::spec(pod).image_pull_secrets.iter().flatten() {
-        let Some(secret) = objects.secret(pod::namespace(pod), &reference.name) else {
-            let name = &reference.name;
-            tracing::warn!(pod = %pod::format_pod(pod), reason = "FailedToRetrieveImagePullSecret", "image pull secret {name:?} not found");
+    for name in secret_names(pod, objects) {
+        let told = |problem: String| {
+            tracing::warn!(pod = %pod::format_pod(pod), reason = "FailedToRetrieveImagePullSecret", "{problem}; attempting to pull the image may not succeed.");
+        };
+        let Some(secret) = objects.secret(pod::namespace(pod), &name) else {
+            told(format!("Unable to retrieve some image pull secrets ({name})"));
             continue;
         };
-        for (key, entry) in entries(&secret) {
+        let entries = entries(&secret).unwrap_or_else(|problem| {
+            told(format!("Unable to read some image pull secrets ({name}: {problem})"));
+            BTreeMap::new()
+        });
+        for (key, entry) in entries {
             if let Some(length) = matches(&key, image) {
                 found.push((length, auth(entry)));
             }
@@ -50,12 +56,27 @@ pub fn credentials(pod: &Pod, image: &str, objects: &dyn Objects) -> Vec<AuthCon
     found.into_iter().map(|(_, auth)| auth).collect()
 }
 
-fn entries(secret: &Secret) -> BTreeMap<String, Entry> {
-    let data = |key: &str| secret.data.as_ref().and_then(|data| data.get(key)).map(|bytes| bytes.0.as_slice());
-    if let Some(bytes) = data(".dockerconfigjson") {
-        return serde_json::from_slice::<DockerConfig>(bytes).map(|config| config.auths).unwrap_or_default();
+/// The Secrets with the pod's credentials: its own, or those of its service account, as the API server's admission adds them.
+fn secret_names(pod: &Pod, objects: &dyn Objects) -> Vec<String> {
+    let spec = pod::spec(pod);
+    let own: Vec<String> = spec.image_pull_secrets.iter().flatten().map(|r| r.name.clone()).collect();
+    if !own.is_empty() {
+        return own;
     }
-    data(".dockercfg").and_then(|bytes| serde_json::from_slice(bytes).ok()).unwrap_or_default()
+    let account = spec.service_account_name.as_deref().filter(|name| !name.is_empty()).unwrap_or("default");
+    let account = objects.service_account(pod::namespace(pod), account);
+    account.iter().flat_map(|a| a.image_pull_secrets.iter().flatten()).map(|r| r.name.clone()).collect()
+}
+
+/// The entries of a Secret. What is wrong with one is told without a word of its content.
+fn entries(secret: &Secret) -> Result<BTreeMap<String, Entry>, String> {
+    let data = |key: &str| secret.data.as_ref().and_then(|data| data.get(key)).map(|bytes| bytes.0.as_slice());
+    let place = |e: serde_json::Error| format!("not a docker configuration, line {} column {}", e.line(), e.column());
+    if let Some(bytes) = data(".dockerconfigjson") {
+        return serde_json::from_slice::<DockerConfig>(bytes).map(|config| config.auths).map_err(place);
+    }
+    let bytes = data(".dockercfg").ok_or("neither .dockerconfigjson nor .dockercfg is in it")?;
+    serde_json::from_slice(bytes).map_err(place)
 }
 
 fn auth(entry: Entry) -> AuthConfig {
@@ -136,6 +157,30 @@ mod tests {
         ] {
             assert_eq!(matches(key, image).is_some(), expected, "{key} {image}");
         }
+    }
+
+    #[test]
+    fn a_broken_secret_is_told_of_without_its_content_and_a_service_accounts_secrets_are_used() {
+        let secret =
+            |data: &str| serde_json::from_value::<Secret>(serde_json::json!({"data": {".dockerconfigjson": data}})).unwrap();
+        // `{"auths": hunter2`
+        let problem = entries(&secret("eyJhdXRocyI6IGh1bnRlcjI=")).err().unwrap();
+        assert_eq!(problem, "not a docker configuration, line 1 column 11");
+        assert!(entries(&Secret::default()).is_err());
+        let text = "apiVersion: v1\nkind: Secret\nmetadata: {name: pull}\ntype: kubernetes.io/dockercfg\nstringData:\n  \
+            .dockercfg: '{\"reg.example\": {\"username\": \"u\", \"password\": \"p\"}}'\n---\n\
+            apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: robot}\nimagePullSecrets: [{name: pull}]\n";
+        let objects = LocalObjects::default();
+        objects.replace(parse_manifest(text).unwrap().objects);
+        let found = |account: &str| {
+            let text = format!(
+                "{{apiVersion: v1, kind: Pod, metadata: {{name: a}}, spec: {{{account} containers: [{{name: c, image: i}}]}}}}"
+            );
+            let pod = parse_manifest(&text).unwrap().pods.remove(0).pod;
+            credentials(&pod, "reg.example/app", &objects).len()
+        };
+        assert_eq!((found("serviceAccountName: robot,"), found("")), (1, 0));
+        assert_eq!(found("serviceAccountName: robot, imagePullSecrets: [{name: none}],"), 0, "the pod's own come first");
     }
 
     #[test]

@@ -172,3 +172,56 @@ async fn a_runtime_class_names_the_handler_and_a_missing_one_is_waited_for() {
     node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
     assert_eq!(node.cri.calls("RunPodSandbox")[0].1, "RunPodSandbox web-n1/0 runc");
 }
+
+#[tokio::test]
+async fn a_claim_beside_the_manifest_gives_its_volume_and_one_without_is_waited_for() {
+    let mut node = Node::new();
+    let disk = node.path("disk");
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  volumes: [{name: v, persistentVolumeClaim: {claimName: data}}]\n  \
+        containers: [{name: c, image: 'img:1', volumeMounts: [{name: v, mountPath: /data}]}]\n---\n\
+        apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: data}\nspec: {accessModes: [ReadWriteOnce], \
+        resources: {requests: {storage: 1Gi}}}\n";
+    node.apply("web.yaml", pod);
+    node.start().await;
+    node.wait_pod("web-n1", "Pending", |p| phase(p) == "Pending").await;
+    assert!(node.cri.calls("RunPodSandbox").is_empty());
+    let volume = format!(
+        "apiVersion: v1\nkind: PersistentVolume\nmetadata: {{name: disk}}\nspec:\n  capacity: {{storage: 2Gi}}\n  \
+         accessModes: [ReadWriteOnce]\n  hostPath: {{path: {}, type: DirectoryOrCreate}}\n",
+        disk.display()
+    );
+    node.apply("disk.yaml", &volume);
+    node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+    let mount = node.cri.lock().configs.values().next().unwrap().mounts[0].clone();
+    assert_eq!((mount.host_path.as_str(), mount.container_path.as_str()), (disk.to_str().unwrap(), "/data"));
+    assert!(disk.is_dir() && node.path("kubelet/volume-bindings.json").exists());
+}
+
+#[tokio::test]
+async fn a_container_takes_its_environment_from_a_file_that_another_wrote() {
+    let mut node = Node::new();
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  volumes: [{name: v}]\n  containers:\n  \
+        - {name: c, image: 'img:1', volumeMounts: [{name: v, mountPath: /v}]}\n  \
+        - name: reader\n    image: 'img:1'\n    env: [{name: A, valueFrom: {fileKeyRef: {volumeName: v, path: env, key: A}}}]\n";
+    node.apply("web.yaml", pod);
+    node.start().await;
+    let reader = |p: &serde_json::Value| {
+        p["status"]["containerStatuses"].as_array().and_then(|all| all.iter().find(|c| c["name"] == "reader")).cloned()
+    };
+    let pod = node
+        .wait_pod("web-n1", "waiting", |p| {
+            reader(p).is_some_and(|c| c["state"]["waiting"]["reason"] == "CreateContainerConfigError")
+        })
+        .await;
+    let message = reader(&pod).unwrap()["state"]["waiting"]["message"].as_str().unwrap().to_owned();
+    assert!(message.starts_with("couldn't parse env file: \"env\": No such file"), "{message}");
+    let uid = pod["metadata"]["uid"].as_str().unwrap();
+    let volume = node.path("kubelet/pods").join(uid).join("volumes/kubernetes.io~empty-dir/v");
+    std::fs::write(volume.join("env"), "A='from the file'\n").unwrap();
+    // Any edit of an object has everything that failed tried again.
+    node.apply("settings.yaml", &settings("x"));
+    node.wait_pod("web-n1", "Running", |p| reader(p).is_some_and(|c| c["state"]["running"].is_object())).await;
+    let state = node.cri.lock();
+    let config = state.configs.values().find(|c| c.metadata.as_ref().unwrap().name == "reader").unwrap();
+    assert_eq!(config.envs[0].value, b"from the file");
+}

@@ -1,6 +1,7 @@
 //! Volumes and pod cgroups with the real kernel, in namespaces of their own.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -9,8 +10,9 @@ use berth_kubelet::cgroup::{Driver, PodCgroups};
 use berth_kubelet::node::Capacity;
 use berth_kubelet::objects::{LocalObjects, Object};
 use berth_kubelet::resources::{PodLimits, QosClass};
+use berth_kubelet::volume::bindings::Bindings;
 use berth_kubelet::volume::sub_path::{self, Place};
-use berth_kubelet::volume::{self, VolumeContext, mounts};
+use berth_kubelet::volume::{self, Located, Services, VolumeContext, empty_dir, mounts};
 use berth_testkit::{TempState, in_namespaces};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
@@ -32,8 +34,18 @@ fn set_up(pod: &Pod, dir: &Path, capacity: &Capacity) {
 }
 
 fn set_up_with(pod: &Pod, dir: &Path, capacity: &Capacity, objects: &LocalObjects) {
-    let context = VolumeContext { pod, dir, capacity, objects };
-    volume::set_up(&context, Timestamp::UNIX_EPOCH).unwrap();
+    try_set_up(pod, dir, capacity, objects, &Services::default()).unwrap();
+}
+
+fn try_set_up(pod: &Pod, dir: &Path, capacity: &Capacity, objects: &LocalObjects, services: &Services) -> Result<(), String> {
+    volume::set_up(&VolumeContext { pod, dir, capacity, objects, services }, Timestamp::UNIX_EPOCH)
+}
+
+/// Where the pod's volumes are.
+fn paths(pod: &Pod, dir: &Path) -> BTreeMap<String, String> {
+    let (capacity, objects, services) = (Capacity::default(), LocalObjects::default(), Services::default());
+    let located = volume::locate(&VolumeContext { pod, dir, capacity: &capacity, objects: &objects, services: &services });
+    located.into_iter().map(|(name, Located { path, .. })| (name, path)).collect()
 }
 
 fn secret(password: &str) -> Object {
@@ -70,7 +82,7 @@ fn secrets_live_in_memory_change_at_once_and_go_with_the_pod() {
             set_up_with(&pod, &dir, &Capacity::default(), &objects);
         }
         assert_eq!(mounts::below(state.path()).unwrap().len(), 3, "each on a tmpfs of its own, mounted once");
-        let paths = volume::paths(&pod, &dir);
+        let paths = paths(&pod, &dir);
         let read = |volume: &str, name: &str| fs::read_to_string(Path::new(&paths[volume]).join(name)).unwrap();
         assert_eq!(
             (read("secret", "password"), read("all", "password"), read("labels", "labels")),
@@ -88,6 +100,145 @@ fn secrets_live_in_memory_change_at_once_and_go_with_the_pod() {
         assert_eq!(read("secret", "password"), "new");
         volume::tear_down(&dir).unwrap();
         assert!(mounts::below(state.path()).unwrap().is_empty() && !dir.join("volumes").exists());
+    });
+}
+
+/// Documents as the manifests' folder has them.
+fn objects(documents: serde_json::Value) -> LocalObjects {
+    let objects = LocalObjects::default();
+    let kinds = documents.as_array().unwrap().iter().map(|document| match document["kind"].as_str().unwrap() {
+        "PersistentVolume" => Object::PersistentVolume(serde_json::from_value(document.clone()).unwrap()),
+        _ => Object::PersistentVolumeClaim(serde_json::from_value(document.clone()).unwrap()),
+    });
+    objects.replace(kinds.collect());
+    objects
+}
+
+fn local_volume(path: &Path) -> LocalObjects {
+    objects(serde_json::json!([
+        {"kind": "PersistentVolume", "apiVersion": "v1", "metadata": {"name": "disk"}, "spec": {
+            "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "local": {"path": path}}},
+        {"kind": "PersistentVolumeClaim", "apiVersion": "v1", "metadata": {"name": "data"}, "spec": {
+            "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}},
+    ]))
+}
+
+fn pod_of_claim(read_only: bool) -> Pod {
+    serde_json::from_value(serde_json::json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "uid": "u1"},
+        "spec": {
+            "securityContext": {"fsGroup": 4000, "fsGroupChangePolicy": "OnRootMismatch"},
+            "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data", "readOnly": read_only}}],
+            "containers": [{"name": "c", "image": "i", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
+        },
+    }))
+    .unwrap()
+}
+
+#[test]
+fn a_local_volume_is_mounted_given_to_the_group_and_never_emptied() {
+    in_namespaces(|| {
+        use std::os::unix::fs::MetadataExt;
+        let state = TempState::new();
+        let (dir, disk) = (volume::pod_dir(state.path(), "u1"), state.dir("disk"));
+        fs::create_dir(disk.join("sub")).unwrap();
+        fs::write(disk.join("sub/file"), "precious").unwrap();
+        let (capacity, objects) = (Capacity::default(), local_volume(&disk));
+        let services = Services { node_name: "n1".into(), claims: Bindings::load(state.path()) };
+        let pod = pod_of_claim(false);
+        for _ in 0..2 {
+            try_set_up(&pod, &dir, &capacity, &objects, &services).unwrap();
+        }
+        let context = VolumeContext { pod: &pod, dir: &dir, capacity: &capacity, objects: &objects, services: &services };
+        let located = volume::locate(&context)["v"].clone();
+        assert_eq!(Path::new(&located.path), dir.join("volumes/kubernetes.io~local-volume/disk"));
+        assert_eq!(mounts::below(state.path()).unwrap(), [Path::new(&located.path)], "mounted once");
+        let file = Path::new(&located.path).join("sub/file");
+        assert_eq!(fs::metadata(&file).unwrap().gid(), 4000);
+        fs::write(&file, "changed").unwrap();
+        // The kubelet that mounted it was killed: the next one takes it down from what is there.
+        volume::tear_down(&dir).unwrap();
+        assert!(mounts::below(state.path()).unwrap().is_empty() && !dir.join("volumes").exists());
+        assert_eq!(fs::read_to_string(disk.join("sub/file")).unwrap(), "changed");
+        let read_only = pod_of_claim(true);
+        try_set_up(&read_only, &dir, &capacity, &objects, &services).unwrap();
+        let error = fs::write(dir.join("volumes/kubernetes.io~local-volume/disk/new"), "x").unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+        volume::tear_down(&dir).unwrap();
+        // Without its folder it is not mounted, and nothing is made in its place.
+        fs::rename(&disk, state.path().join("elsewhere")).unwrap();
+        let error = try_set_up(&pod, &dir, &capacity, &objects, &services).unwrap_err();
+        assert_eq!(error, format!("MountVolume.SetUp failed for volume \"v\" : path {:?} does not exist", disk.display()));
+    });
+}
+
+#[test]
+fn nothing_that_is_mounted_in_a_volume_is_removed_with_it() {
+    in_namespaces(|| {
+        let state = TempState::new();
+        let (dir, data) = (volume::pod_dir(state.path(), "u1"), state.dir("data"));
+        fs::write(data.join("precious"), "x").unwrap();
+        for folder in ["volumes/kubernetes.io~empty-dir/v/deep", "containers/c"] {
+            fs::create_dir_all(dir.join(folder)).unwrap();
+            rustix::mount::mount_bind(&data, dir.join(folder)).unwrap();
+        }
+        assert!(volume::tear_down(&dir).unwrap_err().ends_with("is still mounted"));
+        // Also where the mount table was not looked at: it is the same filesystem, only another mount.
+        assert!(volume::remove_folder(&dir).is_err());
+        assert!(data.join("precious").exists());
+        for folder in ["volumes/kubernetes.io~empty-dir/v/deep", "containers/c"] {
+            rustix::mount::unmount(dir.join(folder), rustix::mount::UnmountFlags::empty()).unwrap();
+        }
+        // What lies in the place of a mount point is data of somebody: it stays, and is named.
+        let stray = dir.join("volumes/kubernetes.io~local-volume/disk");
+        fs::create_dir_all(&stray).unwrap();
+        fs::write(stray.join("file"), "x").unwrap();
+        assert!(volume::tear_down(&dir).unwrap_err().contains("kubernetes.io~local-volume/disk"));
+        assert!(stray.join("file").exists());
+        fs::remove_file(stray.join("file")).unwrap();
+        volume::tear_down(&dir).unwrap();
+        volume::remove_folder(&dir).unwrap();
+        assert!(!dir.exists());
+    });
+}
+
+#[test]
+fn a_volume_of_huge_pages_has_the_pages_that_the_pod_asks_for() {
+    in_namespaces(|| {
+        if !Path::new("/sys/kernel/mm/hugepages/hugepages-2048kB").exists() {
+            berth_testkit::skip!("the kernel has no huge pages of 2 MiB");
+        }
+        let state = TempState::new();
+        let dir = volume::pod_dir(state.path(), "u1");
+        let pod: Pod = serde_json::from_value(serde_json::json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "uid": "u1"},
+            "spec": {
+                "volumes": [{"name": "v", "emptyDir": {"medium": "HugePages"}}],
+                "containers": [{"name": "c", "image": "i", "volumeMounts": [{"name": "v", "mountPath": "/v"}],
+                    "resources": {"requests": {"hugepages-2Mi": "2Mi"}, "limits": {"hugepages-2Mi": "2Mi"}}}],
+            },
+        }))
+        .unwrap();
+        set_up(&pod, &dir, &Capacity::default());
+        let mounted = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let line = mounted.lines().find(|line| line.contains("kubernetes.io~empty-dir/v ")).unwrap();
+        assert!(line.contains(" - hugetlbfs ") && line.contains("pagesize=2M"), "{line}");
+        volume::tear_down(&dir).unwrap();
+        assert!(mounts::below(state.path()).unwrap().is_empty());
+    });
+}
+
+#[test]
+fn what_is_mounted_in_a_volume_is_not_its_usage() {
+    in_namespaces(|| {
+        let state = TempState::new();
+        let root = state.dir("v");
+        fs::create_dir(root.join("other")).unwrap();
+        fs::write(root.join("file"), vec![1; 100_000]).unwrap();
+        rustix::mount::mount_bind("/proc", root.join("other")).unwrap();
+        let usage = empty_dir::usage(&root).unwrap();
+        assert!((100_000..1 << 20).contains(&usage.bytes) && usage.inodes == 2, "{usage:?}");
+        rustix::mount::unmount(root.join("other"), rustix::mount::UnmountFlags::empty()).unwrap();
     });
 }
 
@@ -125,7 +276,7 @@ fn a_memory_volume_is_a_tmpfs_of_its_size_and_goes_with_the_pod() {
         for _ in 0..2 {
             set_up(&pod(), &dir, &capacity);
         }
-        let paths = volume::paths(&pod(), &dir);
+        let paths = paths(&pod(), &dir);
         let memory = Path::new(&paths["mem"]);
         assert!(mounts::is_mount_point(memory).unwrap());
         assert_eq!(mounts::below(state.path()).unwrap().len(), 1, "mounted once");
@@ -147,7 +298,7 @@ fn a_busy_memory_volume_is_detached_and_a_foreign_mount_is_named() {
         let state = TempState::new();
         let dir = volume::pod_dir(state.path(), "u1");
         set_up(&pod(), &dir, &Capacity::default());
-        let paths = volume::paths(&pod(), &dir);
+        let paths = paths(&pod(), &dir);
         let open = fs::File::create(Path::new(&paths["mem"]).join("open")).unwrap();
         let foreign = Path::new(&paths["disk"]).join("foreign");
         fs::create_dir(&foreign).unwrap();

@@ -22,6 +22,7 @@ use crate::memory::Reason;
 use crate::observed::PodObserved;
 use crate::pod;
 use crate::security::ImageUser;
+use crate::volume::Located;
 use crate::volume::sub_path::{self, Place};
 use crate::{Error, image_name, logs, pull_secret, volume};
 
@@ -68,6 +69,7 @@ impl Executor {
                 pod_ips,
                 capacity: &self.node.capacity,
                 objects: &self.objects,
+                pod_dir: &self.pod_dir(pod),
             };
             match container_env(container, &context) {
                 Ok(variables) => Arc::new(variables),
@@ -228,7 +230,7 @@ impl Executor {
         container: &Container,
         variables: &[Variable],
     ) -> Result<Vec<cri::Mount>, String> {
-        let paths = volume::paths(pod, dir);
+        let located = volume::locate(&self.volume_context(pod, dir));
         let volumes = || pod::spec(pod).volumes.iter().flatten();
         volume_mounts(container, |index, mount| {
             let sub_path = sub_path_of(mount, variables)?;
@@ -239,9 +241,8 @@ impl Executor {
                 let image = cri::ImageSpec { image, user_specified_image: name, ..Default::default() };
                 return Ok(Some(MountSource::Image { image, sub_path }));
             }
-            let Some(path) = paths.get(&mount.name) else { return Ok(None) };
-            let own = volumes().any(|v| v.name == mount.name && volume::is_files(v));
-            let source = if own { MountSource::KubeletsOwn } else { MountSource::Path };
+            let Some(Located { path, read_only }) = located.get(&mount.name) else { return Ok(None) };
+            let source = if *read_only { MountSource::ReadOnlyPath } else { MountSource::Path };
             if sub_path.is_empty() {
                 return Ok(Some(source(path.clone())));
             }

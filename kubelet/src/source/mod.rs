@@ -8,6 +8,7 @@ pub mod manifest;
 pub mod object;
 pub mod parse;
 pub mod static_pod;
+mod storage;
 pub mod validate;
 mod watch;
 pub mod yaml;

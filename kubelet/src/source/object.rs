@@ -1,5 +1,5 @@
-//! Documents that are not pods: ConfigMaps, Secrets, RuntimeClasses and PriorityClasses. Decoding and the API's rules for them;
-//! who refers to them is not known here.
+//! Documents that are not pods: ConfigMaps, Secrets, classes, service accounts and what [`super::storage`] knows. Decoding and
+//! the API's rules for them; who refers to them is not known here.
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::parse::Problem;
+use super::storage;
 use super::validate::{is_dns_label, is_dns_subdomain};
 use super::yaml::Lines;
 use crate::objects::Object;
@@ -20,18 +21,38 @@ const MAX_BYTES: usize = 1024 * 1024;
 pub(super) fn is_object(api_version: &str, kind: &str) -> bool {
     matches!(
         (api_version, kind),
-        ("v1", "ConfigMap" | "Secret") | ("node.k8s.io/v1", "RuntimeClass") | ("scheduling.k8s.io/v1", "PriorityClass")
+        ("v1", "ConfigMap" | "Secret" | "ServiceAccount" | "PersistentVolume" | "PersistentVolumeClaim")
+            | ("node.k8s.io/v1", "RuntimeClass")
+            | ("scheduling.k8s.io/v1", "PriorityClass")
+            | ("storage.k8s.io/v1", "StorageClass" | "CSIDriver")
     )
 }
 
 /// An object of a document, or what is wrong with it.
-pub(super) fn decode(kind: &str, value: Value, lines: &Lines, warnings: &mut Vec<Problem>) -> Result<Object, Vec<Problem>> {
+pub(super) fn decode(kind: &str, mut value: Value, lines: &Lines, warnings: &mut Vec<Problem>) -> Result<Object, Vec<Problem>> {
+    if let Value::Object(map) = &mut value
+        && matches!(kind, "PersistentVolume" | "PersistentVolumeClaim")
+    {
+        // Documents that come from a cluster have one.
+        map.shift_remove("status");
+        storage::quantities_as_text(&mut value);
+    }
     let object = match kind {
         "ConfigMap" => Object::ConfigMap(typed(&value, lines, warnings)?),
         "Secret" => Object::Secret(secret(typed(&value, lines, warnings)?)),
         "RuntimeClass" => Object::RuntimeClass(typed(&value, lines, warnings)?),
+        "ServiceAccount" => Object::ServiceAccount(typed(&value, lines, warnings)?),
+        "PersistentVolume" => Object::PersistentVolume(Box::new(typed(&value, lines, warnings)?)),
+        "PersistentVolumeClaim" => Object::PersistentVolumeClaim(Box::new(typed(&value, lines, warnings)?)),
+        "StorageClass" => Object::StorageClass(typed(&value, lines, warnings)?),
+        "CSIDriver" => Object::CsiDriver(typed(&value, lines, warnings)?),
         _ => Object::PriorityClass(typed(&value, lines, warnings)?),
     };
+    if let Object::StorageClass(class) = &object
+        && let Some(message) = storage::class_warning(class)
+    {
+        warnings.push(Problem { line: lines.of("provisioner"), message });
+    }
     let problems: Vec<Problem> = validate(&object)
         .into_iter()
         .map(|(path, message)| Problem { line: lines.of(&path), message: format!("{path}: {message}") })
@@ -77,7 +98,8 @@ fn secret(mut secret: Secret) -> Secret {
     secret
 }
 
-type Invalid = Vec<(String, String)>;
+/// Fields and what is wrong with them.
+pub(super) type Invalid = Vec<(String, String)>;
 
 fn validate(object: &Object) -> Invalid {
     let mut problems = Invalid::new();
@@ -103,6 +125,20 @@ fn validate(object: &Object) -> Invalid {
             }
         }
         Object::PriorityClass(class) => validate_metadata(&class.metadata, &mut problems),
+        Object::ServiceAccount(account) => validate_metadata(&account.metadata, &mut problems),
+        Object::PersistentVolume(volume) => {
+            validate_metadata(&volume.metadata, &mut problems);
+            storage::validate_volume(volume, &mut problems);
+        }
+        Object::PersistentVolumeClaim(claim) => {
+            validate_metadata(&claim.metadata, &mut problems);
+            storage::validate_claim(claim, &mut problems);
+        }
+        Object::StorageClass(class) => validate_metadata(&class.metadata, &mut problems),
+        Object::CsiDriver(driver) => {
+            validate_metadata(&driver.metadata, &mut problems);
+            storage::validate_driver(driver, &mut problems);
+        }
     }
     problems
 }
@@ -210,6 +246,32 @@ mod tests {
             assert!(found[0].1.starts_with(message), "{text}: {found:?}");
             assert!(line == 0 || found[0].0 == line, "{text}: {found:?}");
         }
+    }
+
+    #[test]
+    fn documents_of_volumes_are_held_to_what_a_node_can_do() {
+        let volume = |spec: &str| format!("apiVersion: v1\nkind: PersistentVolume\nmetadata: {{name: v}}\nspec: {spec}\n");
+        let claim = |spec: &str| format!("apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {{name: c}}\nspec: {spec}\n");
+        let head = "capacity: {storage: 1}, accessModes: [ReadWriteOnce]";
+        for (text, field) in [
+            (volume("{accessModes: [ReadWriteOnce], hostPath: {path: /x}}"), "spec.capacity.storage"),
+            (volume(&format!("{{{head}}}")), "spec"),
+            (volume(&format!("{{{head}, hostPath: {{path: ../x}}}}")), "spec.hostPath.path"),
+            (volume(&format!("{{{head}, local: {{path: /x}}}}")), "spec.nodeAffinity"),
+            (volume(&format!("{{{head}, hostPath: {{path: /x}}, mountOptions: [ro]}}")), "spec.mountOptions"),
+            (volume(&format!("{{{head}, rbd: {{image: x, monitors: []}}}}")), "spec.rbd"),
+            (volume(&format!("{{{head}, volumeMode: Block, hostPath: {{path: /x}}}}")), "spec.volumeMode"),
+            (claim("{accessModes: [ReadWriteOncePod], resources: {requests: {storage: 1Gi}}}"), "spec.accessModes[0]"),
+            (claim("{accessModes: [ReadWriteOnce]}"), "spec.resources.requests.storage"),
+            ("apiVersion: storage.k8s.io/v1\nkind: CSIDriver\nmetadata: {name: d}\nspec: {}\n".to_owned(), "spec.attachRequired"),
+        ] {
+            let found = problems(&text);
+            assert!(found.iter().any(|(_, message)| message.starts_with(&format!("{field}: "))), "{text}: {found:?}");
+        }
+        let good = volume(&format!(
+            "{{{head}, hostPath: {{path: /x}}, persistentVolumeReclaimPolicy: Retain}}\nstatus: {{phase: Bound}}"
+        ));
+        assert!(parse_manifest(&good).unwrap().warnings.is_empty());
     }
 
     #[test]

@@ -70,7 +70,8 @@ fn parse_object(value: Value, lines: Lines, file: &mut ParsedFile, errors: &mut 
         _ => errors.push(refuse(
             "kind",
             format!(
-                "{api_version} {kind} does not run on a node: only Pod, ConfigMap, Secret, RuntimeClass, PriorityClass and List"
+                "{api_version} {kind} does not run on a node: only Pod, ConfigMap, Secret, ServiceAccount, PersistentVolume, \
+                 PersistentVolumeClaim, StorageClass, CSIDriver, RuntimeClass, PriorityClass and List"
             ),
         )),
     }
@@ -168,11 +169,7 @@ fn is_nothing(value: &Value) -> bool {
 
 /// Why a field that the API knows is refused: the upstream's words where it refuses too.
 fn why_not(path: &str) -> String {
-    let references = [
-        ("spec.serviceAccountName", "serviceaccounts"),
-        ("spec.serviceAccount", "serviceaccounts"),
-        ("spec.resourceClaims", "resourceclaims"),
-    ];
+    let references = [("spec.resourceClaims", "resourceclaims")];
     if path.ends_with(".serviceAccountToken") {
         return "static pods may not reference serviceaccounts (via projected volumes)".to_owned();
     }
@@ -181,8 +178,11 @@ fn why_not(path: &str) -> String {
             return format!("static pods may not reference {what}");
         }
     }
-    if path.ends_with(".persistentVolumeClaim") {
-        return "static pods may not reference persistentvolumeclaims".to_owned();
+    if path.ends_with(".clusterTrustBundle") || path.ends_with(".podCertificate") {
+        return "its gate is off in Kubernetes 1.36: not supported by berth".to_owned();
+    }
+    if path.starts_with("spec.volumes[") && path.ends_with(".ephemeral") {
+        return "generic ephemeral volumes need a provisioner, which is a control plane's: not supported by berth".to_owned();
     }
     if path == "spec.ephemeralContainers" {
         return "ephemeral containers are not allowed in static pods".to_owned();
@@ -279,13 +279,13 @@ mod tests {
             ]
         );
         let text = format!(
-            "{POD}    volumeDevices:\n    - {{name: x, devicePath: /x}}\n  serviceAccountName: robot\n  imagePullSecrets: []\n"
+            "{POD}    volumeDevices:\n    - {{name: x, devicePath: /x}}\n  resourceClaims: [{{name: x}}]\n  imagePullSecrets: []\n"
         );
         assert_eq!(
             errors(&text),
             [
                 (9, "spec.containers[0].volumeDevices: not supported by berth yet".to_owned()),
-                (11, "spec.serviceAccountName: static pods may not reference serviceaccounts".to_owned()),
+                (11, "spec.resourceClaims: static pods may not reference resourceclaims".to_owned()),
             ]
         );
     }
@@ -296,7 +296,8 @@ mod tests {
             errors("apiVersion: apps/v1\nkind: Deployment\n"),
             [(
                 2,
-                "apps/v1 Deployment does not run on a node: only Pod, ConfigMap, Secret, RuntimeClass, PriorityClass and List"
+                "apps/v1 Deployment does not run on a node: only Pod, ConfigMap, Secret, ServiceAccount, PersistentVolume, \
+                 PersistentVolumeClaim, StorageClass, CSIDriver, RuntimeClass, PriorityClass and List"
                     .to_owned()
             )]
         );

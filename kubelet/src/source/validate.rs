@@ -330,6 +330,18 @@ mod tests {
                 container("env: [{name: A, valueFrom: {fieldRef: {fieldPath: spec.containers}}}]"),
                 "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath",
             ),
+            (
+                container("env: [{name: A, valueFrom: {fileKeyRef: {volumeName: none, path: p, key: K}}}]"),
+                "spec.containers[0].env[0].valueFrom.fileKeyRef.volumeName",
+            ),
+            (
+                container("env: [{name: A, valueFrom: {resourceFieldRef: {resource: limits.memory, divisor: 1m}}}]"),
+                "spec.containers[0].env[0].valueFrom.resourceFieldRef.divisor",
+            ),
+            (
+                container("env: [{name: A, valueFrom: {resourceFieldRef: {resource: limits.gpu}}}]"),
+                "spec.containers[0].env[0].valueFrom.resourceFieldRef.resource",
+            ),
             (container("ports: [{containerPort: 70000}]"), "spec.containers[0].ports[0].containerPort"),
             (
                 container("ports: [{containerPort: 1, hostPort: 5}, {containerPort: 2, hostPort: 5}]"),
@@ -361,7 +373,7 @@ mod tests {
                 "spec.volumes[0].hostPath.path",
             ),
             (
-                "{volumes: [{name: v, emptyDir: {medium: HugePages}}], containers: [{name: c, image: i}]}".to_owned(),
+                "{volumes: [{name: v, emptyDir: {medium: Disk}}], containers: [{name: c, image: i}]}".to_owned(),
                 "spec.volumes[0].emptyDir.medium",
             ),
             (

@@ -23,7 +23,9 @@ pub fn write(folder: &Path, payload: &Payload, group: Option<u32>, now: Timestam
     }
     let data = folder.join(DATA);
     let before = fs::read_link(&data).ok();
-    if before.is_some() && holds(&data, &payload, group) && are_linked(folder, &payload) {
+    if let Some(current) = before.as_deref().filter(|_| holds(&data, &payload, group) && are_linked(folder, &payload)) {
+        // A write that was cut short may have left a folder or a link.
+        remove_stale(folder, &payload, current)?;
         return Ok(false);
     }
     let fresh = fresh_folder(folder, now)?;
@@ -225,6 +227,32 @@ mod tests {
         assert!(write(root.path(), &payload(&[("a", "1", 0o400)]), Some(own), now).unwrap());
         assert_eq!(fs::metadata(root.path().join("a")).unwrap().permissions().mode() & 0o7777, 0o440);
         assert!(!write(root.path(), &payload(&[("a", "1", 0o400)]), Some(own), now).unwrap());
+    }
+
+    #[test]
+    fn what_a_write_that_was_cut_short_left_goes_with_the_next() {
+        let root = tempfile::tempdir().unwrap();
+        let now = Timestamp::UNIX_EPOCH;
+        let files = payload(&[("a", "1", 0o644)]);
+        write(root.path(), &files, None, now).unwrap();
+        let before = fs::read_link(root.path().join(DATA)).unwrap();
+        let half = root.path().join("..2026_01_01_00_00_00.123");
+        let leave = || {
+            fs::create_dir(&half).unwrap();
+            fs::write(half.join("a"), "half").unwrap();
+            symlink("..2026_01_01_00_00_00.123", root.path().join(NEW_DATA)).unwrap();
+        };
+        leave();
+        assert!(!write(root.path(), &files, None, now).unwrap());
+        assert_eq!(fs::read_link(root.path().join(DATA)).unwrap(), before, "what is whole stays");
+        assert!(!half.exists() && fs::symlink_metadata(root.path().join(NEW_DATA)).is_err());
+        leave();
+        assert!(write(root.path(), &payload(&[("a", "2", 0o644)]), None, now).unwrap());
+        assert!(!half.exists() && names(root.path()) == ["..data", "a"]);
+        // Cut short between the swap and the links: what is seen is made to fit.
+        fs::remove_file(root.path().join("a")).unwrap();
+        assert!(write(root.path(), &payload(&[("a", "2", 0o644)]), None, now).unwrap());
+        assert_eq!(fs::read_to_string(root.path().join("a")).unwrap(), "2");
     }
 
     #[test]

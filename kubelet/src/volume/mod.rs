@@ -2,11 +2,16 @@
 //! kind; only volumes that some container mounts are set up.
 
 pub mod atomic;
+pub mod bindings;
+pub mod claim;
 pub mod empty_dir;
 pub mod host_path;
 pub mod mounts;
+pub mod ownership;
 pub mod payload;
+mod persistent;
 pub mod sub_path;
+mod tear_down;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -20,6 +25,17 @@ use k8s_openapi::jiff::Timestamp;
 use crate::node::Capacity;
 use crate::objects::Objects;
 use crate::pod;
+
+pub use self::tear_down::{remove_folder, tear_down};
+
+/// What volumes need of the node, the same for all pods. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Services {
+    /// The node's name.
+    pub node_name: String,
+    /// Which claim has which volume.
+    pub claims: bindings::Bindings,
+}
 
 /// Folder of a pod below the kubelet's folder.
 pub fn pod_dir(kubelet_root: &Path, uid: &str) -> PathBuf {
@@ -63,13 +79,19 @@ pub struct VolumeContext<'a> {
     pub dir: &'a Path,
     /// The machine.
     pub capacity: &'a Capacity,
-    /// ConfigMaps and Secrets.
+    /// What it refers to by name.
     pub objects: &'a dyn Objects,
+    /// What all pods share.
+    pub services: &'a Services,
 }
 
-/// Whether the volume's files are the kubelet's to write: objects and fields of the pod.
-pub fn is_files(volume: &Volume) -> bool {
-    files_folder(Path::new(""), volume).is_some()
+/// A volume as containers mount it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Located {
+    /// Where it is on the host.
+    pub path: String,
+    /// No container may write it, whatever its mount says.
+    pub read_only: bool,
 }
 
 /// The folder of a volume whose files berth writes; `None` for other kinds. Its second part: it is kept in memory.
@@ -84,16 +106,23 @@ fn files_folder(pod_dir: &Path, volume: &Volume) -> Option<(PathBuf, bool)> {
     Some((pod_dir.join("volumes").join(format!("kubernetes.io~{plugin}")).join(&volume.name), in_memory))
 }
 
-/// The host path of each used volume that has one, by name.
-pub fn paths(pod: &Pod, pod_dir: &Path) -> BTreeMap<String, String> {
-    let path = |volume: &Volume| match &volume.host_path {
-        Some(host_path) => host_path.path.clone(),
-        None => {
-            let files = files_folder(pod_dir, volume).map(|(path, _)| path);
-            files.unwrap_or_else(|| empty_dir::path(pod_dir, &volume.name)).to_string_lossy().into_owned()
-        }
+/// Where each used volume is that is on the host, by name. One whose source cannot be found is left out.
+pub fn locate(context: &VolumeContext<'_>) -> BTreeMap<String, Located> {
+    let located = |volume: &Volume| -> Option<Located> {
+        let (path, read_only) = if let Some(host_path) = &volume.host_path {
+            (PathBuf::from(&host_path.path), false)
+        } else if let Some((folder, _)) = files_folder(context.dir, volume) {
+            // The kubelet follows the links in there itself.
+            (folder, true)
+        } else if volume.empty_dir.is_some() {
+            (empty_dir::path(context.dir, &volume.name), false)
+        } else {
+            let found = persistent::find(context, volume)?.ok()?;
+            (found.path(context.dir), found.read_only)
+        };
+        Some(Located { path: path.to_string_lossy().into_owned(), read_only })
     };
-    used(pod).into_iter().filter(|v| v.image.is_none()).map(|v| (v.name.clone(), path(v))).collect()
+    used(context.pod).into_iter().filter_map(|v| Some((v.name.clone(), located(v)?))).collect()
 }
 
 /// Sets up every used volume, and brings those that show objects up to date; the error is the kubelet's message. Idempotent.
@@ -108,6 +137,8 @@ pub fn set_up(context: &VolumeContext<'_>, now: Timestamp) -> Result<(), String>
             Ok(())
         } else if let Some((folder, in_memory)) = files_folder(dir, volume) {
             set_up_files(context, volume, &folder, in_memory, now)
+        } else if let Some(found) = persistent::find(context, volume) {
+            found.and_then(|found| persistent::set_up(context, &found))
         } else {
             Err("volume type is not supported".to_owned())
         };
@@ -142,28 +173,6 @@ fn set_up_files(
     Ok(())
 }
 
-/// Unmounts and removes everything below the pod's `volumes` folder. Never crosses a mount: what somebody else mounted
-/// there is an error that names it.
-pub fn tear_down(pod_dir: &Path) -> Result<(), String> {
-    sub_path::tear_down(pod_dir)?;
-    let volumes = pod_dir.join("volumes");
-    if fs::symlink_metadata(&volumes).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
-        return Ok(());
-    }
-    let table = mounts::below(&volumes).map_err(|e| format!("read the mount table: {e}"))?;
-    // Ours are the folders of volumes themselves, `<plugin>/<volume>`.
-    let root = fs::canonicalize(&volumes).map_err(|e| format!("look at {}: {e}", volumes.display()))?;
-    for path in table.into_iter().rev() {
-        if path.parent().and_then(Path::parent) == Some(&*root) {
-            empty_dir::unmount(&path).map_err(|e| format!("unmount {}: {e}", path.display()))?;
-        }
-    }
-    if let Some(left) = mounts::below(&volumes).map_err(|e| format!("read the mount table: {e}"))?.first() {
-        return Err(format!("{} is still mounted", left.display()));
-    }
-    fs::remove_dir_all(&volumes).map_err(|e| format!("remove {}: {e}", volumes.display()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,16 +197,19 @@ spec:
         let mut pod = parse_manifest(&text).unwrap().pods.remove(0).pod;
         apply_defaults(&mut pod);
         let dir = pod_dir(root.path(), "u1");
+        let mut paths = BTreeMap::new();
         for _ in 0..2 {
             let objects = crate::objects::LocalObjects::default();
-            let context = VolumeContext { pod: &pod, dir: &dir, capacity: &Capacity::default(), objects: &objects };
+            let services = Services::default();
+            let capacity = Capacity::default();
+            let context = VolumeContext { pod: &pod, dir: &dir, capacity: &capacity, objects: &objects, services: &services };
             set_up(&context, Timestamp::UNIX_EPOCH).unwrap();
+            paths = locate(&context);
         }
-        let paths = paths(&pod, &dir);
-        assert_eq!(paths["host"], host.to_string_lossy());
-        assert!(Path::new(&paths["scratch"]).is_dir() && host.is_dir() && !paths.contains_key("unused"));
+        assert_eq!(paths["host"].path, host.to_string_lossy());
+        assert!(Path::new(&paths["scratch"].path).is_dir() && host.is_dir() && !paths.contains_key("unused"));
         assert!(!empty_dir::path(&dir, "unused").exists());
-        fs::write(Path::new(&paths["scratch"]).join("file"), "x").unwrap();
+        fs::write(Path::new(&paths["scratch"].path).join("file"), "x").unwrap();
         tear_down(&dir).unwrap();
         tear_down(&dir).unwrap();
         assert!(!dir.join("volumes").exists() && host.is_dir());

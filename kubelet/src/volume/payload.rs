@@ -201,6 +201,7 @@ fn resource_field(context: &VolumeContext<'_>, selector: &ResourceFieldSelector)
         pod_ips: &[],
         capacity: context.capacity,
         objects: context.objects,
+        pod_dir: context.dir,
     };
     env::resource_field(selector, container, &fields)
 }
@@ -238,7 +239,9 @@ stringData: {password: hunter2}
         let mut pod = parse_manifest(&text).unwrap().pods.remove(0).pod;
         apply_defaults(&mut pod);
         let capacity = Capacity::default();
-        let context = VolumeContext { pod: &pod, dir: Path::new("/none"), capacity: &capacity, objects: &objects };
+        let services = crate::volume::Services::default();
+        let context =
+            VolumeContext { pod: &pod, dir: Path::new("/none"), capacity: &capacity, objects: &objects, services: &services };
         let volume = pod::spec(&pod).volumes.as_ref().unwrap()[0].clone();
         let files = collect(&context, &volume).expect("a volume of files")?;
         Ok(files.into_iter().map(|(path, f)| (path, String::from_utf8_lossy(&f.bytes).into_owned(), f.mode)).collect())

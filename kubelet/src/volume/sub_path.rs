@@ -126,7 +126,7 @@ pub fn tear_down(pod_dir: &Path) -> Result<(), String> {
     if let Some(left) = mounts::below(&folder).map_err(|e| format!("read the mount table: {e}"))?.first() {
         return Err(format!("{} is still mounted", left.display()));
     }
-    fs::remove_dir_all(&folder).map_err(|e| format!("remove {}: {e}", folder.display()))
+    super::remove_folder(&folder)
 }
 
 /// Whether a text can be a subPath: relative, with no way up.

@@ -3,14 +3,15 @@
 //! Neither the stack nor the number of open descriptors grows with the depth. std's `remove_dir_all` keeps a descriptor and a stack
 //! frame a level: a container that nests enough folders makes it fail, and takes the agent's last descriptor meanwhile. What
 //! lies deeper than [`MAX_DEPTH`] is first moved up here.
-//! No link is followed. Whoever calls sees to it that nothing is mounted below.
+//! No link is followed. Whoever calls [`remove_all`] sees to it that nothing is mounted below; [`remove_all_on_one_mount`] asks
+//! the kernel, at every folder.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
 
 /// Levels that are open at once, two descriptors each. Trees that people make are less deep.
@@ -28,10 +29,31 @@ struct Level {
 }
 
 impl Level {
-    fn open(parent: impl AsFd, name: &[u8]) -> Result<Self, Errno> {
-        let fd = rustix::fs::openat(parent, name, FOLDER, Mode::empty())?;
+    fn open(parent: impl AsFd, name: &[u8], reach: Reach) -> Result<Self, Errno> {
+        let fd = match reach {
+            Reach::Anywhere => rustix::fs::openat(parent, name, FOLDER, Mode::empty())?,
+            // A mount point is EXDEV, also where the same filesystem is mounted once more.
+            Reach::OneMount => rustix::fs::openat2(parent, name, FOLDER, Mode::empty(), ResolveFlags::NO_XDEV)?,
+        };
         let entries = Dir::read_from(&fd)?;
         Ok(Self { fd, entries, name: name.to_vec() })
+    }
+}
+
+/// Whether a removal may go into other mounts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    Anywhere,
+    OneMount,
+}
+
+/// As [`remove_all`], but what is mounted at the path or below it stays, with all that is in it, and is an error (EXDEV, EBUSY).
+pub fn remove_all_on_one_mount(path: &Path) -> io::Result<()> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(Errno::INVAL.into()) };
+    let folder = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match rustix::fs::open(parent, folder, Mode::empty()) {
+        Err(Errno::NOENT) => Ok(()),
+        opened => Ok(remove_at(opened?.as_fd(), name.as_bytes(), Reach::OneMount, &mut |_| {})?),
     }
 }
 
@@ -43,6 +65,10 @@ pub fn remove_all(path: &Path) -> io::Result<()> {
 
 /// As [`remove_all`], for a name in an open folder. `entering` sees every folder before it is emptied.
 pub fn remove_all_at(parent: BorrowedFd<'_>, name: &[u8], mut entering: impl FnMut(BorrowedFd<'_>)) -> Result<(), Errno> {
+    remove_at(parent, name, Reach::Anywhere, &mut entering)
+}
+
+fn remove_at(parent: BorrowedFd<'_>, name: &[u8], reach: Reach, entering: &mut impl FnMut(BorrowedFd<'_>)) -> Result<(), Errno> {
     match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
         Err(Errno::ISDIR | Errno::PERM) => {}
@@ -50,13 +76,13 @@ pub fn remove_all_at(parent: BorrowedFd<'_>, name: &[u8], mut entering: impl FnM
     }
     let mut passes = 0;
     while passes < MAX_PASSES {
-        let level = match Level::open(parent, name) {
+        let level = match Level::open(parent, name, reach) {
             Ok(level) => level,
             Err(Errno::NOENT) => return Ok(()),
             Err(errno) => return Err(errno),
         };
         // Moving up is progress, however deep the tree is: such a pass does not count.
-        if empty(level, &mut entering)? {
+        if empty(level, reach, entering)? {
             continue;
         }
         match rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
@@ -70,7 +96,7 @@ pub fn remove_all_at(parent: BorrowedFd<'_>, name: &[u8], mut entering: impl FnM
 }
 
 /// Empties a folder. True when something too deep was moved into it instead, to be removed by the next pass.
-fn empty(top: Level, entering: &mut impl FnMut(BorrowedFd<'_>)) -> Result<bool, Errno> {
+fn empty(top: Level, reach: Reach, entering: &mut impl FnMut(BorrowedFd<'_>)) -> Result<bool, Errno> {
     entering(top.fd.as_fd());
     let mut levels = vec![top];
     let mut first_error = None;
@@ -91,10 +117,12 @@ fn empty(top: Level, entering: &mut impl FnMut(BorrowedFd<'_>)) -> Result<bool, 
         let name = entry.file_name().to_bytes();
         let done = match entry.file_type() {
             _ if name == b"." || name == b".." => Ok(()),
-            FileType::Directory => descend(&mut levels, name, &mut moved, entering),
+            FileType::Directory => descend(&mut levels, name, reach, &mut moved, entering),
             kind => match rustix::fs::unlinkat(&level.fd, name, AtFlags::empty()) {
                 Err(Errno::NOENT) => Ok(()),
-                Err(Errno::ISDIR | Errno::PERM) if kind == FileType::Unknown => descend(&mut levels, name, &mut moved, entering),
+                Err(Errno::ISDIR | Errno::PERM) if kind == FileType::Unknown => {
+                    descend(&mut levels, name, reach, &mut moved, entering)
+                }
                 done => done,
             },
         };
@@ -119,6 +147,7 @@ fn close(levels: &mut Vec<Level>) -> Result<(), Errno> {
 fn descend(
     levels: &mut Vec<Level>,
     name: &[u8],
+    reach: Reach,
     moved: &mut u64,
     entering: &mut impl FnMut(BorrowedFd<'_>),
 ) -> Result<(), Errno> {
@@ -126,7 +155,7 @@ fn descend(
     if levels.len() >= MAX_DEPTH {
         return move_up(levels, name, moved);
     }
-    match Level::open(&deepest.fd, name) {
+    match Level::open(&deepest.fd, name, reach) {
         Ok(below) => {
             entering(below.fd.as_fd());
             levels.push(below);

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{Container, ContainerPort, PodSpec, Probe, ResourceRequirements, VolumeMount};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerPort, FileKeySelector, PodSpec, Probe, ResourceFieldSelector, ResourceRequirements, VolumeMount,
+};
 
 use super::{Problems, is_dns_label, validate_amount, validate_id, validate_seccomp};
 use crate::quantity::Amount;
@@ -51,9 +53,17 @@ pub(super) fn validate_container(
                 from.resource_field_ref.is_some(),
                 from.config_map_key_ref.is_some(),
                 from.secret_key_ref.is_some(),
+                from.file_key_ref.is_some(),
             ];
             if kinds.iter().filter(|set| **set).count() != 1 {
                 problems.add(format!("{path}.env[{i}].valueFrom"), "must have one source");
+            }
+            let path = format!("{path}.env[{i}].valueFrom");
+            if let Some(file) = &from.file_key_ref {
+                validate_file_key(&format!("{path}.fileKeyRef"), file, spec, problems);
+            }
+            if let Some(resource) = &from.resource_field_ref {
+                validate_resource_field(&format!("{path}.resourceFieldRef"), resource, problems);
             }
         }
         let value = env.value.as_deref().unwrap_or_default();
@@ -267,6 +277,37 @@ fn validate_resources(path: &str, resources: Option<&ResourceRequirements>, prob
                 problems.add(format!("{path}.requests.{name}"), message);
             }
         }
+    }
+}
+
+/// A file of variables: in an emptyDir, where a container of the pod has written it.
+fn validate_file_key(path: &str, from: &FileKeySelector, spec: &PodSpec, problems: &mut Problems) {
+    match spec.volumes.iter().flatten().find(|volume| volume.name == from.volume_name) {
+        None => problems.add(format!("{path}.volumeName"), format!("no volume is called {:?}", from.volume_name)),
+        Some(volume) if volume.empty_dir.is_none() => {
+            problems.add(format!("{path}.volumeName"), "must be an emptyDir volume");
+        }
+        Some(_) => {}
+    }
+    if from.path.is_empty() || !crate::volume::sub_path::is_sub_path(&from.path) {
+        problems.add(format!("{path}.path"), "must be a relative path without '..'");
+    }
+    if !crate::env::is_variable_name(&from.key) {
+        problems.add(format!("{path}.key"), format!("{:?} is not an environment variable name", from.key));
+    }
+}
+
+/// What a value of a container's resources may be: the API's resources and divisors.
+pub(super) fn validate_resource_field(path: &str, from: &ResourceFieldSelector, problems: &mut Problems) {
+    let name = from.resource.strip_prefix("limits.").or_else(|| from.resource.strip_prefix("requests.")).unwrap_or_default();
+    if !matches!(name, "cpu" | "memory" | "ephemeral-storage") && !name.starts_with("hugepages-") {
+        problems.add(format!("{path}.resource"), format!("{:?} is not a resource that a field can show", from.resource));
+    }
+    let divisor = from.divisor.as_ref().map_or("0", |divisor| divisor.0.as_str());
+    let bytes = ["0", "1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
+    let allowed: &[&str] = if name == "cpu" { &["0", "1", "1m"] } else { &bytes };
+    if !allowed.contains(&divisor) {
+        problems.add(format!("{path}.divisor"), format!("{divisor:?} is not one of {}", allowed[1..].join(", ")));
     }
 }
 

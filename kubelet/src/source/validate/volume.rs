@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, PodSpec, Volume};
 
+use super::container::validate_resource_field;
 use super::{Problems, is_dns_label, validate_amount};
+use crate::quantity::Amount;
 use crate::volume::atomic::is_inside;
 use crate::volume::payload::is_volume_field;
 
@@ -33,17 +35,25 @@ fn validate_volume(path: &str, volume: &Volume, problems: &mut Problems) {
         volume.downward_api.is_some(),
         volume.projected.is_some(),
         volume.image.is_some(),
+        volume.persistent_volume_claim.is_some(),
+        volume.nfs.is_some(),
+        volume.csi.is_some(),
     ];
     if kinds.iter().filter(|set| **set).count() > 1 {
         problems.add(path, "may not specify more than one volume type");
     }
     validate_files(path, volume, problems);
     if let Some(empty_dir) = &volume.empty_dir {
-        problems.one_of(&format!("{path}.emptyDir.medium"), empty_dir.medium.as_deref(), &["", "Memory"]);
+        let medium = empty_dir.medium.as_deref();
+        let sized = medium.and_then(|m| m.strip_prefix("HugePages-")).is_some_and(|size| Amount::parse(size).is_ok());
+        if !sized {
+            problems.one_of(&format!("{path}.emptyDir.medium"), medium, &["", "Memory", "HugePages"]);
+        }
         if let Some(limit) = &empty_dir.size_limit {
             validate_amount(&format!("{path}.emptyDir.sizeLimit"), &limit.0, problems);
         }
     }
+    validate_persistent(path, volume, problems);
     if let Some(host_path) = &volume.host_path {
         let path = format!("{path}.hostPath");
         if !host_path.path.starts_with('/') {
@@ -54,6 +64,22 @@ fn validate_volume(path: &str, volume: &Volume, problems: &mut Problems) {
         }
         let types = ["", "DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice"];
         problems.one_of(&format!("{path}.type"), host_path.type_.as_deref(), &types);
+    }
+}
+
+/// Volumes that outlive the pod.
+fn validate_persistent(path: &str, volume: &Volume, problems: &mut Problems) {
+    if let Some(claim) = &volume.persistent_volume_claim {
+        required(&format!("{path}.persistentVolumeClaim.claimName"), &claim.claim_name, problems);
+    }
+    if let Some(nfs) = &volume.nfs {
+        required(&format!("{path}.nfs.server"), &nfs.server, problems);
+        if !nfs.path.starts_with('/') {
+            problems.add(format!("{path}.nfs.path"), "must be an absolute path");
+        }
+    }
+    if let Some(csi) = &volume.csi {
+        required(&format!("{path}.csi.driver"), &csi.driver, problems);
     }
 }
 
@@ -150,6 +176,7 @@ fn validate_downward(path: &str, items: &[DownwardAPIVolumeFile], problems: &mut
             (None, Some(resource)) => {
                 let name = resource.container_name.as_deref().unwrap_or_default();
                 required(&format!("{path}.resourceFieldRef.containerName"), name, problems);
+                validate_resource_field(&format!("{path}.resourceFieldRef"), resource, problems);
             }
             _ => problems.add(path, "must have one of fieldRef and resourceFieldRef"),
         }

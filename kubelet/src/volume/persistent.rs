@@ -1,0 +1,218 @@
+//! Volumes that outlive a pod: what a claim, or the pod itself, names on the machine or on the network. Finds the source, mounts it
+//! in the pod's folder. What is in such a volume is never the kubelet's to delete.
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use berth_linux::mount::{AttrChange, MountAttrs, MoveMountFlags, fs_context, mount_setattr, move_mount, open_tree};
+use k8s_openapi::api::core::v1::{HostPathVolumeSource, NFSVolumeSource, PersistentVolume, Volume};
+
+use super::ownership::{self, Ownership};
+use super::{VolumeContext, claim, create_private_dir, empty_dir, host_path, mounts};
+use crate::execute::with_causes;
+use crate::pod;
+
+/// Where a volume's data is.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Backing {
+    /// A path of the host, used as it is.
+    HostPath(HostPathVolumeSource),
+    /// A folder of the host, mounted in the pod's folder.
+    Local(PathBuf),
+    /// An NFS export.
+    Nfs(NFSVolumeSource),
+}
+
+/// A volume with its source found.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Persistent {
+    /// The name of its folder: the PersistentVolume's, or the volume's own.
+    name: String,
+    /// Where its data is.
+    backing: Backing,
+    /// The pod may only read it.
+    pub(super) read_only: bool,
+    /// Mount options.
+    options: Vec<String>,
+}
+
+impl Persistent {
+    /// Where the pod's containers find it.
+    pub(super) fn path(&self, pod_dir: &Path) -> PathBuf {
+        let plugin = match &self.backing {
+            Backing::HostPath(source) => return PathBuf::from(&source.path),
+            Backing::Local(_) => "kubernetes.io~local-volume",
+            Backing::Nfs(_) => "kubernetes.io~nfs",
+        };
+        pod_dir.join("volumes").join(plugin).join(&self.name)
+    }
+}
+
+/// The source of a volume that is of one of these kinds; the error is the kubelet's message.
+pub(super) fn find(context: &VolumeContext<'_>, volume: &Volume) -> Option<Result<Persistent, String>> {
+    if let Some(nfs) = &volume.nfs {
+        let read_only = nfs.read_only == Some(true);
+        return Some(Ok(Persistent {
+            name: volume.name.clone(),
+            backing: Backing::Nfs(nfs.clone()),
+            read_only,
+            options: Vec::new(),
+        }));
+    }
+    let source = volume.persistent_volume_claim.as_ref()?;
+    let services = context.services;
+    let namespace = pod::namespace(context.pod);
+    let found = services.claims.volume_of(namespace, &source.claim_name, context.objects, &services.node_name);
+    Some(found.and_then(|volume| {
+        let mut persistent = of_volume(&volume, services)?;
+        persistent.read_only |= source.read_only == Some(true);
+        Ok(persistent)
+    }))
+}
+
+fn of_volume(volume: &PersistentVolume, services: &super::Services) -> Result<Persistent, String> {
+    let name = volume.metadata.name.clone().unwrap_or_default();
+    let spec = volume.spec.clone().unwrap_or_default();
+    if !claim::fits_node(&spec, &claim::node_labels(&services.node_name), &services.node_name) {
+        return Err(format!("NodeAffinity check failed for volume {name:?}: no matching NodeSelectorTerms"));
+    }
+    let mut read_only = false;
+    let backing = if let Some(source) = spec.host_path {
+        Backing::HostPath(source)
+    } else if let Some(source) = spec.local {
+        Backing::Local(source.path.into())
+    } else if let Some(source) = spec.nfs {
+        read_only = source.read_only == Some(true);
+        Backing::Nfs(source)
+    } else {
+        return Err(format!("volume {name:?} is of a type that berth does not support"));
+    };
+    Ok(Persistent { name, backing, read_only, options: spec.mount_options.unwrap_or_default() })
+}
+
+/// Mounts it unless it is mounted.
+pub(super) fn set_up(context: &VolumeContext<'_>, volume: &Persistent) -> Result<(), String> {
+    let target = volume.path(context.dir);
+    match &volume.backing {
+        Backing::HostPath(source) => host_path::check(source),
+        Backing::Local(path) => set_up_local(context, path, &target, volume.read_only),
+        Backing::Nfs(source) => {
+            make_mount_point(&target)?;
+            if mounts::is_mount_point(&target).map_err(|e| format!("look at {}: {e}", target.display()))? {
+                return Ok(());
+            }
+            mount_nfs(source, &volume.options, &target, volume.read_only)
+        }
+    }
+}
+
+pub(super) fn make_mount_point(target: &Path) -> Result<(), String> {
+    create_private_dir(target).map_err(|e| format!("create {}: {e}", target.display()))
+}
+
+/// What of the pod's security context a volume's files get.
+pub(super) fn ownership(context: &VolumeContext<'_>, read_only: bool) -> Option<Ownership> {
+    let security = pod::spec(context.pod).security_context.as_ref();
+    let policy = security.and_then(|s| s.fs_group_change_policy.as_deref());
+    let group = empty_dir::fs_group(context.pod)?;
+    Some(Ownership { group, read_only, only_on_mismatch: policy == Some("OnRootMismatch") })
+}
+
+fn set_up_local(context: &VolumeContext<'_>, path: &Path, target: &Path, read_only: bool) -> Result<(), String> {
+    let failed = |what: &str, e: &dyn std::error::Error| format!("{what} {}: {}", path.display(), with_causes(e));
+    let kind = match fs::metadata(path) {
+        Ok(metadata) => metadata.file_type(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(format!("path {:?} does not exist", path.display())),
+        Err(e) => return Err(failed("look at", &e)),
+    };
+    if kind.is_block_device() {
+        return Err(format!(
+            "local volume {} is a block device: not supported by berth yet, mount its file system",
+            path.display()
+        ));
+    }
+    if !kind.is_dir() {
+        return Err(format!("local volume {} is not a directory", path.display()));
+    }
+    make_mount_point(target)?;
+    if mounts::is_mount_point(target).map_err(|e| failed("look at", &e))? {
+        return Ok(());
+    }
+    // Before it is mounted: what is cut short is done again.
+    if let Some(ownership) = ownership(context, read_only).filter(|_| !read_only) {
+        ownership::apply(path, ownership).map_err(|e| failed("give to the fsGroup", &e))?;
+    }
+    let tree = open_tree(rustix::fs::CWD, path, true, false).map_err(|e| failed("open", &e))?;
+    attach(tree.as_fd(), target, read_only).map_err(|e| failed("mount", &e))
+}
+
+fn attach(mount: std::os::fd::BorrowedFd<'_>, target: &Path, read_only: bool) -> berth_linux::Result<()> {
+    if read_only {
+        let change = AttrChange { set: MountAttrs::RDONLY, ..AttrChange::default() };
+        mount_setattr(mount, Path::new(""), false, change)?;
+    }
+    move_mount(mount, rustix::fs::CWD, target, MoveMountFlags::empty())
+}
+
+/// The kernel mounts NFS 4 by itself, once it has an address.
+fn mount_nfs(source: &NFSVolumeSource, options: &[String], target: &Path, read_only: bool) -> Result<(), String> {
+    let hosts = fs::read_to_string("/etc/hosts").unwrap_or_default();
+    let address = address_of(&source.server, &hosts)
+        .ok_or_else(|| format!("nfs server {:?} is neither an address nor in /etc/hosts", source.server))?;
+    let failed = |e: &dyn std::error::Error| {
+        let text = with_causes(e);
+        let none = !fs::read_to_string("/proc/filesystems").unwrap_or_default().lines().any(|l| l.ends_with("\tnfs4"));
+        let hint = if none { " (this kernel has no NFS client: module nfsv4)" } else { "" };
+        format!("mount nfs {}:{}: {text}{hint}", source.server, source.path)
+    };
+    let context = fs_context("nfs4").map_err(|e| failed(&e))?;
+    let host = if address.is_ipv6() { format!("[{address}]") } else { address.to_string() };
+    let any = if address.is_ipv6() { "::" } else { "0.0.0.0" };
+    let set = || -> berth_linux::Result<_> {
+        context.set_string("source", format!("{host}:{}", source.path))?;
+        context.set_string("addr", address.to_string())?;
+        context.set_string("clientaddr", any)?;
+        for option in options.iter().flat_map(|o| o.split(',')).filter(|o| !o.is_empty()) {
+            match option.split_once('=') {
+                Some((key, value)) => context.set_string(key, value)?,
+                None => context.set_flag(option)?,
+            };
+        }
+        context.create()?;
+        context.mount(MountAttrs::empty())
+    };
+    let mount = set().map_err(|e| failed(&e))?;
+    attach(mount.as_fd(), target, read_only).map_err(|e| failed(&e))
+}
+
+/// An address, or a name that the hosts file knows.
+fn address_of(server: &str, hosts: &str) -> Option<IpAddr> {
+    let bare = server.trim_start_matches('[').trim_end_matches(']');
+    let named = || {
+        hosts.lines().find_map(|line| {
+            let mut words = line.split('#').next()?.split_whitespace();
+            let address = words.next()?.parse().ok()?;
+            words.any(|name| name == server).then_some(address)
+        })
+    };
+    bare.parse().ok().or_else(named)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_are_addresses_or_names_of_the_hosts_file() {
+        let hosts = "127.0.0.1 localhost # nas\n192.0.2.9 other nas\n";
+        for (server, address) in
+            [("10.0.0.1", Some("10.0.0.1")), ("[fd00::1]", Some("fd00::1")), ("nas", Some("192.0.2.9")), ("no.such", None)]
+        {
+            assert_eq!(address_of(server, hosts).map(|a| a.to_string()).as_deref(), address, "{server}");
+        }
+    }
+}
