@@ -139,12 +139,18 @@ pub struct KubeletFlags {
     /// This node's name (default the host's name)
     #[arg(long, value_name = "NAME", alias = "hostname-override")]
     pub node_name: Option<String>,
-    /// This node's address (default the address of the default route)
-    #[arg(long, value_name = "IP")]
-    pub node_ip: Option<IpAddr>,
+    /// This node's address, or one of each family (default the address of the default route; 0.0.0.0 or :: picks the family)
+    #[arg(long, value_name = "IP[,IP]", value_delimiter = ',')]
+    pub node_ip: Vec<IpAddr>,
     /// Serve /healthz on 127.0.0.1 at this port too (0: not on TCP)
     #[arg(long, value_name = "PORT")]
     pub healthz_port: Option<u16>,
+    /// KubeletConfiguration drop-ins: *.conf files, in lexical order (the upstream's other flags are taken too)
+    #[arg(long, value_name = "DIR")]
+    pub config_dir: Option<PathBuf>,
+    /// Comes last: it leaves out what is declared above.
+    #[command(flatten)]
+    pub upstream: crate::upstream_flags::UpstreamFlags,
 }
 
 #[derive(Debug, Args)]
@@ -157,9 +163,9 @@ pub struct Node {
 
 #[derive(Debug, Args)]
 pub struct Kubelet {
-    /// The CRI socket
-    #[arg(long, value_name = "unix://PATH", default_value = "unix:///run/containerd/containerd.sock")]
-    pub container_runtime_endpoint: String,
+    /// The CRI socket (default containerRuntimeEndpoint of the configuration, else unix:///run/containerd/containerd.sock)
+    #[arg(long, value_name = "unix://PATH")]
+    pub container_runtime_endpoint: Option<String>,
     #[command(flatten)]
     pub kubelet: KubeletFlags,
 }

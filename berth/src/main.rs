@@ -12,6 +12,7 @@ mod listen;
 mod shim;
 mod state_dir;
 mod table;
+mod upstream_flags;
 mod verbs;
 mod websocket;
 mod wire;
@@ -76,6 +77,9 @@ fn main() -> ExitCode {
     // runc's command line has its own grammar: nothing of ours may parse it.
     if args.get(1).is_some_and(|verb| verb == "oci") {
         return exit_code(berth_oci::cli::main(args.split_off(2), Some(shim::PROGRAM)));
+    }
+    if args.get(1).is_some_and(|verb| verb == "kubelet") {
+        args = upstream_flags::with_dashes(args);
     }
     match run(Cli::parse_from(args)) {
         Ok(code) => code,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use berth_cri_server::RuntimeHandler;
 use berth_image::ImageStore;
+use berth_kubelet::configuration::Configuration;
 use berth_linux::instance::InstanceId;
 use tonic::transport::Channel;
 
@@ -134,9 +135,11 @@ pub fn listen(global: &cli::Global, flags: &cli::Cri, file: &config::File) -> Re
 }
 
 /// The address that packets for elsewhere leave from; connecting a datagram socket sends nothing.
-fn default_address() -> Option<IpAddr> {
+fn default_address(family: Option<IpAddr>) -> Option<IpAddr> {
     // Addresses for documentation (RFC 5737, RFC 3849): never contacted, only looked up in the routing table.
-    for (from, to) in [("0.0.0.0:0", "192.0.2.1:9"), ("[::]:0", "[2001:db8::1]:9")] {
+    let ways = [("0.0.0.0:0", "192.0.2.1:9"), ("[::]:0", "[2001:db8::1]:9")];
+    let reverse = family.is_some_and(|family| family.is_ipv6());
+    for (from, to) in if reverse { [ways[1], ways[0]] } else { ways } {
         let Ok(socket) = UdpSocket::bind(from) else { continue };
         if socket.connect(to).is_ok()
             && let Ok(address) = socket.local_addr()
@@ -161,62 +164,67 @@ pub fn kubelet(
     global: &cli::Global,
     flags: &cli::KubeletFlags,
     file: &config::File,
+    kubelet: &Configuration,
     cri: Channel,
 ) -> Result<berth_kubelet::Config> {
     let name = flags.node_name.clone().or_else(|| file.node.node_name.clone()).unwrap_or_else(host_name);
     let mut config = berth_kubelet::Config::new(&name, cri);
-    let address = flags.node_ip.or(file.node.node_ip).or_else(default_address);
-    if address.is_none() {
-        tracing::warn!("this machine has no route anywhere: host-network pods get the address 127.0.0.1; --node-ip sets another");
+    config.node_ips = node_ips(&flags.node_ip, file.node.node_ip);
+    config.manifests = Some("/etc/kubernetes/manifests".into());
+    if global.state != Path::new(DEFAULT_STATE) {
+        config.cgroup_root = Some(format!("/berth-{}", InstanceId::of_state_dir(&global.state)));
     }
-    config.node_ips = vec![address.unwrap_or(IpAddr::from([127, 0, 0, 1]))];
-    let manifests =
-        flags.manifests.clone().or_else(|| file.node.manifests.clone()).or_else(|| file.kubelet.static_pod_path.clone());
-    config.manifests = Some(manifests.unwrap_or_else(|| "/etc/kubernetes/manifests".into()));
+    kubelet.apply(&mut config)?;
+    if let Some(manifests) = flags.manifests.clone().or_else(|| file.node.manifests.clone()) {
+        config.manifests = Some(manifests);
+    }
     if let Some(root) = flags.kubelet_root.clone().or_else(|| file.node.kubelet_root.clone()) {
         config.kubelet_root = root;
     }
-    if let Some(logs) = flags.pod_logs_dir.clone().or_else(|| file.kubelet.pod_logs_dir.clone()) {
+    if let Some(logs) = flags.pod_logs_dir.clone() {
         config.pod_logs_dir = logs;
     }
     if let Some(links) = &flags.container_logs_dir {
         config.container_logs_dir = Some(links.clone());
     }
     config.socket = Some(global.state.join("kubelet.sock"));
-    config.healthz_port = flags.healthz_port.or(file.kubelet.healthz_port).filter(|port| *port != 0);
-    if global.state != Path::new(DEFAULT_STATE) {
-        config.cgroup_root = Some(format!("/berth-{}", InstanceId::of_state_dir(&global.state)));
+    if let Some(port) = flags.healthz_port {
+        config.healthz_port = Some(port).filter(|port| *port != 0);
     }
-    apply_file(&mut config, &file.kubelet)?;
     Ok(config)
 }
 
-fn apply_file(config: &mut berth_kubelet::Config, file: &config::KubeletConfiguration) -> Result<()> {
-    if let Some(servers) = &file.cluster_dns {
-        config.cluster_dns = servers
-            .iter()
-            .map(|s| s.parse().with_context(|| format!("clusterDNS: {s:?} is no address")))
-            .collect::<Result<_>>()?;
+/// KubeletConfiguration as a whole: the file's document, the drop-ins, the flags. What it names as without effect is logged.
+///
+/// # Errors
+/// When a part of it cannot be meant, or asks for what berth does not have.
+pub fn kubelet_configuration(flags: &cli::KubeletFlags, file: &config::File) -> Result<Configuration> {
+    let mut configuration = file.kubelet.clone();
+    if let Some(folder) = &flags.config_dir {
+        configuration.add_drop_ins(folder).context("--config-dir")?;
     }
-    if let Some(domain) = &file.cluster_domain {
-        config.cluster_domain.clone_from(domain);
+    for (flag, text) in &flags.upstream.0 {
+        configuration.set_flag(flag, text)?;
     }
-    if let Some(path) = &file.resolv_conf {
-        config.resolv_conf.clone_from(path);
+    for notice in configuration.check().context("KubeletConfiguration")? {
+        tracing::warn!("KubeletConfiguration: {notice}");
     }
-    if let Some(size) = &file.container_log_max_size {
-        config.log_limits.max_bytes = config::quantity(size).context("containerLogMaxSize")?;
+    Ok(configuration)
+}
+
+/// The node's addresses: those that are named; an unspecified one names its family alone.
+fn node_ips(flags: &[IpAddr], file: Option<IpAddr>) -> Vec<IpAddr> {
+    let named: Vec<IpAddr> = if flags.is_empty() { file.into_iter().collect() } else { flags.to_vec() };
+    match named.as_slice() {
+        [] => {}
+        [family] if family.is_unspecified() => {}
+        _ => return named,
     }
-    if let Some(files) = file.container_log_max_files {
-        config.log_limits.max_files = files;
+    let address = default_address(named.first().copied());
+    if address.is_none() {
+        tracing::warn!("this machine has no route anywhere: host-network pods get the address 127.0.0.1; --node-ip sets another");
     }
-    if let Some(period) = file.crash_loop_back_off.as_ref().and_then(|c| c.max_container_restart_period.as_ref()) {
-        config.crash_backoff.max = config::duration(period).context("crashLoopBackOff.maxContainerRestartPeriod")?;
-    }
-    if file.fail_cgroup_v1 == Some(true) && !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-        anyhow::bail!("failCgroupV1 is true and this machine has cgroup v1");
-    }
-    Ok(())
+    vec![address.unwrap_or(IpAddr::from([127, 0, 0, 1]))]
 }
 
 /// The image store of this instance, for verbs that work without an agent.
@@ -234,14 +242,14 @@ mod tests {
     #[test]
     fn a_flag_replaces_the_files_handler_of_its_name() {
         let text = "apiVersion: berth/v1alpha1\nkind: NodeConfiguration\nruntimeHandlers:\n- {name: a, path: /a, args: [x], timeout: 7s}\n- {name: b, path: /b}\n";
-        let file = config::parse(text).expect("valid");
+        let file = config::parse(text, Path::new("/")).expect("valid");
         let handlers = runtime_handlers(&[("b".into(), "/other".into()), ("c".into(), "/c".into())], &file).expect("valid");
         let seen: Vec<_> = handlers.iter().map(|h| (h.name.as_str(), h.path.to_str().unwrap_or(""), h.deadline)).collect();
         let seven = Some(std::time::Duration::from_secs(7));
         assert_eq!(seen, [("a", "/a", seven), ("b", "/other", None), ("c", "/c", None)]);
         assert_eq!(handlers[0].args, ["x"]);
 
-        let file = config::parse(&text.replace("7s", "soon")).expect("valid");
+        let file = config::parse(&text.replace("7s", "soon"), Path::new("/")).expect("valid");
         let error = format!("{:#}", runtime_handlers(&[], &file).expect_err("refused"));
         assert!(error.contains("timeout of \"a\""), "{error}");
     }

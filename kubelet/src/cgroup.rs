@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use berth_cgroup::{Cgroup, CgroupPath, Cpu, HugepageLimit, Layout, Memory, Resources};
+use berth_cgroup::{Cgroup, CgroupPath, Cpu, HugepageLimit, Layout, Memory, Pids, Resources};
 
 use crate::resources::{CPU_PERIOD, PodLimits, QosClass, cpu_shares};
 
@@ -60,10 +60,11 @@ impl PodCgroups {
             cpu: Some(Cpu {
                 shares: u64::try_from(limits.cpu_shares).ok(),
                 quota: Some(limits.cpu_quota.unwrap_or(-1)),
-                period: u64::try_from(CPU_PERIOD).ok(),
+                period: u64::try_from(if limits.cpu_period > 0 { limits.cpu_period } else { CPU_PERIOD }).ok(),
                 ..Default::default()
             }),
             memory: Some(Memory { limit: Some(limits.memory.unwrap_or(-1)), ..Default::default() }),
+            pids: limits.pids.map(|limit| Pids { limit: Some(limit) }),
             hugepage_limits: huge.map(|(size, bytes)| HugepageLimit { page_size: size.clone(), limit: *bytes }).collect(),
             ..Default::default()
         })

@@ -1,6 +1,7 @@
 //! What the kubelet is told from outside: names, folders, the runtime's channel, limits and times. Holds no behaviour
 //! beyond defaults; every path and every duration of the crate comes from here, so that tests touch nothing of the host.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,6 +10,8 @@ use tonic::transport::Channel;
 
 use crate::backoff::BackoffPolicy;
 use crate::clock::Clock;
+use crate::eviction::threshold::{self, Threshold};
+use crate::quantity::Amount;
 use crate::server::config::ServerConfig;
 
 /// Everything a [`crate::Kubelet`] needs to know. Make one with [`Config::new`] and change fields.
@@ -54,6 +57,30 @@ pub struct Config {
     pub crash_backoff: BackoffPolicy,
     /// Back-off of failing image pulls.
     pub pull_backoff: BackoffPolicy,
+    /// The CRI endpoint that the configuration names, for whoever makes the channel.
+    pub runtime_endpoint: Option<String>,
+    /// Most pods for each processor; 0: no such limit.
+    pub pods_per_core: u32,
+    /// How what the machine has is given to pods.
+    pub policy: ResourcePolicy,
+    /// What pods do not get.
+    pub reservations: Reservations,
+    /// When pods have to go.
+    pub eviction: Eviction,
+    /// When unused images go.
+    pub image_gc: ImageGc,
+    /// Grace of pods at the machine's shutdown, by ascending priority; none: shutdown is not watched for.
+    pub shutdown_steps: Vec<ShutdownStep>,
+    /// Containers without a seccomp profile get the runtime's default one.
+    pub seccomp_default: bool,
+    /// Do not start on a machine that swaps.
+    pub fail_swap_on: bool,
+    /// Do not start on a machine without cgroup v2.
+    pub fail_cgroup_v1: bool,
+    /// Do not start where kernel parameters are not what the kubelet wants.
+    pub protect_kernel_defaults: bool,
+    /// The kubelet's own OOM score; `None`: as it is.
+    pub oom_score_adj: Option<i16>,
     /// Periods and limits.
     pub timing: Timing,
     /// Wall clock (tests inject their own; periods follow tokio's clock).
@@ -75,6 +102,125 @@ impl Default for LogLimits {
     }
 }
 
+/// How limits of pods become limits of cgroups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResourcePolicy {
+    /// CPU limits are enforced.
+    pub cfs_quota: bool,
+    /// The period of CPU quotas.
+    pub cfs_period: Duration,
+    /// Most processes of a pod.
+    pub pod_pids: Option<i64>,
+    /// Who may swap.
+    pub swap: SwapBehavior,
+    /// The kernel ends one process at a time when a container is out of memory; `None`: with cgroup v1 alone.
+    pub single_process_oom_kill: Option<bool>,
+}
+
+impl Default for ResourcePolicy {
+    fn default() -> Self {
+        ResourcePolicy {
+            cfs_quota: true,
+            cfs_period: Duration::from_millis(100),
+            pod_pids: None,
+            swap: SwapBehavior::NoSwap,
+            single_process_oom_kill: None,
+        }
+    }
+}
+
+/// Who may swap, on a machine that does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SwapBehavior {
+    /// No container.
+    #[default]
+    NoSwap,
+    /// Containers of burstable pods, by the part of the memory that they request.
+    LimitedSwap,
+}
+
+/// What of the machine is not for pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reservations {
+    /// `systemReserved`, by resource.
+    pub system: BTreeMap<String, Amount>,
+    /// `kubeReserved`, by resource.
+    pub kube: BTreeMap<String, Amount>,
+    /// `reservedSystemCPUs`.
+    pub cpus: Option<BTreeSet<u32>>,
+    /// The pods' cgroup is limited to what is left.
+    pub enforce_pods: bool,
+}
+
+impl Default for Reservations {
+    fn default() -> Self {
+        Reservations { system: BTreeMap::new(), kube: BTreeMap::new(), cpus: None, enforce_pods: true }
+    }
+}
+
+impl Reservations {
+    /// What is reserved of a resource.
+    pub fn of(&self, resource: &str) -> Amount {
+        if let ("cpu", Some(cpus)) = (resource, &self.cpus) {
+            return Amount::parse(&cpus.len().to_string()).unwrap_or_default();
+        }
+        [&self.system, &self.kube].into_iter().filter_map(|list| list.get(resource)).copied().sum()
+    }
+}
+
+/// When pods have to go.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Eviction {
+    /// What must not get too low.
+    pub thresholds: Vec<Threshold>,
+    /// How long the node's condition stays after the signal was last low.
+    pub pressure_transition: Duration,
+    /// Most seconds that a pod gets to end at a soft threshold; -1: its own grace.
+    pub max_pod_grace: i64,
+    /// Limits of local storage are enforced.
+    pub local_storage: bool,
+}
+
+impl Default for Eviction {
+    fn default() -> Self {
+        let given = threshold::Given { allocatable: true, ..Default::default() };
+        Eviction {
+            thresholds: threshold::thresholds(&given).unwrap_or_default(),
+            pressure_transition: Duration::from_secs(300),
+            max_pod_grace: 0,
+            local_storage: true,
+        }
+    }
+}
+
+/// When unused images go. The numbers are the upstream's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageGc {
+    /// Images are removed when their file system is as full as this.
+    pub high_percent: u8,
+    /// Until it is no fuller than this.
+    pub low_percent: u8,
+    /// An image is left alone for so long.
+    pub min_age: Duration,
+    /// An image that was not used for so long goes in any case.
+    pub max_age: Option<Duration>,
+}
+
+impl Default for ImageGc {
+    fn default() -> Self {
+        ImageGc { high_percent: 85, low_percent: 80, min_age: Duration::from_secs(120), max_age: None }
+    }
+}
+
+/// Pods of this priority and more, up to the next step's, have so long at the machine's shutdown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShutdownStep {
+    /// The least priority.
+    pub priority: i32,
+    /// Their time.
+    pub grace: Duration,
+}
+
 /// Periods and time limits of the kubelet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
@@ -92,6 +238,12 @@ pub struct Timing {
     pub network_retry: Duration,
     /// Removal of log folders and pod folders that nobody owns any more.
     pub garbage: Duration,
+    /// Signals of eviction are looked at.
+    pub eviction: Duration,
+    /// Images are looked at.
+    pub image_gc: Duration,
+    /// Logs are looked at, where the runtime does not rotate them itself.
+    pub log_monitor: Duration,
     /// Limit of an ordinary CRI call.
     pub cri_call: Duration,
     /// Limit of RunPodSandbox.
@@ -110,6 +262,9 @@ impl Default for Timing {
             retry: Duration::from_secs(10),
             network_retry: Duration::from_secs(1),
             garbage: Duration::from_secs(60),
+            eviction: Duration::from_secs(10),
+            image_gc: Duration::from_secs(300),
+            log_monitor: Duration::from_secs(10),
             cri_call: Duration::from_secs(120),
             cri_sandbox: Duration::from_secs(240),
             stuck: Duration::from_secs(300),
@@ -141,6 +296,18 @@ impl Config {
             allowed_unsafe_sysctls: Vec::new(),
             crash_backoff: BackoffPolicy::default(),
             pull_backoff: BackoffPolicy::default(),
+            runtime_endpoint: None,
+            pods_per_core: 0,
+            policy: ResourcePolicy::default(),
+            reservations: Reservations::default(),
+            eviction: Eviction::default(),
+            image_gc: ImageGc::default(),
+            shutdown_steps: Vec::new(),
+            seccomp_default: false,
+            fail_swap_on: false,
+            fail_cgroup_v1: false,
+            protect_kernel_defaults: false,
+            oom_score_adj: None,
             timing: Timing::default(),
             clock: Clock::default(),
         }

@@ -14,6 +14,22 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// A field of KubeletConfiguration, or a flag, has a value that cannot be.
+    #[error("{field}: {problem}")]
+    Setting {
+        /// The field's path, or the flag.
+        field: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A file of configuration is not one.
+    #[error("configuration file {}: {problem}", path.display())]
+    ConfigurationFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A folder could not be made.
     #[error("create folder {}", path.display())]
     CreateDir {

@@ -58,9 +58,13 @@ impl Kubelet {
 
     /// Runs until `shutdown` is cancelled. The pods keep running.
     pub async fn run(self, shutdown: CancellationToken) -> Result<()> {
-        let config = Arc::new(self.config);
+        let mut config = self.config;
         crate::volume::create_private_dir(&config.kubelet_root)
             .map_err(|source| Error::CreateDir { path: config.kubelet_root.clone(), source })?;
+        let capacity = Capacity::read(&config.kubelet_root);
+        crate::preflight::run(&config, &capacity)?;
+        config.max_pods = crate::preflight::most_pods(&config, &capacity);
+        let config = Arc::new(config);
         let health = Health::new(config.timing.stuck);
         let table = PodTable::default();
         let runtime = Runtime::new(config.cri.clone(), config.timing);
@@ -110,7 +114,7 @@ async fn connect(config: &Arc<Config>, runtime: Runtime, recorder: Recorder, shu
         name: config.node_name.clone(),
         host_ips: config.node_ips.iter().map(ToString::to_string).collect(),
         runtime_name: version.runtime_name.clone(),
-        capacity: Capacity::read(&config.kubelet_root),
+        capacity: Capacity { policy: config.policy, ..Capacity::read(&config.kubelet_root) },
     };
     tracing::info!(node = node.name, runtime = version.runtime_name, version = version.runtime_version, "kubelet runs");
     let cgroups = config.cgroup_root.as_deref().map(|root| PodCgroups::new(root, driver));

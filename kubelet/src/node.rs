@@ -1,8 +1,10 @@
 //! What the machine has: processors, memory, huge page sizes. Read once at start.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use crate::config::ResourcePolicy;
 use crate::quantity::Amount;
 
 /// The node as plans and statuses see it.
@@ -35,6 +37,8 @@ pub struct Capacity {
     pub cgroup_v2: bool,
     /// Thermal throttling counters of each processor: hidden from containers.
     pub thermal_paths: Vec<String>,
+    /// How it is given to pods.
+    pub policy: ResourcePolicy,
 }
 
 impl Capacity {
@@ -62,6 +66,7 @@ impl Capacity {
                 .map(|n| format!("/sys/devices/system/cpu/cpu{n}/thermal_throttle"))
                 .filter(|path| Path::new(path).exists())
                 .collect(),
+            policy: ResourcePolicy::default(),
         }
     }
 
@@ -75,6 +80,21 @@ impl Capacity {
         };
         Amount::parse(&text).unwrap_or_default()
     }
+}
+
+/// `0-3,8` → the numbers; `None` where it is no such list.
+pub fn parse_cpu_list(list: &str) -> Option<BTreeSet<u32>> {
+    let mut cpus = BTreeSet::new();
+    for part in list.trim().split(',').filter(|part| !part.is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (first.trim().parse::<u32>().ok()?, last.trim().parse::<u32>().ok()?);
+        // The kernel's largest machine has 8192 processors.
+        if first > last || last >= 8192 {
+            return None;
+        }
+        cpus.extend(first..=last);
+    }
+    Some(cpus)
 }
 
 /// `0-3,8` → 5.

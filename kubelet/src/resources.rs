@@ -3,6 +3,7 @@
 use berth_cri_api::v1 as cri;
 use k8s_openapi::api::core::v1::{Container, Pod};
 
+use crate::config::SwapBehavior;
 use crate::node::{Capacity, huge_page_name};
 use crate::quantity::Amount;
 
@@ -39,8 +40,12 @@ impl QosClass {
 pub struct PodLimits {
     /// CPU shares.
     pub cpu_shares: i64,
-    /// CPU quota in microseconds per [`CPU_PERIOD`].
+    /// CPU quota in microseconds per period.
     pub cpu_quota: Option<i64>,
+    /// The period, in microseconds; 0: [`CPU_PERIOD`].
+    pub cpu_period: i64,
+    /// Processes.
+    pub pids: Option<i64>,
     /// Bytes of memory.
     pub memory: Option<i64>,
     /// Bytes of each huge page size that the machine has.
@@ -164,7 +169,9 @@ pub fn pod_limits(pod: &Pod, capacity: &Capacity) -> PodLimits {
             QosClass::BestEffort => MIN_SHARES,
             _ => cpu_shares(pod_cpu_request(pod)),
         },
-        cpu_quota: limited("cpu").map(|a| cpu_quota(a.millis())),
+        cpu_quota: limited("cpu").filter(|_| capacity.policy.cfs_quota).map(|a| cpu_quota(a.millis(), cpu_period(capacity))),
+        cpu_period: cpu_period(capacity),
+        pids: capacity.policy.pod_pids,
         memory: limited("memory").map(Amount::units),
         huge_pages: huge_pages.collect(),
     }
@@ -180,9 +187,14 @@ pub fn cpu_shares(millis: i64) -> i64 {
     (millis.saturating_mul(1024) / 1000).clamp(MIN_SHARES, MAX_SHARES)
 }
 
-/// Quota of a number of CPU thousandths per [`CPU_PERIOD`].
-pub fn cpu_quota(millis: i64) -> i64 {
-    (millis.saturating_mul(CPU_PERIOD) / 1000).max(MIN_QUOTA)
+/// Quota of a number of CPU thousandths per `period` microseconds.
+pub fn cpu_quota(millis: i64, period: i64) -> i64 {
+    (millis.saturating_mul(period) / 1000).max(MIN_QUOTA)
+}
+
+/// The configured period of quotas in microseconds.
+fn cpu_period(capacity: &Capacity) -> i64 {
+    i64::try_from(capacity.policy.cfs_period.as_micros()).unwrap_or(CPU_PERIOD)
 }
 
 /// `hugepages-2Mi` for 2 MiB.
@@ -202,30 +214,49 @@ pub fn container_resources(pod: &Pod, container: &Container, capacity: &Capacity
     let cpu_request = request(container, "cpu").or_else(|| self::limit(container, "cpu")).map_or(0, Amount::millis);
     let cpu_limit = limit("cpu").map_or(0, Amount::millis);
     let memory = limit("memory").map_or(0, Amount::units);
+    let policy = &capacity.policy;
     let huge = capacity.huge_pages.iter().map(|bytes| cri::HugepageLimit {
         page_size: huge_page_name(*bytes),
         limit: limit(&huge_page_resource(*bytes)).map_or(0, |a| u64::try_from(a.units()).unwrap_or(0)),
     });
     let mut resources = cri::LinuxContainerResources {
-        cpu_period: CPU_PERIOD,
-        cpu_quota: if cpu_limit > 0 { cpu_quota(cpu_limit) } else { 0 },
+        cpu_period: if policy.cfs_quota { cpu_period(capacity) } else { 0 },
+        cpu_quota: if cpu_limit > 0 && policy.cfs_quota { cpu_quota(cpu_limit, cpu_period(capacity)) } else { 0 },
         cpu_shares: cpu_shares(cpu_request),
         memory_limit_in_bytes: memory,
         oom_score_adj: oom_score_adj(pod, container, capacity),
         hugepage_limits: huge.collect(),
         ..Default::default()
     };
-    if capacity.cgroup_v2 {
+    if capacity.cgroup_v2 && !policy.single_process_oom_kill.unwrap_or(false) {
         resources.unified.insert("memory.oom.group".to_owned(), "1".to_owned());
     }
     if capacity.swap_bytes > 0 {
         if capacity.cgroup_v2 {
-            resources.unified.insert("memory.swap.max".to_owned(), "0".to_owned());
+            resources.unified.insert("memory.swap.max".to_owned(), swap_bytes(pod, container, capacity).to_string());
         } else {
             resources.memory_swap_limit_in_bytes = memory;
         }
     }
     resources
+}
+
+/// How much a container may swap with cgroup v2: of burstable pods that are not critical, the part of the swap that its memory
+/// request is of the memory.
+fn swap_bytes(pod: &Pod, container: &Container, capacity: &Capacity) -> i64 {
+    let critical = pod.spec.as_ref().and_then(|s| s.priority).is_some_and(|priority| priority >= 2_000_000_000);
+    let requested = request(container, "memory").or_else(|| limit(container, "memory")).map_or(0, Amount::units);
+    let limited = limit(container, "memory").map(Amount::units);
+    if capacity.policy.swap == SwapBehavior::NoSwap
+        || qos_class(pod) != QosClass::Burstable
+        || critical
+        || requested <= 0
+        || limited == Some(requested)
+    {
+        return 0;
+    }
+    let part = i128::from(requested) * i128::from(capacity.swap_bytes) / i128::from(capacity.memory_bytes.max(1));
+    i64::try_from(part).unwrap_or(0)
 }
 
 /// How soon the kernel kills the container's processes when memory runs out.
@@ -343,7 +374,10 @@ mod tests {
         let limits = pod_limits(&two("{limits: {cpu: 500m, memory: 1Gi}}"), &capacity());
         assert_eq!(limits.memory, Some(2 << 30));
         let limits = pod_limits(&one("{}"), &capacity());
-        assert_eq!(limits, PodLimits { cpu_shares: 2, huge_pages: vec![("2MB".into(), 0)], ..PodLimits::default() });
+        assert_eq!(
+            limits,
+            PodLimits { cpu_shares: 2, cpu_period: CPU_PERIOD, huge_pages: vec![("2MB".into(), 0)], ..PodLimits::default() }
+        );
     }
 
     #[test]

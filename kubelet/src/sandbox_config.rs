@@ -11,7 +11,7 @@ use crate::hosts::Hostname;
 use crate::logs::pod_log_dir;
 use crate::node::Capacity;
 use crate::pod;
-use crate::resources::{CPU_PERIOD, pod_limits};
+use crate::resources::pod_limits;
 use crate::security::sandbox_security;
 use crate::sysctl;
 
@@ -62,7 +62,7 @@ pub fn sandbox_config(pod: &Pod, attempt: u32, context: &SandboxContext<'_>) -> 
             sysctls: security.sysctls.iter().flatten().map(|s| (sysctl::normalize(&s.name), s.value.clone())).collect(),
             overhead: Some(cri::LinuxContainerResources::default()),
             resources: Some(cri::LinuxContainerResources {
-                cpu_period: CPU_PERIOD,
+                cpu_period: limits.cpu_period,
                 cpu_quota: limits.cpu_quota.unwrap_or(0),
                 cpu_shares: limits.cpu_shares,
                 memory_limit_in_bytes: limits.memory.unwrap_or(0),

@@ -105,6 +105,14 @@ fn seccomp(profile: Option<&SeccompProfile>, seccomp_root: &Path) -> cri::Securi
     }
 }
 
+/// Gives a container without a seccomp profile of its own or of its pod the runtime's default one (`seccompDefault`).
+pub fn default_seccomp(pod: &Pod, container: &Container, security: &mut cri::LinuxContainerSecurityContext) {
+    let (of_pod, own) = contexts(pod, container);
+    if own.seccomp_profile.is_none() && of_pod.seccomp_profile.is_none() {
+        security.seccomp = Some(security_profile(cri::security_profile::ProfileType::RuntimeDefault, String::new()));
+    }
+}
+
 fn apparmor(profile: Option<&AppArmorProfile>) -> Option<cri::SecurityProfile> {
     use cri::security_profile::ProfileType;
     let profile = profile?;

@@ -318,7 +318,7 @@ fn pod_cgroups_carry_the_pods_limits_and_go_with_it() {
         let root = format!("/berth-kubelet-test-{}", std::process::id());
         let cgroups = PodCgroups::new(&root, Driver::Cgroupfs);
         cgroups.update_qos(500).unwrap();
-        let limits = PodLimits { cpu_shares: 512, cpu_quota: Some(50_000), memory: Some(64 << 20), huge_pages: Vec::new() };
+        let limits = PodLimits { cpu_shares: 512, cpu_quota: Some(50_000), memory: Some(64 << 20), ..PodLimits::default() };
         for _ in 0..2 {
             cgroups.ensure_pod(QosClass::Burstable, "u1", &limits).unwrap();
         }

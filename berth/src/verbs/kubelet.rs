@@ -7,6 +7,9 @@ use berth_kubelet::Kubelet;
 
 use crate::{agent, cli, client, config, state_dir, wire};
 
+/// The upstream's default endpoint.
+const CONTAINERD: &str = "unix:///run/containerd/containerd.sock";
+
 /// Runs until SIGTERM; the pods stay.
 pub fn run(global: &cli::Global, args: &cli::Kubelet) -> Result<ExitCode> {
     agent::log_to_stderr(&global.log_level)?;
@@ -14,9 +17,12 @@ pub fn run(global: &cli::Global, args: &cli::Kubelet) -> Result<ExitCode> {
     let _held = state_dir::hold(&global.state)?;
     crate::runtime(agent::WORKERS)?.block_on(async {
         let stop = agent::stop_on_signals()?;
-        let socket = client::socket_path(&args.container_runtime_endpoint)?;
+        let configuration = wire::kubelet_configuration(&args.kubelet, &file)?;
+        let endpoint = args.container_runtime_endpoint.as_deref().or_else(|| configuration.text("containerRuntimeEndpoint"));
+        let socket = client::socket_path(endpoint.filter(|text| !text.is_empty()).unwrap_or(CONTAINERD))?;
         let channel = client::connect(&socket).await?;
-        let kubelet = Kubelet::new(wire::kubelet(global, &args.kubelet, &file, channel)?).context("starting the kubelet")?;
+        let kubelet = Kubelet::new(wire::kubelet(global, &args.kubelet, &file, &configuration, channel)?)
+            .context("starting the kubelet")?;
         agent::notify_ready();
         agent::drain(&stop, async { kubelet.run(stop.clone()).await.context("the kubelet") }).await
     })?;

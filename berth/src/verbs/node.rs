@@ -15,6 +15,7 @@ pub fn run(global: &cli::Global, args: &cli::Node) -> Result<ExitCode> {
     agent::log_to_stderr(&global.log_level)?;
     let file = config::load(global.config.as_deref())?;
     let path = wire::listen(global, &args.cri, &file)?;
+    let configuration = wire::kubelet_configuration(&args.kubelet, &file)?;
     let _held = state_dir::hold(&global.state)?;
     let _root = state_dir::hold_root(&global.root)?;
     crate::runtime(agent::WORKERS)?.block_on(async {
@@ -26,7 +27,7 @@ pub fn run(global: &cli::Global, args: &cli::Node) -> Result<ExitCode> {
         // The kubelet's own calls have to end before the server that answers them.
         let serve_until = tokio_util::sync::CancellationToken::new();
         let channel = listen::in_memory(&server, serve_until.clone()).await?;
-        let config = wire::kubelet(global, &args.kubelet, &file, channel)?;
+        let config = wire::kubelet(global, &args.kubelet, &file, &configuration, channel)?;
         let note = state_dir::KubeletNote { kubelet_root: config.kubelet_root.clone(), cgroup_root: config.cgroup_root.clone() };
         state_dir::note_kubelet(&global.state, &note)?;
         let kubelet = Kubelet::new(config).context("starting the kubelet")?;

@@ -101,10 +101,15 @@ impl Executor {
             log_limits: self.config.log_limits,
             mounts: &mounts,
         };
-        let config = match container_config(pod, container, &context) {
+        let mut config = match container_config(pod, container, &context) {
             Ok(config) => cri::ContainerConfig { stop_signal: super::stop::stop_signal(container), ..config },
             Err(text) => return config_error(text),
         };
+        if self.config.seccomp_default
+            && let Some(security) = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut())
+        {
+            crate::security::default_seccomp(pod, container, security);
+        }
         let id = match self.runtime.create_container(&sandbox.id, config, sandbox_config).await {
             Ok(id) => id,
             Err(e) => return OpResult::StartFailed(Reason::new("CreateContainerError", calls::message(&e))),
