@@ -1,6 +1,8 @@
 //! The runtime as the kubelet sees it: CRI clients with the contract's time limits. The only caller of the generated
 //! clients; decides nothing about pods.
 
+mod serving;
+
 use std::future::Future;
 use std::time::Duration;
 

@@ -75,6 +75,15 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A certificate, key or bundle of authorities could not be used.
+    #[error("certificates of {}", path.display())]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Watching the manifests failed.
     #[error("watch {}", path.display())]
     Watch {

@@ -1,9 +1,17 @@
 //! Who calls the kubelet's servers and whether they may. Owns identities, the checks and their memory; the servers only
 //! ask. What an API server has to be asked goes through [`Reviewer`], so that nothing here knows how one is reached.
 
+mod attributes;
+mod cache;
+pub(crate) mod certificate;
+mod guard;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
+
+pub(crate) use certificate::Peer;
+pub(crate) use guard::{Guard, Refusal};
 
 /// Who calls.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -18,7 +26,7 @@ pub struct User {
     pub extra: BTreeMap<String, Vec<String>>,
 }
 
-/// What a caller wants: a verb on the sub-resource of this node.
+/// What a caller wants: a verb on a sub-resource of this node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Attributes {
     /// `get`, `create`, `update`, `patch`, `delete`, or nothing.

@@ -1,40 +1,32 @@
-//! `/containerLogs/{namespace}/{pod}/{container}`: the log of a container as plain text. Following a log is not served
-//! yet and is refused by name.
+//! `/containerLogs/{namespace}/{pod}/{container}`: which log is meant, and what of it. Reading it is [`log_reader`]'s.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use bytes::Bytes;
-use futures::StreamExt;
-use http::{Response, StatusCode, header};
-use http_body_util::{BodyExt, StreamBody};
-use hyper::body::Frame;
+use http::{Response, StatusCode};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use k8s_openapi::jiff::Timestamp;
-use tokio_stream::wrappers::ReceiverStream;
 
+use super::log_reader::{self, Filter, Log};
+use super::query;
 use super::{Api, Body, text};
-use crate::logs;
+use crate::pod::PodUid;
+use crate::{logs, pod};
 
+/// What of a log is wanted.
 #[derive(Debug, Default, PartialEq)]
 struct Options {
     previous: bool,
-    timestamps: bool,
-    tail: Option<usize>,
-    limit_bytes: Option<u64>,
-    since: Option<Timestamp>,
+    filter: Filter,
 }
 
 /// The log as asked for.
-pub(crate) async fn respond(api: &Api, namespace: &str, pod: &str, container: &str, query: Option<&str>) -> Response<Body> {
-    let options = match parse_query(query.unwrap_or_default(), api.config.clock.now()) {
+pub(super) async fn respond(api: &Api, namespace: &str, pod: &str, container: &str, query: Option<&str>) -> Response<Body> {
+    let options = match parse_query(query, api.config.clock.now()) {
         Ok(options) => options,
         Err((status, message)) => return text(status, message),
     };
     let pods = api.table.list();
-    let found =
-        pods.iter().rev().find(|p| p.metadata.name.as_deref() == Some(pod) && p.metadata.namespace.as_deref() == Some(namespace));
+    let found = pods.iter().rev().find(|p| pod::name(p) == pod && pod::namespace(p) == namespace);
     let Some(found) = found else {
         return text(StatusCode::NOT_FOUND, format!("pod {pod:?} does not exist\n"));
     };
@@ -43,50 +35,86 @@ pub(crate) async fn respond(api: &Api, namespace: &str, pod: &str, container: &s
         Err((status, message)) => return text(status, message),
     };
     let folder = logs::pod_log_dir(&api.config.pod_logs_dir, found);
-    let path = folder.join(logs::relative_log_path(container, attempt));
-    stream(path, options)
+    let log = Log { path: folder.join(logs::relative_log_path(container, attempt)), attempt };
+    let (table, uid, name) = (api.table.clone(), PodUid::of(found), container.to_owned());
+    let runs = move || {
+        let status = uid.as_ref().and_then(|uid| table.status(uid));
+        status.as_ref().and_then(|s| status_of(s, &name)).is_some_and(|s| is_running(s, attempt))
+    };
+    match log_reader::stream(log, options.filter, Arc::new(runs), api.stop.clone()).await {
+        Ok(body) => super::plain(body),
+        Err(problem) => text(StatusCode::BAD_REQUEST, problem),
+    }
 }
 
 type Refusal = (StatusCode, String);
 
-fn parse_query(query: &str, now: Timestamp) -> Result<Options, Refusal> {
+fn parse_query(query: Option<&str>, now: Timestamp) -> Result<Options, Refusal> {
     let mut options = Options::default();
+    let filter = &mut options.filter;
     let bad = |name: &str| (StatusCode::BAD_REQUEST, format!("unable to decode query: {name}\n"));
+    let invalid = || (StatusCode::UNPROCESSABLE_ENTITY, "{\"message\": \"Invalid request.\"}".to_owned());
     let truth = |value: &str| matches!(value, "true" | "1" | "");
-    for pair in query.split('&').filter(|p| !p.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let value = value.replace("%3A", ":").replace("%3a", ":");
-        match name {
+    for (name, value) in query::pairs(query) {
+        match name.as_str() {
             "previous" => options.previous = truth(&value),
-            "timestamps" => options.timestamps = truth(&value),
-            "follow" if truth(&value) => {
-                return Err((StatusCode::NOT_IMPLEMENTED, "follow is not supported yet\n".to_owned()));
-            }
-            "follow" => {}
-            "tailLines" => options.tail = Some(value.parse().map_err(|_| bad(name))?),
+            "timestamps" => filter.timestamps = truth(&value),
+            "follow" => filter.follow = truth(&value),
             "tail" if value == "all" => {}
-            "tail" => options.tail = Some(value.parse().map_err(|_| bad(name))?),
-            "limitBytes" => options.limit_bytes = Some(value.parse().map_err(|_| bad(name))?),
-            "sinceSeconds" if options.since.is_none() => {
-                let seconds: i64 = value.parse().map_err(|_| bad(name))?;
-                options.since = Timestamp::from_second(now.as_second().saturating_sub(seconds)).ok();
+            "tailLines" | "tail" => {
+                let lines: i64 = value.parse().map_err(|_| bad(&name))?;
+                filter.tail = Some(usize::try_from(lines).map_err(|_| invalid())?);
             }
-            "sinceTime" if options.since.is_none() => options.since = Some(value.parse().map_err(|_| bad(name))?),
-            _ => return Err((StatusCode::UNPROCESSABLE_ENTITY, "{\"message\": \"Invalid request.\"}".to_owned())),
+            "limitBytes" => {
+                let bytes: i64 = value.parse().map_err(|_| bad(&name))?;
+                filter.limit_bytes = Some(u64::try_from(bytes).ok().filter(|b| *b > 0).ok_or_else(invalid)?);
+            }
+            "sinceSeconds" if filter.since.is_none() => {
+                let seconds: i64 = value.parse().map_err(|_| bad(&name))?;
+                if seconds < 1 {
+                    return Err(invalid());
+                }
+                filter.since = Some(back(now, seconds));
+            }
+            "sinceTime" if filter.since.is_none() => filter.since = Some(value.parse().map_err(|_| bad(&name))?),
+            "stream" => match value.as_str() {
+                "" | "All" => filter.only = None,
+                "Stdout" => filter.only = Some("stdout"),
+                "Stderr" => filter.only = Some("stderr"),
+                _ => return Err(invalid()),
+            },
+            _ => return Err(invalid()),
         }
     }
     Ok(options)
 }
 
+/// Some seconds before now; before all time where that is not a time any more.
+fn back(now: Timestamp, seconds: i64) -> Timestamp {
+    Timestamp::from_second(now.as_second().saturating_sub(seconds)).unwrap_or(Timestamp::MIN)
+}
+
+fn status_of<'a>(status: &'a k8s_openapi::api::core::v1::PodStatus, container: &str) -> Option<&'a ContainerStatus> {
+    let all = [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
+    all.into_iter().flatten().flatten().find(|s| s.name == container)
+}
+
+fn is_running(status: &ContainerStatus, attempt: u32) -> bool {
+    let running = status.state.as_ref().is_some_and(|s| s.running.is_some());
+    running && u32::try_from(status.restart_count).is_ok_and(|count| count == attempt)
+}
+
 /// Which attempt's log to show: the running one, the ended one, or the last ended one of a waiting container.
 fn choose_attempt(pod: &Pod, container: &str, previous: bool) -> Result<u32, Refusal> {
-    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let name = pod::name(pod);
     let status = pod.status.clone().unwrap_or_default();
-    let all = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
-    let Some(found) = all.into_iter().find(|s| s.name == container) else {
+    let bad = |message: String| Err((StatusCode::BAD_REQUEST, message));
+    let Some(found) = status_of(&status, container) else {
+        if pod::all_containers(pod).any(|c| c.name == container) {
+            return bad(format!("container {container:?} in pod {name:?} is not available\n"));
+        }
         return Err((StatusCode::NOT_FOUND, format!("container {container:?} not found in pod {name:?}\n")));
     };
-    let bad = |message: String| Err((StatusCode::BAD_REQUEST, message));
     let count = u32::try_from(found.restart_count).unwrap_or(0);
     let ended_before = |s: &ContainerStatus| s.last_state.as_ref().is_some_and(|l| l.terminated.is_some());
     let waiting = found.state.as_ref().and_then(|s| s.waiting.as_ref());
@@ -102,140 +130,94 @@ fn choose_attempt(pod: &Pod, container: &str, previous: bool) -> Result<u32, Ref
         Some(_) if ended_before(found) => Ok(count),
         Some(waiting) => {
             let why = match waiting.reason.as_deref() {
-                Some("ErrImagePull") => "image can't be pulled",
-                Some("ImagePullBackOff") => "trying and failing to pull image",
-                Some(reason) => reason,
-                None => "no logs yet",
+                Some("ErrImagePull") => ": image can't be pulled",
+                Some("ImagePullBackOff") => ": trying and failing to pull image",
+                Some(reason) if !reason.is_empty() => &format!(": {reason}"),
+                _ => " - no logs yet",
             };
-            bad(format!("container {container:?} in pod {name:?} is waiting to start: {why}\n"))
+            bad(format!("container {container:?} in pod {name:?} is waiting to start{why}\n"))
         }
     }
-}
-
-fn stream(path: PathBuf, options: Options) -> Response<Body> {
-    let (sender, receiver) = tokio::sync::mpsc::channel::<std::io::Result<Bytes>>(8);
-    tokio::task::spawn_blocking(move || {
-        let mut left = options.limit_bytes.unwrap_or(u64::MAX);
-        let outcome = read_lines(&path, &options, |mut chunk| {
-            let room = usize::try_from(left).unwrap_or(usize::MAX);
-            chunk.truncate(room);
-            left -= chunk.len() as u64;
-            sender.blocking_send(Ok(Bytes::from(chunk))).is_ok() && left > 0
-        });
-        if let Err(e) = outcome {
-            let _ = sender.blocking_send(Err(e));
-        }
-    });
-    let body = StreamBody::new(ReceiverStream::new(receiver).map(|chunk| chunk.map(Frame::data)));
-    let mut response = Response::new(BodyExt::boxed_unsync(body));
-    let plain = header::HeaderValue::from_static("text/plain; charset=utf-8");
-    response.headers_mut().insert(header::CONTENT_TYPE, plain);
-    response
-}
-
-/// Gives the wanted lines to `emit` until it says stop.
-fn read_lines(path: &Path, options: &Options, mut emit: impl FnMut(Vec<u8>) -> bool) -> std::io::Result<()> {
-    let file = File::open(path)?;
-    let skip = match options.tail {
-        Some(tail) => count_lines(BufReader::new(file.try_clone()?))?.saturating_sub(tail),
-        None => 0,
-    };
-    let mut file = file;
-    std::io::Seek::rewind(&mut file)?;
-    let mut whole = 0;
-    let mut line = Vec::new();
-    let mut reader = BufReader::new(file);
-    let mut line_start = true;
-    loop {
-        line.clear();
-        if reader.by_ref().take(1 << 20).read_until(b'\n', &mut line)? == 0 {
-            return Ok(());
-        }
-        let Some((time, full, content)) = split_line(&line) else { continue };
-        let wanted = whole >= skip && options.since.is_none_or(|since| time.parse::<Timestamp>().is_ok_and(|t| t >= since));
-        whole += usize::from(full);
-        let begins = std::mem::replace(&mut line_start, full);
-        if !wanted {
-            continue;
-        }
-        let mut chunk = Vec::with_capacity(line.len());
-        if options.timestamps && begins {
-            chunk.extend_from_slice(time.as_bytes());
-            chunk.push(b' ');
-        }
-        chunk.extend_from_slice(content);
-        if full {
-            chunk.push(b'\n');
-        }
-        if !emit(chunk) {
-            return Ok(());
-        }
-    }
-}
-
-fn count_lines(mut reader: impl BufRead) -> std::io::Result<usize> {
-    let (mut count, mut line, mut open) = (0, Vec::new(), false);
-    while reader.read_until(b'\n', &mut line)? > 0 {
-        if let Some((_, full, _)) = split_line(&line) {
-            count += usize::from(full);
-            open = !full;
-        }
-        line.clear();
-    }
-    Ok(count + usize::from(open))
-}
-
-/// Time, whether the line is complete, content.
-fn split_line(line: &[u8]) -> Option<(&str, bool, &[u8])> {
-    let line = line.strip_suffix(b"\n").unwrap_or(line);
-    let mut parts = line.splitn(4, |b| *b == b' ');
-    let time = str::from_utf8(parts.next()?).ok()?;
-    parts.next()?;
-    let full = parts.next()?.first() == Some(&b'F');
-    Some((time, full, parts.next()?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn read(log: &str, query: &str) -> String {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("0.log");
-        std::fs::write(&path, log).unwrap();
-        let options = parse_query(query, Timestamp::from_second(100).unwrap()).unwrap();
-        let mut out = Vec::new();
-        read_lines(&path, &options, |chunk| {
-            out.extend(chunk);
-            true
-        })
-        .unwrap();
-        String::from_utf8(out).unwrap()
-    }
-
     #[test]
-    fn lines_are_joined_cut_and_stamped() {
-        let log = "1970-01-01T00:00:10.000000000Z stdout F one\n1970-01-01T00:01:30.000000000Z stdout P tw\n1970-01-01T00:01:30.000000000Z stdout F o\n1970-01-01T00:01:31.000000000Z stderr F three  x\n";
-        assert_eq!(read(log, ""), "one\ntwo\nthree  x\n");
-        assert_eq!(read(log, "tailLines=2"), "two\nthree  x\n");
-        assert_eq!(read(log, "tailLines=0"), "");
-        assert_eq!(read(log, "sinceSeconds=20"), "two\nthree  x\n");
-        assert_eq!(
-            read(log, "timestamps=true&tailLines=2"),
-            "1970-01-01T00:01:30.000000000Z two\n1970-01-01T00:01:31.000000000Z three  x\n"
-        );
-    }
-
-    #[test]
-    fn wrong_queries_are_refused() {
-        let now = Timestamp::UNIX_EPOCH;
+    fn all_options_are_read_and_wrong_ones_refused() {
+        let now = Timestamp::from_second(100).unwrap();
+        let all = "follow=true&previous=1&timestamps=true&tailLines=3&limitBytes=9&sinceTime=1970-01-01T00%3A00%3A10%2B00%3A00&stream=Stderr";
+        let filter = Filter {
+            follow: true,
+            timestamps: true,
+            tail: Some(3),
+            limit_bytes: Some(9),
+            since: Some(Timestamp::from_second(10).unwrap()),
+            only: Some("stderr"),
+        };
+        assert_eq!(parse_query(Some(all), now), Ok(Options { previous: true, filter }));
+        assert_eq!(parse_query(Some("tail=all&stream=All"), now), Ok(Options::default()));
         for (query, status) in [
             ("tailLines=x", StatusCode::BAD_REQUEST),
-            ("follow=true", StatusCode::NOT_IMPLEMENTED),
+            ("sinceTime=yesterday", StatusCode::BAD_REQUEST),
+            ("tailLines=-1", StatusCode::UNPROCESSABLE_ENTITY),
+            ("limitBytes=0", StatusCode::UNPROCESSABLE_ENTITY),
+            ("sinceSeconds=0", StatusCode::UNPROCESSABLE_ENTITY),
             ("sinceSeconds=1&sinceTime=1970-01-01T00:00:00Z", StatusCode::UNPROCESSABLE_ENTITY),
-            ("stream=Stderr", StatusCode::UNPROCESSABLE_ENTITY),
+            ("stream=Both", StatusCode::UNPROCESSABLE_ENTITY),
         ] {
-            assert_eq!(parse_query(query, now).unwrap_err().0, status, "{query}");
+            assert_eq!(parse_query(Some(query), now).unwrap_err().0, status, "{query}");
+        }
+    }
+
+    #[test]
+    fn a_container_without_a_log_says_why() {
+        let pod = |state: &str, count: u32| -> Pod {
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "web"},
+                "spec": {"containers": [{"name": "c"}, {"name": "late"}]},
+                "status": {"containerStatuses": [{
+                    "name": "c", "image": "", "imageID": "", "ready": false, "restartCount": count,
+                    "state": serde_json::from_str::<serde_json::Value>(state).unwrap(),
+                }]},
+            }))
+            .unwrap()
+        };
+        let waiting = |reason: &str| format!("{{\"waiting\": {{\"reason\": \"{reason}\"}}}}");
+        let choose = |state: &str, name: &str, previous| {
+            choose_attempt(&pod(state, 2), name, previous).map_err(|(status, text)| (status.as_u16(), text.trim_end().to_owned()))
+        };
+        let running = "{\"running\": {}}";
+        assert_eq!(choose(running, "c", false), Ok(2));
+        for (state, name, previous, status, text) in [
+            (
+                waiting("ContainerCreating").as_str(),
+                "c",
+                false,
+                400,
+                "container \"c\" in pod \"web\" is waiting to start: ContainerCreating",
+            ),
+            (
+                &waiting("ErrImagePull"),
+                "c",
+                false,
+                400,
+                "container \"c\" in pod \"web\" is waiting to start: image can't be pulled",
+            ),
+            (
+                &waiting("ImagePullBackOff"),
+                "c",
+                false,
+                400,
+                "container \"c\" in pod \"web\" is waiting to start: trying and failing to pull image",
+            ),
+            (&waiting(""), "c", false, 400, "container \"c\" in pod \"web\" is waiting to start - no logs yet"),
+            (running, "c", true, 400, "previous terminated container \"c\" in pod \"web\" not found"),
+            (running, "late", false, 400, "container \"late\" in pod \"web\" is not available"),
+            (running, "x", false, 404, "container \"x\" not found in pod \"web\""),
+        ] {
+            assert_eq!(choose(state, name, previous), Err((status, text.to_owned())));
         }
     }
 }

@@ -40,6 +40,8 @@ pub struct State {
     pub calls: Vec<(Instant, String)>,
     pub network_ready: bool,
     pub without_events: bool,
+    /// What exec, attach and port-forward answer.
+    pub streaming: String,
     behaviours: HashMap<String, VecDeque<Behaviour>>,
     failures: HashMap<String, VecDeque<Status>>,
     held: HashMap<String, bool>,
@@ -236,6 +238,11 @@ impl Drop for Busy {
     }
 }
 
+/// The streams of a call: `-o-t` is an output with a terminal.
+fn flags(stdin: bool, stdout: bool, stderr: bool, tty: bool) -> String {
+    [(stdin, 'i'), (stdout, 'o'), (stderr, 'e'), (tty, 't')].map(|(on, c)| if on { c } else { '-' }).into_iter().collect()
+}
+
 impl State {
     fn id(&mut self) -> String {
         self.next += 1;
@@ -250,6 +257,112 @@ impl State {
             container.finished_at = now;
             container.reason = if code == 0 { "Completed" } else { "Error" }.into();
         }
+    }
+
+    fn running_of(&self, sandbox: &str) -> Vec<&cri::ContainerStatus> {
+        let running = cri::ContainerState::ContainerRunning as i32;
+        self.containers.values().filter(|(s, c)| s == sandbox && c.state == running).map(|(_, c)| c).collect()
+    }
+
+    /// Every container uses a second and a half of a processor and 1000 bytes, every pod twice that.
+    fn stats(&self) -> Vec<cri::PodSandboxStats> {
+        let value = |value| Some(cri::UInt64Value { value });
+        let cpu = |ns| {
+            Some(cri::CpuUsage {
+                timestamp: 5_000_000_000,
+                usage_core_nano_seconds: value(ns),
+                usage_nano_cores: value(7),
+                psi: None,
+            })
+        };
+        let memory = |bytes| {
+            Some(cri::MemoryUsage {
+                timestamp: 5_000_000_000,
+                working_set_bytes: value(bytes),
+                rss_bytes: value(1),
+                ..Default::default()
+            })
+        };
+        let swap =
+            || Some(cri::SwapUsage { timestamp: 5_000_000_000, swap_usage_bytes: value(3), swap_available_bytes: value(4) });
+        let container = |c: &&cri::ContainerStatus| cri::ContainerStats {
+            attributes: Some(cri::ContainerAttributes {
+                id: c.id.clone(),
+                metadata: c.metadata.clone(),
+                labels: c.labels.clone(),
+                annotations: c.annotations.clone(),
+            }),
+            cpu: cpu(1_500_000_000),
+            memory: memory(1000),
+            swap: swap(),
+            writable_layer: Some(cri::FilesystemUsage { used_bytes: value(11), inodes_used: value(2), ..Default::default() }),
+            ..Default::default()
+        };
+        let interface =
+            cri::NetworkInterfaceUsage { name: "eth0".into(), rx_bytes: value(5), tx_bytes: value(6), ..Default::default() };
+        let pod = |s: &cri::PodSandboxStatus| cri::PodSandboxStats {
+            attributes: Some(cri::PodSandboxAttributes {
+                id: s.id.clone(),
+                metadata: s.metadata.clone(),
+                labels: s.labels.clone(),
+                annotations: s.annotations.clone(),
+            }),
+            linux: Some(cri::LinuxPodSandboxStats {
+                cpu: cpu(3_000_000_000),
+                memory: memory(2000),
+                network: Some(cri::NetworkUsage {
+                    timestamp: 5_000_000_000,
+                    default_interface: Some(interface.clone()),
+                    interfaces: vec![interface.clone()],
+                }),
+                process: Some(cri::ProcessUsage { timestamp: 5_000_000_000, process_count: value(4) }),
+                containers: self.running_of(&s.id).iter().map(container).collect(),
+                io: None,
+            }),
+            windows: None,
+        };
+        self.sandboxes.values().map(pod).collect()
+    }
+
+    fn metrics(&self) -> Vec<cri::PodSandboxMetrics> {
+        let metric = |name: &str, labels: Vec<String>, value| cri::Metric {
+            name: name.into(),
+            timestamp: 5_000_000_000,
+            metric_type: cri::MetricType::Counter.into(),
+            label_values: labels,
+            value: Some(cri::UInt64Value { value }),
+        };
+        let pod = |s: &cri::PodSandboxStatus| {
+            let meta = s.metadata.clone().unwrap_or_default();
+            let labels = |container: &str, image: &str| {
+                vec![
+                    meta.name.clone(),
+                    meta.namespace.clone(),
+                    container.to_owned(),
+                    format!("/kubepods/{container}"),
+                    image.to_owned(),
+                ]
+            };
+            let mut network = labels("POD", "");
+            network.push("eth0".into());
+            cri::PodSandboxMetrics {
+                pod_sandbox_id: s.id.clone(),
+                metrics: vec![metric("container_network_receive_bytes_total", network, 5)],
+                container_metrics: self
+                    .running_of(&s.id)
+                    .iter()
+                    .map(|c| {
+                        let labels = || labels(&c.metadata.as_ref().unwrap().name, "img:\"1\"");
+                        let metrics = vec![
+                            metric("container_processes", labels(), 2),
+                            metric("container_cpu_usage_seconds_total", labels(), 1),
+                        ];
+                        cri::ContainerMetrics { container_id: c.id.clone(), metrics }
+                    })
+                    .collect(),
+            }
+        };
+        self.sandboxes.values().map(pod).collect()
     }
 
     fn pod_of(&self, container: &str) -> Option<String> {
@@ -568,6 +681,76 @@ impl RuntimeService for FakeCri {
         Ok(Response::new(cri::ExecSyncResponse { stdout: b"said".to_vec(), stderr: Vec::new(), exit_code: code }))
     }
 
+    async fn exec(&self, request: Request<cri::ExecRequest>) -> Answer<cri::ExecResponse> {
+        let r = request.into_inner();
+        let detail = {
+            let label = self.lock().label(&r.container_id);
+            format!("{label} {} {}", flags(r.stdin, r.stdout, r.stderr, r.tty), r.cmd.join(" "))
+        };
+        self.enter("Exec", &detail, None).await?;
+        Ok(Response::new(cri::ExecResponse { url: self.lock().streaming.clone() }))
+    }
+
+    async fn attach(&self, request: Request<cri::AttachRequest>) -> Answer<cri::AttachResponse> {
+        let r = request.into_inner();
+        let detail = format!("{} {}", self.lock().label(&r.container_id), flags(r.stdin, r.stdout, r.stderr, r.tty));
+        self.enter("Attach", &detail, None).await?;
+        Ok(Response::new(cri::AttachResponse { url: self.lock().streaming.clone() }))
+    }
+
+    async fn port_forward(&self, request: Request<cri::PortForwardRequest>) -> Answer<cri::PortForwardResponse> {
+        self.enter("PortForward", &format!("{:?}", request.into_inner().port), None).await?;
+        Ok(Response::new(cri::PortForwardResponse { url: self.lock().streaming.clone() }))
+    }
+
+    async fn checkpoint_container(
+        &self,
+        request: Request<cri::CheckpointContainerRequest>,
+    ) -> Answer<cri::CheckpointContainerResponse> {
+        let r = request.into_inner();
+        let label = self.lock().label(&r.container_id);
+        self.enter("CheckpointContainer", &format!("{label} {}", r.timeout), None).await?;
+        Ok(Response::new(cri::CheckpointContainerResponse {}))
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        _: Request<cri::ListPodSandboxStatsRequest>,
+    ) -> Answer<cri::ListPodSandboxStatsResponse> {
+        Ok(Response::new(cri::ListPodSandboxStatsResponse { stats: self.lock().stats() }))
+    }
+
+    async fn list_container_stats(&self, _: Request<cri::ListContainerStatsRequest>) -> Answer<cri::ListContainerStatsResponse> {
+        let all = self.lock().stats();
+        let stats = all.into_iter().flat_map(|pod| pod.linux.unwrap_or_default().containers).collect();
+        Ok(Response::new(cri::ListContainerStatsResponse { stats }))
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<cri::ListMetricDescriptorsRequest>,
+    ) -> Answer<cri::ListMetricDescriptorsResponse> {
+        let keys = ["pod", "namespace", "container", "id", "image", "interface"].map(str::to_owned);
+        let descriptor = |name: &str, keys: &[String]| cri::MetricDescriptor {
+            name: name.into(),
+            help: "Of\na test".into(),
+            label_keys: keys.to_vec(),
+        };
+        let descriptors = vec![
+            descriptor("container_processes", &keys[..5]),
+            descriptor("container_cpu_usage_seconds_total", &keys[..5]),
+            descriptor("container_network_receive_bytes_total", &keys),
+        ];
+        Ok(Response::new(cri::ListMetricDescriptorsResponse { descriptors }))
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<cri::ListPodSandboxMetricsRequest>,
+    ) -> Answer<cri::ListPodSandboxMetricsResponse> {
+        Ok(Response::new(cri::ListPodSandboxMetricsResponse { pod_metrics: self.lock().metrics() }))
+    }
+
     type GetContainerEventsStream = AnswerStream<cri::ContainerEventResponse>;
 
     async fn get_container_events(&self, _: Request<cri::GetEventsRequest>) -> Answer<Self::GetContainerEventsStream> {
@@ -588,19 +771,11 @@ impl RuntimeService for FakeCri {
         stream_pod_sandboxes(StreamPodSandboxesRequest) -> Self::StreamPodSandboxesStream;
         stream_containers(StreamContainersRequest) -> Self::StreamContainersStream;
         reopen_container_log(ReopenContainerLogRequest) -> cri::ReopenContainerLogResponse;
-        exec(ExecRequest) -> cri::ExecResponse;
-        attach(AttachRequest) -> cri::AttachResponse;
-        port_forward(PortForwardRequest) -> cri::PortForwardResponse;
         container_stats(ContainerStatsRequest) -> cri::ContainerStatsResponse;
-        list_container_stats(ListContainerStatsRequest) -> cri::ListContainerStatsResponse;
         stream_container_stats(StreamContainerStatsRequest) -> Self::StreamContainerStatsStream;
         pod_sandbox_stats(PodSandboxStatsRequest) -> cri::PodSandboxStatsResponse;
-        list_pod_sandbox_stats(ListPodSandboxStatsRequest) -> cri::ListPodSandboxStatsResponse;
         stream_pod_sandbox_stats(StreamPodSandboxStatsRequest) -> Self::StreamPodSandboxStatsStream;
         update_runtime_config(UpdateRuntimeConfigRequest) -> cri::UpdateRuntimeConfigResponse;
-        checkpoint_container(CheckpointContainerRequest) -> cri::CheckpointContainerResponse;
-        list_metric_descriptors(ListMetricDescriptorsRequest) -> cri::ListMetricDescriptorsResponse;
-        list_pod_sandbox_metrics(ListPodSandboxMetricsRequest) -> cri::ListPodSandboxMetricsResponse;
         stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest) -> Self::StreamPodSandboxMetricsStream;
         update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest) -> cri::UpdatePodSandboxResourcesResponse;
     }
@@ -629,12 +804,23 @@ impl ImageService for FakeCri {
         Ok(Response::new(cri::PullImageResponse { image_ref: format!("sha256:{name}") }))
     }
 
+    async fn image_fs_info(&self, _: Request<cri::ImageFsInfoRequest>) -> Answer<cri::ImageFsInfoResponse> {
+        let usage = |used| cri::FilesystemUsage {
+            fs_id: Some(cri::FilesystemIdentifier { mountpoint: "/".into() }),
+            used_bytes: Some(cri::UInt64Value { value: used }),
+            ..Default::default()
+        };
+        Ok(Response::new(cri::ImageFsInfoResponse {
+            image_filesystems: vec![usage(1000)],
+            container_filesystems: vec![usage(2000)],
+        }))
+    }
+
     type StreamImagesStream = AnswerStream<cri::StreamImagesResponse>;
 
     not_faked! {
         list_images(ListImagesRequest) -> cri::ListImagesResponse;
         stream_images(StreamImagesRequest) -> Self::StreamImagesStream;
         remove_image(RemoveImageRequest) -> cri::RemoveImageResponse;
-        image_fs_info(ImageFsInfoRequest) -> cri::ImageFsInfoResponse;
     }
 }

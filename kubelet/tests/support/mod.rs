@@ -95,6 +95,15 @@ impl Node {
         get(&self.path("kubelet.sock"), path).await
     }
 
+    /// Waits until the API answers.
+    pub async fn wait_socket(&self) {
+        let limit = std::time::Instant::now() + Duration::from_secs(30);
+        while UnixStream::connect(self.path("kubelet.sock")).await.is_err() {
+            assert!(std::time::Instant::now() < limit, "the socket does not open");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// The pod of a name as the API has it.
     pub async fn pod(&self, name: &str) -> Option<serde_json::Value> {
         let (code, body) = self.get("/pods").await;
@@ -148,11 +157,75 @@ pub async fn get(socket: &Path, path: &str) -> (u16, String) {
     let mut stream = UnixStream::connect(socket).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    parse_answer(&answer)
+}
+
+/// Status code and body, joined from its chunks where it came in some.
+pub fn parse_answer(answer: &[u8]) -> (u16, String) {
+    let answer = String::from_utf8_lossy(answer);
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer:?}"));
     let code = head.split(' ').nth(1).unwrap().parse().unwrap();
-    (code, body.to_owned())
+    if !head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+        return (code, body.to_owned());
+    }
+    let (mut rest, mut whole) = (body, String::new());
+    while let Some((length, after)) = rest.split_once("\r\n") {
+        let length = usize::from_str_radix(length, 16).unwrap();
+        if length == 0 {
+            break;
+        }
+        whole.push_str(&after[..length]);
+        rest = &after[length + 2..];
+    }
+    (code, whole)
+}
+
+/// Believes any server: the tests look at certificates themselves.
+#[derive(Debug)]
+pub struct AnyCertificate(pub std::sync::Arc<rustls::crypto::CryptoProvider>);
+
+mod any_certificate {
+    use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+    use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
+    use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+    use rustls::{DigitallySignedStruct, Error, SignatureScheme};
+
+    impl ServerCertVerifier for super::AnyCertificate {
+        fn verify_server_cert(
+            &self,
+            _: &CertificateDer<'_>,
+            _: &[CertificateDer<'_>],
+            _: &ServerName<'_>,
+            _: &[u8],
+            _: UnixTime,
+        ) -> Result<ServerCertVerified, Error> {
+            Ok(ServerCertVerified::assertion())
+        }
+
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.0.signature_verification_algorithms.supported_schemes()
+        }
+    }
 }
 
 /// A pod with one container `c`.
