@@ -1,9 +1,11 @@
 //! A cgroup of the sandbox's own in every hierarchy, and a view of /sys/fs/cgroup that starts there.
 //!
-//! Names are `berth-test-<pid>-<start time>` of the process outside, so that a later run can tell and remove what a killed one left.
+//! Names are `berth-test-<pid>-<start time>` of the process outside, which also holds a lock on each folder: a later run removes
+//! what nobody holds and no process of that name is behind. A pid says nothing across PID namespaces; the lock does.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::time::Duration;
@@ -27,6 +29,8 @@ struct Hierarchy {
 pub struct CgroupTree {
     name: String,
     hierarchies: Vec<Hierarchy>,
+    /// Say to other test runs that this one lives.
+    _locks: Vec<File>,
 }
 
 impl CgroupTree {
@@ -53,10 +57,11 @@ impl CgroupTree {
                 }
             }
         }
-        let tree = Self { name, hierarchies };
+        let mut tree = Self { name, hierarchies, _locks: Vec::new() };
         for hierarchy in &tree.hierarchies {
             let dir = hierarchy.at.join(&tree.name);
-            fs::create_dir_all(&dir).map_err(|e| io::Error::other(format!("make cgroup {}: {e}", dir.display())))?;
+            let lock = claim(&dir).map_err(|e| io::Error::other(format!("make cgroup {}: {e}", dir.display())))?;
+            tree._locks.push(lock);
             // A new cpuset is empty and takes no process until it has CPUs and memory.
             for file in ["cpuset.cpus", "cpuset.mems"] {
                 if !hierarchy.v2 && dir.join(file).exists() {
@@ -110,6 +115,21 @@ impl Drop for CgroupTree {
             remove_tree(&hierarchy.at.join(&self.name));
         }
     }
+}
+
+/// Makes the folder if need be, and locks it. Another run may be removing it meanwhile: it is made again then.
+fn claim(dir: &Path) -> io::Result<File> {
+    for _ in 0..1000 {
+        fs::create_dir_all(dir)?;
+        if let Ok(folder) = File::open(dir)
+            && folder.try_lock().is_ok()
+            && fs::metadata(dir).is_ok_and(|now| folder.metadata().is_ok_and(|held| held.ino() == now.ino()))
+        {
+            return Ok(folder);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Err(io::ErrorKind::ResourceBusy.into())
 }
 
 fn join(dir: &Path) -> io::Result<()> {
@@ -166,8 +186,10 @@ fn remove_stale(hierarchy: &Hierarchy) {
         let (Some(pid), Some(started)) = (parts.next(), parts.next()) else {
             continue;
         };
+        // Held while it is removed: whoever wants it meanwhile waits.
+        let Ok(folder) = File::open(&dir) else { continue };
         let alive = pid.parse().ok().and_then(start_time).is_some_and(|time| time.to_string() == started);
-        if !alive {
+        if !alive && folder.try_lock().is_ok() {
             remove_tree(&dir);
         }
     }
@@ -226,6 +248,23 @@ mod tests {
                 ("/sys/fs/cgroup/unified", true, ""),
             ]
         );
+    }
+
+    #[test]
+    fn what_somebody_holds_is_not_removed_though_no_process_here_has_its_name() {
+        let tree = tempfile::tempdir().unwrap();
+        let hierarchy = Hierarchy { at: tree.path().into(), v2: false, options: String::new() };
+        // No process has this pid: it stands for one of another PID namespace.
+        let dir = tree.path().join(format!("{PREFIX}4000000000-1-0"));
+        let own = tree.path().join(format!("{PREFIX}{}-{}-0", process::id(), start_time(process::id()).unwrap()));
+        fs::create_dir(&own).unwrap();
+        let lock = claim(&dir).unwrap();
+        remove_stale(&hierarchy);
+        assert!(dir.exists() && own.exists());
+        drop(lock);
+        remove_stale(&hierarchy);
+        assert!(!dir.exists(), "nobody holds it any more");
+        assert!(own.exists(), "its process lives");
     }
 
     #[test]
