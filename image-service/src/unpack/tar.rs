@@ -4,7 +4,13 @@
 //! Own code instead of a crate's because a layer's names are bytes, its extended attributes may hold anything, and
 //! both readings of a doubtful size (PAX record against header) must be the same one that the digest was made of.
 
+mod header;
+mod pax;
+
 use std::io::{self, Read};
+
+use header::{field, header_path, number, signed, until_nul};
+use pax::{Pax, PaxSparse};
 
 const BLOCK: usize = 512;
 /// PAX records and GNU long names larger than this are refused.
@@ -324,172 +330,6 @@ impl<R: Read> TarReader<R> {
         self.position += BLOCK as u64;
         Ok(true)
     }
-}
-
-/// One `x` header's records.
-#[derive(Default)]
-struct Pax {
-    path: Option<Vec<u8>>,
-    link: Option<Vec<u8>>,
-    size: Option<u64>,
-    uid: Option<u32>,
-    gid: Option<u32>,
-    mtime: Option<(i64, u32)>,
-    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    sparse: Option<PaxSparse>,
-}
-
-#[derive(Default)]
-struct PaxSparse {
-    name: Option<Vec<u8>>,
-    real_size: Option<u64>,
-    numbers: Vec<u64>,
-    map_in_data: bool,
-}
-
-impl Pax {
-    fn parse(mut data: &[u8]) -> io::Result<Pax> {
-        let mut pax = Pax::default();
-        while !data.is_empty() && data[0] != 0 {
-            let (key, value, rest) = record(data).ok_or_else(|| invalid("a PAX record is malformed"))?;
-            pax.set(key, value)?;
-            data = rest;
-        }
-        Ok(pax)
-    }
-
-    fn set(&mut self, key: &[u8], value: &[u8]) -> io::Result<()> {
-        let bad = || invalid(format!("PAX record {:?} has a bad value", String::from_utf8_lossy(key)));
-        if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-            self.xattrs.push((name.to_vec(), value.to_vec()));
-            return Ok(());
-        }
-        if value.is_empty() {
-            return Ok(());
-        }
-        match key {
-            b"path" => self.path = Some(until_nul(value).to_vec()),
-            b"linkpath" => self.link = Some(until_nul(value).to_vec()),
-            b"size" => self.size = Some(decimal(value).ok_or_else(bad)?),
-            b"uid" => self.uid = Some(decimal(value).and_then(|id| u32::try_from(id).ok()).ok_or_else(bad)?),
-            b"gid" => self.gid = Some(decimal(value).and_then(|id| u32::try_from(id).ok()).ok_or_else(bad)?),
-            b"mtime" => self.mtime = Some(time(value).ok_or_else(bad)?),
-            _ => {
-                if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
-                    return self.set_sparse(key, value).ok_or_else(bad);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn set_sparse(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
-        let sparse = self.sparse.get_or_insert_default();
-        match key {
-            b"name" => sparse.name = Some(value.to_vec()),
-            b"size" | b"realsize" => sparse.real_size = Some(decimal(value)?),
-            b"offset" | b"numbytes" => sparse.numbers.push(decimal(value)?),
-            b"map" => sparse.numbers = value.split(|&byte| byte == b',').map(decimal).collect::<Option<_>>()?,
-            b"major" => sparse.map_in_data = decimal(value)? == 1,
-            _ => {}
-        }
-        Some(())
-    }
-}
-
-/// `length key=value\n`.
-fn record(data: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
-    let space = data.iter().position(|&byte| byte == b' ')?;
-    let length = usize::try_from(decimal(&data[..space])?).ok()?;
-    let body = data.get(space + 1..length)?;
-    let body = body.strip_suffix(b"\n")?;
-    let equals = body.iter().position(|&byte| byte == b'=')?;
-    Some((&body[..equals], &body[equals + 1..], &data[length..]))
-}
-
-fn decimal(text: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(text).ok()?;
-    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    text.parse().ok()
-}
-
-/// Seconds with an optional fraction, possibly negative.
-fn time(text: &[u8]) -> Option<(i64, u32)> {
-    let text = std::str::from_utf8(text).ok()?;
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let (negative, whole) = match whole.strip_prefix('-') {
-        Some(whole) => (true, whole),
-        None => (false, whole),
-    };
-    let seconds = i64::try_from(decimal(whole.as_bytes())?).ok()?;
-    let mut nanos = 0u32;
-    for at in 0..9 {
-        let digit = match fraction.as_bytes().get(at) {
-            Some(digit @ b'0'..=b'9') => u32::from(digit - b'0'),
-            Some(_) => return None,
-            None => 0,
-        };
-        nanos = nanos * 10 + digit;
-    }
-    Some(match (negative, nanos) {
-        (false, _) => (seconds, nanos),
-        (true, 0) => (-seconds, 0),
-        (true, _) => (-seconds - 1, 1_000_000_000 - nanos),
-    })
-}
-
-fn header_path(block: &[u8; BLOCK]) -> Vec<u8> {
-    let name = until_nul(&block[..100]);
-    // GNU's magic is "ustar  " and its archives have other things where the prefix would be.
-    if &block[257..263] == b"ustar\0" {
-        let prefix = until_nul(&block[345..500]);
-        if !prefix.is_empty() {
-            return [prefix, b"/", name].concat();
-        }
-    }
-    name.to_vec()
-}
-
-fn until_nul(bytes: &[u8]) -> &[u8] {
-    bytes.split(|&byte| byte == 0).next().unwrap_or_default()
-}
-
-fn field(bytes: &[u8], name: &str) -> io::Result<u32> {
-    number(bytes)
-        .and_then(|value| u32::try_from(value).ok())
-        .ok_or_else(|| invalid(format!("header field {name} is not a number that fits")))
-}
-
-fn number(bytes: &[u8]) -> Option<u64> {
-    signed(bytes).and_then(|value| u64::try_from(value).ok())
-}
-
-/// Octal text, or base 256 when the first bit is set.
-fn signed(bytes: &[u8]) -> Option<i64> {
-    if bytes[0] & 0x80 != 0 {
-        let negative = bytes[0] & 0x40 != 0;
-        let mut value: i128 = if negative { -1 } else { 0 };
-        for (at, &byte) in bytes.iter().enumerate() {
-            let byte = match (at, negative) {
-                (0, false) => byte & 0x7f,
-                _ => byte,
-            };
-            value = (value << 8) | i128::from(byte);
-        }
-        return i64::try_from(value).ok();
-    }
-    let text = bytes.iter().copied().skip_while(|byte| matches!(byte, b' ' | 0));
-    let mut value = 0i64;
-    for byte in text {
-        match byte {
-            b'0'..=b'7' => value = value.checked_mul(8)?.checked_add(i64::from(byte - b'0'))?,
-            b' ' | 0 => break,
-            _ => return None,
-        }
-    }
-    Some(value)
 }
 
 fn push_chunks(chunks: &mut Vec<(u64, u64)>, bytes: &[u8]) -> io::Result<()> {
