@@ -67,6 +67,23 @@ pub(crate) struct ContainerFacts {
     pub(crate) cgroup: String,
 }
 
+#[cfg(test)]
+impl ContainerFacts {
+    /// Of a container made as `spec` says, with nothing else about it.
+    pub(crate) fn of(spec: ContainerSpec) -> Self {
+        Self {
+            spec,
+            image_id: String::new(),
+            image_name: String::new(),
+            image_ref: String::new(),
+            user: RunUser::default(),
+            stop_signal: 15,
+            log_path: String::new(),
+            cgroup: String::new(),
+        }
+    }
+}
+
 /// How a container ended.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Exit {

@@ -18,7 +18,7 @@ use berth_shim::protocol::{ExternalRuntime, Runner};
 use serde::Deserialize;
 
 use crate::config::RuntimeHandler;
-use crate::error::{Error, file, invalid};
+use crate::error::{Error, invalid};
 use crate::server::Features;
 
 /// The name under which the built-in handler may also be asked for.
@@ -78,13 +78,12 @@ impl Handlers {
 
     /// Whether a pod may ask for this handler: it is configured and its program is there.
     pub(crate) fn check(&self, name: &str) -> Result<(), Error> {
-        match self.external(name)? {
-            Some(handler) => {
-                let runs = rustix::fs::access(&handler.path, rustix::fs::Access::EXEC_OK);
-                runs.map_err(|errno| file("run the OCI runtime", &handler.path)(errno.into()))
-            }
-            None => Ok(()),
-        }
+        self.external(name)?.map_or(Ok(()), runs)
+    }
+
+    /// What is wrong with the programs. One that is installed later is used then.
+    pub(crate) fn missing(&self) -> impl Iterator<Item = Error> {
+        self.table.values().filter_map(|handler| runs(handler).err())
     }
 
     /// Who makes the containers of a pod. `folder` is the pod's own, for the runtime's state.
@@ -121,6 +120,14 @@ impl Handlers {
     fn known(&self, name: &str) -> Option<Features> {
         self.features.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied()
     }
+}
+
+/// Whether a handler's program is there and may be run.
+fn runs(handler: &RuntimeHandler) -> Result<(), Error> {
+    rustix::fs::access(&handler.path, rustix::fs::Access::EXEC_OK).map_err(|errno| Error::Runtime {
+        name: handler.name.clone(),
+        reason: format!("its program {} can not be run: {}", handler.path.display(), std::io::Error::from(errno)),
+    })
 }
 
 /// Runs `PATH [ARGS] features` and returns what it prints. Blocking.
@@ -231,7 +238,10 @@ mod tests {
         let handlers = Handlers::new(&[handler("runc", "/nowhere/runc")]).unwrap();
         assert!(handlers.check("").is_ok() && handlers.check("berth").is_ok());
         assert!(handlers.check("kata").unwrap_err().to_string().contains("no runtime for \"kata\" is configured"));
-        assert!(crate::error::text(&handlers.check("runc").unwrap_err()).contains("/nowhere/runc"));
+        let refused = crate::error::text(&handlers.check("runc").unwrap_err());
+        assert!(refused.contains("OCI runtime runc: its program /nowhere/runc"), "{refused}");
+        assert_eq!(handlers.missing().map(|e| e.to_string()).collect::<Vec<_>>(), [refused]);
+        assert_eq!(Handlers::new(&[handler("sh", "/bin/sh")]).unwrap().missing().count(), 0);
     }
 
     #[test]

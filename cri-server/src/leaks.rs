@@ -204,21 +204,20 @@ impl Seen {
     }
 
     /// Cgroups below the kubelet's, of pods that are not on record any more. Other runtimes have theirs there too, under the same
-    /// names, so only those without a process count: a container of theirs has one for as long as it has a cgroup.
+    /// names, and so have other instances: only those without a process count, in a pod none of whose cgroups has one. The
+    /// cgroup of an ended container stays until it is removed, beside that of its pod's shim.
     fn forgotten(&mut self, ground: &Ground, searched: &BTreeSet<String>) {
         let mut pending: Vec<(String, usize)> = KUBEPODS.map(|top| (top.to_owned(), 0)).into();
         while let Some((parent, depth)) = pending.pop() {
-            for name in ground.cgroups.children(&parent) {
-                let path = format!("{parent}/{name}");
-                match Cgroups::id_of(&name) {
-                    Some(id) if !searched.contains(&parent) && ground.cgroups.is_idle(&path) => {
-                        self.known.push((id.to_owned(), format!("cgroup {path}")));
-                    }
-                    Some(_) => {}
-                    // The class, the pod, its containers.
-                    None if depth < 2 => pending.push((path, depth + 1)),
-                    None => {}
-                }
+            let leaves = ground.leaves(&parent);
+            let path = |name: &str| format!("{parent}/{name}");
+            if !searched.contains(&parent) && leaves.iter().all(|(_, name)| ground.cgroups.is_idle(&path(name))) {
+                self.known.extend(leaves.into_iter().map(|(id, name)| (id, format!("cgroup {}", path(&name)))));
+            }
+            // The class, the pod, its containers.
+            if depth < 2 {
+                let inner = ground.cgroups.children(&parent).into_iter().filter(|name| Cgroups::id_of(name).is_none());
+                pending.extend(inner.map(|name| (path(&name), depth + 1)));
             }
         }
     }
@@ -297,6 +296,7 @@ mod tests {
             &format!("kubepods/burstable/podu/{}", id("a")),
             &format!("kubepods/podv/{}", id("b")),
             &scope,
+            &format!("kubepods/podv/{}", id("d")),
             "kubepods/podv/other",
         ] {
             std::fs::create_dir_all(tree.path().join(folder)).unwrap();

@@ -60,6 +60,9 @@ impl CriServer {
     /// Recovers from the records and the living shims, starts the streaming server, and is ready to serve.
     pub async fn start(config: Config) -> Result<Self, Error> {
         let server = Arc::new(Server::open(config).await?);
+        for problem in server.handlers.missing() {
+            tracing::warn!(error = %problem, "pods with this handler are refused until its program is there");
+        }
         recover::recover(&server).await?;
         server.images.start_reaper();
         streaming::listen(&server).await?;

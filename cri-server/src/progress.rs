@@ -132,13 +132,18 @@ impl Progress {
 
     /// A step begins; it ends when the value is dropped.
     pub(crate) fn begin(self: &Arc<Self>, subject: &str, step: Step, object: impl Into<String>) -> Under {
+        self.begin_within(subject, step, object, self.limit(step))
+    }
+
+    /// [`Self::begin`] of a step whose limit the client has set.
+    pub(crate) fn begin_within(self: &Arc<Self>, subject: &str, step: Step, object: impl Into<String>, limit: Duration) -> Under {
         let active = Active {
             subject: subject.to_owned(),
             step,
             object: object.into(),
             since: crate::clock::now_ns(),
             begun: Instant::now(),
-            limit: self.limit(step),
+            limit,
             told: false,
         };
         let mut inner = self.lock();

@@ -513,16 +513,7 @@ mod tests {
             started_at,
             resources: Default::default(),
             exit,
-            facts: crate::board::ContainerFacts {
-                spec: Default::default(),
-                image_id: String::new(),
-                image_name: String::new(),
-                image_ref: String::new(),
-                user: Default::default(),
-                stop_signal: 15,
-                log_path: String::new(),
-                cgroup: String::new(),
-            },
+            facts: crate::board::ContainerFacts::of(Default::default()),
         }
     }
 

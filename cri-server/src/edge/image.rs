@@ -121,6 +121,7 @@ impl ImageService for ImageEdge {
             registry_token: &auth.registry_token,
         })
         .map_err(|e| status(&e))?;
+        let begun = std::time::Instant::now();
         let pull = self.server.images.pull(&reference, credentials);
         let pulled = match limit {
             Some(limit) => match tokio::time::timeout(limit, pull).await {
@@ -130,12 +131,15 @@ impl ImageService for ImageEdge {
             None => pull.await,
         };
         let id = pulled.map_err(|e| status(&e))?;
+        let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(image = name, %id, took_ms, "image pulled");
         Ok(Response::new(v1::PullImageResponse { image_ref: id.to_string() }))
     }
 
     async fn remove_image(&self, request: Request<v1::RemoveImageRequest>) -> Result<Response<v1::RemoveImageResponse>, Status> {
         let name = name(request.into_inner().image)?;
         self.server.images.remove(&name).await.map_err(|e| status(&e))?;
+        tracing::info!(image = name, "image removed");
         Ok(Response::new(v1::RemoveImageResponse {}))
     }
 

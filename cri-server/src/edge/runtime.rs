@@ -318,9 +318,10 @@ impl RuntimeService for RuntimeEdge {
         request: Request<v1::CheckpointContainerRequest>,
     ) -> Answer<v1::CheckpointContainerResponse> {
         let request = request.into_inner();
-        let limit = u64::try_from(request.timeout).map_err(|_| invalid("timeout", "negative"))?;
-        let limit = (limit > 0).then(|| Duration::from_secs(limit));
-        checkpoint::run(&self.server, &request.container_id, &request.location, limit).await?;
+        let view = self.container(&request.container_id)?;
+        let wanted = Box::new(checkpoint::Wanted::parse(&view, &request.location, request.timeout)?);
+        let op = |reply| Op::Checkpoint { id: view.id.clone(), wanted, reply };
+        reply(owner::submit(&self.server, &view.sandbox, op).await)?;
         Ok(Response::new(v1::CheckpointContainerResponse {}))
     }
 

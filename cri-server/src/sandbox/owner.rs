@@ -12,6 +12,7 @@ use super::run;
 use super::state::{Change, Done, Event, Machine, Op, Outbox, Reply, Task};
 use crate::Server;
 use crate::board::{ContainerView, SandboxView};
+use crate::checkpoint;
 use crate::container;
 use crate::error::{Error, Shared};
 use crate::id::{ContainerId, SandboxId};
@@ -166,7 +167,7 @@ pub(crate) async fn own(server: Arc<Server>, mut machine: Machine, mail: Mail, m
             server.progress.over(id.as_str());
         }
         for (id, change) in &out.events {
-            tracing::debug!(sandbox = %machine.id, pod = machine.spec.metadata.name, id, ?change, "lifecycle");
+            report(&machine, id, *change);
             server.events.announce(&server.board, || sandbox_view(&machine, &server), id, *change);
             if *change == Change::Stopped {
                 nri::stopped(&server, id);
@@ -196,6 +197,35 @@ pub(crate) async fn own(server: Arc<Server>, mut machine: Machine, mail: Mail, m
             }
             return;
         }
+    }
+}
+
+/// One line for each step of a pod's or container's life.
+fn report(machine: &Machine, id: &str, change: Change) {
+    let m = &machine.spec.metadata;
+    let pod = format_args!("{}/{}", m.namespace, m.name);
+    if id == machine.id.as_str() {
+        match change {
+            // Both at once, for clients.
+            Change::Created => {}
+            Change::Started => tracing::info!(%pod, sandbox = id, attempt = m.attempt, "pod sandbox runs"),
+            Change::Stopped => tracing::info!(%pod, sandbox = id, "pod sandbox stopped"),
+            Change::Deleted => tracing::info!(%pod, sandbox = id, "pod sandbox removed"),
+        }
+        return;
+    }
+    let container = machine.containers.get(&ContainerId::from(id));
+    let name = container.map_or("", |c| c.name());
+    match (change, container.and_then(|c| c.exit())) {
+        (Change::Created, _) => tracing::info!(%pod, name, container = id, sandbox = %machine.id, "container created"),
+        (Change::Started, _) => {
+            tracing::info!(%pod, name, container = id, pid = container.and_then(|c| c.pid), "container started");
+        }
+        (Change::Stopped, Some(exit)) => {
+            tracing::info!(%pod, name, container = id, code = exit.code, reason = exit.reason, "container exited");
+        }
+        (Change::Stopped, None) => tracing::info!(%pod, name, container = id, "container exited"),
+        (Change::Deleted, _) => tracing::info!(%pod, container = id, "container removed"),
     }
 }
 
@@ -301,6 +331,7 @@ impl About {
             Task::Delete { id, .. } => ("RemoveContainer", Some(id)),
             Task::Update { id, .. } => ("UpdateContainerResources", Some(id)),
             Task::ReopenLog { id, .. } => ("ReopenContainerLog", Some(id)),
+            Task::Checkpoint { id, .. } => ("CheckpointContainer", Some(id)),
             Task::Bury { .. } => ("burial", None),
             Task::TearDown { .. } | Task::Erase if machine.remains() => (UNDO, None),
             Task::TearDown { .. } | Task::KillShim { .. } => ("StopPodSandbox", None),
@@ -335,7 +366,14 @@ async fn perform(server: Arc<Server>, about: About, changes: bool, work: impl Fu
     };
     let Some(done) = done else { return server.progress.succeeded(&about.subject, about.operation) };
     match done.error() {
-        Some(error) => server.progress.failed(&about.subject, about.name, about.operation, error),
+        Some(error) => {
+            // The client may have hung up long ago. Signals are tried again many times.
+            if !matches!(done, Done::Signalled { .. }) {
+                let text = crate::error::text(error);
+                tracing::warn!(pod = about.name, operation = about.operation, id = about.subject, error = text, "failed");
+            }
+            server.progress.failed(&about.subject, about.name, about.operation, error);
+        }
         None => server.progress.succeeded(&about.subject, about.operation),
     }
     let _ = mail.send(Event::Done(done, pass));
@@ -385,6 +423,10 @@ async fn work(
         Task::ReopenLog { id: container, reply, live } => {
             let _ = reply.send(container::control::reopen_log(&live, &container).await.map_err(Arc::new));
             return None;
+        }
+        Task::Checkpoint { id: container, wanted, cut, reply } => {
+            let result = checkpoint::run(&server, &container, &wanted, cut).await;
+            Done::Checkpointed { id: container, reply, result }
         }
         Task::Resize { spec, reply, live } => {
             let result = match nri::update_pod(&server, &id, &spec).await {

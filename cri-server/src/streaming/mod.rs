@@ -2,6 +2,7 @@
 //! here; processes and namespaces are others' business.
 
 mod forward;
+mod goodbye;
 mod http;
 mod inbox;
 mod legacy;

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::goodbye::goodbye;
 use super::inbox::{Feeder, Inbox, Pool, Push, inbox};
 use super::sha1::sha1;
 use super::wire::Peer;
@@ -27,10 +28,6 @@ const QUEUE: usize = 32;
 const ANSWERS: usize = 64;
 /// Clients give a connection up when no pong came for a minute; the answer to a ping behind data that has no room comes unasked.
 const LOOK: Duration = Duration::from_secs(5);
-/// A connection that is being closed ends when nothing more could be sent for that long.
-const STUCK: Duration = Duration::from_secs(30);
-/// How long the peer may take to answer our goodbye.
-const GOODBYE: Duration = Duration::from_secs(5);
 /// Close codes.
 const NORMAL: u16 = 1000;
 
@@ -135,24 +132,17 @@ impl WebSocket {
     /// peer's answer is awaited.
     pub(super) async fn close(mut self) {
         let sent = self.out.clone();
-        let goodbye = async {
+        let written = self.written.clone();
+        let Self { incoming, reader, writer, .. } = &mut self;
+        let send = async {
             let _ = sent.send(Message { opcode: CLOSE, payload: NORMAL.to_be_bytes().to_vec().into() }).await;
-            let _ = (&mut self.writer).await;
+            let _ = writer.await;
         };
-        tokio::pin!(goodbye);
-        let mut seen = self.written.load(Ordering::Acquire);
-        while tokio::time::timeout(STUCK, &mut goodbye).await.is_err() {
-            let now = self.written.load(Ordering::Acquire);
-            if now == seen {
-                return;
-            }
-            seen = now;
-        }
         let answer = async {
-            while self.incoming.recv().await.is_some() {}
-            let _ = (&mut self.reader).await;
+            while incoming.recv().await.is_some() {}
+            let _ = reader.await;
         };
-        let _ = tokio::time::timeout(GOODBYE, answer).await;
+        goodbye(&written, send, answer).await;
     }
 }
 

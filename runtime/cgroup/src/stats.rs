@@ -145,13 +145,21 @@ pub struct PressureLine {
     pub total_ns: u64,
 }
 
-impl Cgroup {
-    /// Reads what the cgroup uses. A cgroup that is gone uses nothing.
-    pub fn stats(&self) -> Result<Stats> {
-        let mut stats = Stats::default();
+impl Stats {
+    /// Of a cgroup that uses nothing and may use all.
+    fn unlimited() -> Self {
+        let mut stats = Self::default();
         stats.memory.limit = u64::MAX;
         stats.memory.swap_limit = u64::MAX;
         stats.pids.limit = u64::MAX;
+        stats
+    }
+}
+
+impl Cgroup {
+    /// Reads what the cgroup uses. A cgroup that is gone uses nothing.
+    pub fn stats(&self) -> Result<Stats> {
+        let mut stats = Stats::unlimited();
         if self.is_v2() {
             if let Some(dir) = self.v2_dir() {
                 v2::read(dir, &mut stats)?;
@@ -166,10 +174,7 @@ impl Cgroup {
     /// Reads what CRI's statistics tell, which kubelets ask for again and again: processor time in all, memory and swap in use, faults, limits and
     /// pressure. The rest of the numbers stays at the default: reading it would cost four times as much.
     pub fn brief_stats(&self) -> Result<Stats> {
-        let mut stats = Stats::default();
-        stats.memory.limit = u64::MAX;
-        stats.memory.swap_limit = u64::MAX;
-        stats.pids.limit = u64::MAX;
+        let mut stats = Stats::unlimited();
         if self.is_v2() {
             if let Some(dir) = self.v2_dir() {
                 v2::read_brief(dir, &mut stats)?;

@@ -35,6 +35,7 @@ impl Machine {
             out.events.push((id.as_str().into(), Change::Stopped));
             out.changed.push(id.clone());
         }
+        self.tell_stop(out);
         self.goal = self.goal.max(Goal::Stop);
         if let Lifecycle::Burying(live) = std::mem::replace(&mut self.lifecycle, Lifecycle::NotReady(None)) {
             self.lifecycle = Lifecycle::NotReady(Some(live));
@@ -65,7 +66,7 @@ impl Machine {
     pub(super) fn advance(&mut self, out: &mut Outbox) {
         for (id, container) in &mut self.containers {
             let wanted = !container.removers.is_empty();
-            if wanted && !container.deleting && matches!(container.phase, Phase::Exited(_)) {
+            if wanted && container.may_be_deleted() && matches!(container.phase, Phase::Exited(_)) {
                 container.deleting = true;
                 let live = match &self.lifecycle {
                     Lifecycle::Ready(live) => Some(live.clone()),
@@ -110,7 +111,7 @@ impl Machine {
     /// Removes the containers, then the sandbox itself.
     pub(super) fn erase(&mut self, out: &mut Outbox) {
         for (id, container) in &mut self.containers {
-            if !container.deleting && !matches!(container.phase, Phase::Creating) {
+            if container.may_be_deleted() && !matches!(container.phase, Phase::Creating) {
                 container.deleting = true;
                 out.tasks.push(Task::Delete { id: id.clone(), live: None });
             }

@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio_util::sync::DropGuard;
+
 use super::Reply;
 use crate::board::{ContainerFacts, ContainerState, Exit};
 use crate::error::Error;
@@ -40,6 +42,18 @@ pub(super) struct Stopping {
     pub(super) again: bool,
 }
 
+/// The checkpoint of a container.
+#[derive(Debug)]
+pub(super) enum Checkpoint {
+    None,
+    /// Dropping what it holds ends it.
+    Under {
+        _cut: DropGuard,
+    },
+    /// It was told to end and has not yet.
+    Ending,
+}
+
 #[derive(Debug)]
 pub(super) enum Phase {
     Creating,
@@ -73,6 +87,7 @@ pub(crate) struct Container {
     pub(super) updating: bool,
     pub(super) updates: VecDeque<(Box<Resources>, bool, Reply<()>)>,
     pub(super) deleting: bool,
+    pub(super) checkpoint: Checkpoint,
     /// Half made or half removed when the agent ended: on no list, and on its way out.
     pub(super) forlorn: bool,
     pub(super) hold: Option<Hold>,
@@ -101,6 +116,7 @@ impl Container {
             updating: false,
             updates: VecDeque::new(),
             deleting: false,
+            checkpoint: Checkpoint::None,
             forlorn: false,
             hold: None,
             overdue: None,
@@ -160,6 +176,11 @@ impl Container {
 
     pub(super) fn has_process(&self) -> bool {
         matches!(self.phase, Phase::Created | Phase::Starting | Phase::Running)
+    }
+
+    /// A checkpoint reads and writes in the container's folder.
+    pub(super) fn may_be_deleted(&self) -> bool {
+        !self.deleting && matches!(self.checkpoint, Checkpoint::None)
     }
 
     /// Its name in the pod.

@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use berth_nri::Pass;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::{CreatedContainer, H, ProcessExit};
+use crate::checkpoint::Wanted;
 use crate::error::{Error, Shared};
 use crate::id::{ContainerId, SandboxId};
 use crate::spec::{ContainerSpec, Resources, SandboxSpec};
@@ -75,6 +77,11 @@ pub(crate) enum Op {
         resize: Box<Resize>,
         reply: Reply<()>,
     },
+    Checkpoint {
+        id: ContainerId,
+        wanted: Box<Wanted>,
+        reply: Reply<()>,
+    },
     /// What exec, attach, port-forward and statistics need.
     Live(Reply<Arc<H>>),
 }
@@ -120,6 +127,12 @@ pub(crate) enum Done {
         reply: Reply<()>,
         result: Result<(), Error>,
     },
+    /// Its archive is where it was wanted, or there is none.
+    Checkpointed {
+        id: ContainerId,
+        reply: Reply<()>,
+        result: Result<(), Error>,
+    },
     /// The sandbox's record has the new limits, or could not be written.
     Resized {
         spec: Arc<SandboxSpec>,
@@ -149,6 +162,7 @@ impl Done {
             | Self::Updated { result, .. }
             | Self::TornDown { result, .. }
             | Self::Resized { result, .. }
+            | Self::Checkpointed { result, .. }
             | Self::Erased(result)
             | Self::Killed(result) => result.as_ref().err(),
             Self::Lost(_) => None,
@@ -238,6 +252,13 @@ pub(crate) enum Task {
         spec: Arc<SandboxSpec>,
         reply: Reply<()>,
         live: Arc<H>,
+    },
+    Checkpoint {
+        id: ContainerId,
+        wanted: Box<Wanted>,
+        /// Cancelled: the container is killed, or has ended.
+        cut: CancellationToken,
+        reply: Reply<()>,
     },
     Bury {
         live: Arc<H>,

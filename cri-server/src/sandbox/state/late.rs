@@ -32,6 +32,7 @@ impl Machine {
             Done::Created { id, .. }
             | Done::Started { id, .. }
             | Done::Deleted { id, .. }
+            | Done::Checkpointed { id, .. }
             | Done::Signalled { id, .. }
             | Done::Updated { id, .. } => {
                 if let Some(container) = self.containers.get_mut(id) {

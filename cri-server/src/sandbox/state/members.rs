@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::container::{Container, Heir, Phase, Stopping, end_now, exit_record, lost};
+use tokio_util::sync::CancellationToken;
+
+use super::container::{Checkpoint, Container, Heir, Phase, Stopping, end_now, exit_record, lost};
 use super::{Change, CreatedContainer, Goal, Lifecycle, Machine, Outbox, ProcessExit, Reply, Task, answer, answer_all};
 use crate::board::{ContainerState, Exit};
+use crate::checkpoint::Wanted;
 use crate::error::Error;
 use crate::id::ContainerId;
 use crate::spec::{ContainerSpec, Resources};
@@ -167,6 +170,40 @@ impl Machine {
         answer(out, reply, result.map_err(Arc::new));
         for (resources, by_plugin, reply) in waiting {
             self.update(&id, resources, by_plugin, reply, out);
+        }
+    }
+
+    /// Begins a checkpoint; a container has one at a time. A stop lets it go on for as long as the container may.
+    pub(super) fn checkpoint(&mut self, id: &ContainerId, wanted: Box<Wanted>, reply: Reply<()>, out: &mut Outbox) {
+        let state = |state, wanted| Error::State { kind: "container", id: id.as_str().into(), state, wanted };
+        let free = match self.alive(id, true) {
+            Ok((container, _)) if !matches!(container.checkpoint, Checkpoint::None) => {
+                Err(state("being checkpointed", "one checkpoint at a time"))
+            }
+            Ok((container, _)) if container.stopping.is_some() || self.goal != Goal::Run => {
+                Err(state("being stopped", "only running containers can be checkpointed"))
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        };
+        match (free, self.containers.get_mut(id)) {
+            (Ok(()), Some(container)) => {
+                let cut = CancellationToken::new();
+                container.checkpoint = Checkpoint::Under { _cut: cut.clone().drop_guard() };
+                out.tasks.push(Task::Checkpoint { id: id.clone(), wanted, cut, reply });
+            }
+            (Err(error), _) => answer(out, reply, Err(error.into())),
+            (Ok(()), None) => {}
+        }
+    }
+
+    /// Ends the checkpoints of containers that are killed, or have ended.
+    pub(super) fn cut_checkpoints(&mut self) {
+        for container in self.containers.values_mut() {
+            let goes_on = matches!(container.phase, Phase::Running) && !container.stopping.as_ref().is_some_and(|s| s.killed);
+            if !goes_on && matches!(container.checkpoint, Checkpoint::Under { .. }) {
+                container.checkpoint = Checkpoint::Ending;
+            }
         }
     }
 

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
+use container::Checkpoint;
 pub(crate) use container::{Container, CreatedContainer, ProcessExit, exit_record};
 pub(crate) use event::{Change, Done, Event, Fate, NotMade, Op, Outbox, Reply, Resize, Rest, Task};
 
@@ -58,6 +59,8 @@ pub(crate) struct Machine {
     hidden: bool,
     /// It could not be made, and something of it is left: when that is given back again.
     remains: Option<remains::Again>,
+    /// Clients have been told that the sandbox runs, and not that it stopped.
+    told_running: bool,
     /// A shim that answers nobody is being killed.
     killing: bool,
     /// The step that is past its limit: whoever asks is told, until it ends.
@@ -97,6 +100,7 @@ impl Machine {
             begun: false,
             hidden: false,
             remains: None,
+            told_running: false,
             killing: false,
             overdue: None,
             heirs: Vec::new(),
@@ -124,6 +128,7 @@ impl Machine {
             Some(live) if ready => Lifecycle::Ready(live),
             rest => Lifecycle::NotReady(rest),
         };
+        machine.told_running = machine.ready();
         machine.created_at = created_at;
         machine.begun = true;
         machine.containers = containers;
@@ -133,6 +138,7 @@ impl Machine {
     /// The agent ended while it made this one. Nobody is told of it while it goes.
     pub(crate) fn hide(&mut self) {
         self.hidden = true;
+        self.told_running = false;
         self.remains = Some(remains::Again::first(Instant::now()));
     }
 
@@ -199,6 +205,7 @@ impl Machine {
         }
         self.escalate(now, &mut out);
         self.undo_what_is_left(now);
+        self.cut_checkpoints();
         self.resize(&mut out);
         self.advance(&mut out);
         self.tell_the_late(&mut out);
@@ -227,6 +234,7 @@ impl Machine {
                 Err(error) => answer(out, reply, Err(error.into())),
             },
             Op::Resize { resize, reply } => self.resizes.push_back((resize, reply)),
+            Op::Checkpoint { id, wanted, reply } => self.checkpoint(&id, wanted, reply, out),
             Op::Live(reply) => {
                 let result = match self.live().filter(|_| self.goal == Goal::Run) {
                     Some(live) => Ok(live.clone()),
@@ -328,6 +336,12 @@ impl Machine {
             }
             Done::Deleted { id, result } => self.deleted(id, result, out),
             Done::Updated { id, resources, reply, result } => self.updated(id, *resources, reply, result, out),
+            Done::Checkpointed { id, reply, result } => {
+                if let Some(container) = self.containers.get_mut(&id) {
+                    container.checkpoint = Checkpoint::None;
+                }
+                answer(out, reply, result.map_err(Arc::new));
+            }
             Done::Resized { spec, reply, result } => {
                 self.resizing = false;
                 if result.is_ok() {
@@ -341,6 +355,9 @@ impl Machine {
                 self.lifecycle = Lifecycle::NotReady(rest);
                 out.sandbox_changed = true;
                 let result = result.map_err(Arc::new);
+                if result.is_ok() {
+                    self.tell_stop(out);
+                }
                 if let (Err(error), Goal::Remove) = (&result, self.goal) {
                     self.not_removed(error, out);
                 }
@@ -370,12 +387,20 @@ impl Machine {
         }
     }
 
+    /// The sandbox has stopped. Told once, and of none that nobody was told of.
+    fn tell_stop(&mut self, out: &mut Outbox) {
+        if std::mem::replace(&mut self.told_running, false) {
+            out.events.push((self.id.as_str().into(), Change::Stopped));
+        }
+    }
+
     fn ran(&mut self, result: Result<Arc<H>, NotMade>, now: Instant, out: &mut Outbox) {
         let runners = std::mem::take(&mut self.runners);
         out.sandbox_changed = true;
         match result {
             Ok(live) => {
                 self.lifecycle = Lifecycle::Ready(live);
+                self.told_running = true;
                 out.events.push((self.id.as_str().into(), Change::Created));
                 out.events.push((self.id.as_str().into(), Change::Started));
                 for reply in runners {

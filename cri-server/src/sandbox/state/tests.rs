@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::board::ContainerFacts;
+use crate::checkpoint::Wanted;
 use crate::sandbox::holdings::Live;
 use crate::spec::{ContainerSpec, Resources};
 
@@ -15,6 +17,8 @@ struct Rig {
     now: Instant,
     tasks: Vec<Task>,
     events: Vec<(String, Change)>,
+    /// Of the checkpoint under way.
+    reply: Option<Reply<()>>,
 }
 
 type Wait<T> = oneshot::Receiver<Shared<T>>;
@@ -24,16 +28,7 @@ fn live() -> Arc<H> {
 }
 
 fn facts(spec: &ContainerSpec) -> Arc<ContainerFacts> {
-    Arc::new(ContainerFacts {
-        spec: spec.clone(),
-        image_id: "i".into(),
-        image_name: "i".into(),
-        image_ref: "i".into(),
-        user: Default::default(),
-        stop_signal: 15,
-        log_path: String::new(),
-        cgroup: String::new(),
-    })
+    Arc::new(ContainerFacts::of(spec.clone()))
 }
 
 fn failure() -> Error {
@@ -47,7 +42,7 @@ fn exit(code: i32) -> ProcessExit {
 impl Rig {
     fn new() -> Self {
         let machine = Machine::new("s".into(), Arc::default());
-        Self { machine, now: Instant::now(), tasks: Vec::new(), events: Vec::new() }
+        Self { machine, now: Instant::now(), tasks: Vec::new(), events: Vec::new(), reply: None }
     }
 
     /// A ready sandbox.
@@ -142,6 +137,7 @@ fn name(task: &Task) -> &'static str {
         Task::Update { .. } => "update",
         Task::ReopenLog { .. } => "reopen",
         Task::Resize { .. } => "resize",
+        Task::Checkpoint { .. } => "checkpoint",
         Task::Bury { .. } => "bury",
         Task::TearDown { .. } => "tear down",
         Task::Erase => "erase",
@@ -664,6 +660,70 @@ fn a_resized_pod_is_what_was_put_on_record_and_the_teardown_waits_for_that() {
     assert_eq!((spec.resources.clone(), spec.overhead.clone()), (Some(limits(3)), Some(limits(2))));
     assert_eq!(rig.take(), ["tear down"]);
     assert!(answer_of(rig.op(op(None, None))).is_err(), "a stopped pod can not be resized");
+}
+
+/// Begins a checkpoint: what cuts it, and the answer.
+fn checkpointing(rig: &mut Rig, id: &ContainerId) -> (CancellationToken, Wait<()>) {
+    let wanted = Box::new(Wanted { program: "/criu".into(), location: "/c.tar".into(), limit: Duration::from_secs(9) });
+    let waiting = rig.op(|reply| Op::Checkpoint { id: id.clone(), wanted: wanted.clone(), reply });
+    let second = answer_of(rig.op(|reply| Op::Checkpoint { id: id.clone(), wanted, reply }));
+    assert!(second.is_err_and(|e| e.to_string().contains("being checkpointed")), "one at a time");
+    let Some(Task::Checkpoint { cut, reply, .. }) = rig.tasks.pop() else { panic!("no checkpoint") };
+    rig.reply = Some(reply);
+    (cut, waiting)
+}
+
+#[test]
+fn a_checkpoint_goes_on_within_the_grace_and_is_cut_by_the_kill_and_the_removal_waits_for_its_end() {
+    let (mut rig, id) = Rig::running("a");
+    let (cut, waiting) = checkpointing(&mut rig, &id);
+    let stopping = rig.stop(&id, 10);
+    assert_eq!(rig.take(), ["signal"]);
+    assert!(!cut.is_cancelled(), "the container may end in its time");
+    rig.now += Duration::from_secs(11);
+    rig.apply(Event::Tick);
+    assert_eq!(rig.take(), ["kill"]);
+    assert!(cut.is_cancelled());
+    rig.apply(Event::Exited { id: id.clone(), exit: exit(137) });
+    answer_of(stopping).unwrap();
+    let mut removing = rig.op(|reply| Op::RemoveContainer { id: id.clone(), reply });
+    assert!(rig.take().is_empty() && unanswered(&mut removing), "it works in the container's folder still");
+    let reply = rig.reply.take().expect("the checkpoint's");
+    rig.done(Done::Checkpointed { id: id.clone(), reply, result: Err(failure()) });
+    assert!(answer_of(waiting).is_err());
+    assert_eq!(rig.take(), ["delete"]);
+}
+
+#[test]
+fn a_checkpoint_ends_with_its_container_and_a_stopped_one_gets_none() {
+    let (mut rig, id) = Rig::running("a");
+    let (cut, _waiting) = checkpointing(&mut rig, &id);
+    rig.apply(Event::Exited { id: id.clone(), exit: exit(0) });
+    assert!(cut.is_cancelled());
+    let wanted = Box::new(Wanted { program: "/criu".into(), location: "/c.tar".into(), limit: Duration::ZERO });
+    assert!(answer_of(rig.op(|reply| Op::Checkpoint { id: id.clone(), wanted, reply })).is_err());
+}
+
+#[test]
+fn that_a_sandbox_stopped_is_announced_once_and_before_its_deletion() {
+    let of = |rig: &Rig| rig.events.iter().filter(|(s, _)| s == "s").map(|(_, c)| *c).collect::<Vec<_>>();
+    let mut rig = Rig::ready();
+    let _stopping = rig.op(Op::Stop);
+    rig.done(Done::TornDown { rest: Some(live()), result: Err(failure()) });
+    assert_eq!(of(&rig), [Change::Created, Change::Started], "it is not down yet");
+    for _ in 0..2 {
+        let _stopping = rig.op(Op::Stop);
+        rig.done(Done::TornDown { rest: None, result: Ok(()) });
+    }
+    let _removing = rig.op(Op::Remove);
+    rig.done(Done::Erased(Ok(())));
+    assert_eq!(of(&rig), [Change::Created, Change::Started, Change::Stopped, Change::Deleted]);
+
+    let mut dead = Rig::ready();
+    dead.apply(Event::ShimGone);
+    dead.done(Done::Lost(BTreeMap::new()));
+    dead.done(Done::TornDown { rest: None, result: Ok(()) });
+    assert_eq!(of(&dead), [Change::Created, Change::Started, Change::Stopped], "a shim's death stops its pod");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::frame;
 use super::headers::{Deflater, Headers};
 use super::reader::{Accepted, Reader};
+use crate::streaming::goodbye::goodbye;
 use crate::streaming::inbox::Inbox;
 use crate::streaming::wire::Peer;
 
@@ -22,10 +23,6 @@ const QUEUE: usize = 64;
 const ANSWERS: usize = 16 * 1024;
 /// Payload of one data frame, as the usual clients make them.
 const PIECE: usize = 32 * 1024;
-/// A connection that is being closed ends when nothing more could be sent for that long.
-const STUCK: Duration = Duration::from_secs(30);
-/// How long the peer may take to close its side after us. Closing before it does could destroy what is still on its way to it.
-const GOODBYE: Duration = Duration::from_secs(5);
 
 /// Why a stream is reset, in the protocol's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,22 +172,18 @@ impl Session {
     /// Ends the connection in order: everything sent so far arrives first, as long as the peer takes any of it.
     pub(crate) async fn close(mut self) {
         let sent = self.out.clone();
-        let goodbye = async {
+        let written = self.written.clone();
+        let Self { incoming, reader, writer, .. } = &mut self;
+        let send = async {
             let _ = sent.send(Out::Close).await;
-            let _ = (&mut self.writer).await;
+            let _ = writer.await;
         };
-        tokio::pin!(goodbye);
-        let mut seen = self.written.load(Ordering::Acquire);
-        while tokio::time::timeout(STUCK, &mut goodbye).await.is_err() {
-            let now = self.written.load(Ordering::Acquire);
-            if now == seen {
-                return;
-            }
-            seen = now;
-        }
-        // Nobody looks at new streams any more, nor at what comes on the old ones.
-        self.incoming.close();
-        let _ = tokio::time::timeout(GOODBYE, &mut self.reader).await;
+        let answer = async {
+            // Nobody looks at new streams any more, nor at what comes on the old ones.
+            incoming.close();
+            let _ = reader.await;
+        };
+        goodbye(&written, send, answer).await;
     }
 }
 
