@@ -1,7 +1,10 @@
 //! The start: records and living shims give back the state that was. What the records do not own is drained; what a record
 //! claims and nobody runs is ended; what is of another boot is NOTREADY and EXITED.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod drain;
+mod fate;
+
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +13,10 @@ use berth_linux::pidfd::PidFd;
 use berth_shim::protocol::{ContainerState as ShimContainer, Phase, Reply, Request};
 use tokio::sync::{mpsc, oneshot};
 
+use drain::{drain, drain_strays};
+use fate::{as_recorded, container_of, fate, fate_in_shim};
+
 use crate::Server;
-use crate::board::Exit;
 use crate::checkpoint;
 use crate::container::control;
 use crate::error::{Error, file};
@@ -21,7 +26,7 @@ use crate::records::{self, ContainerRecord, SandboxRecord};
 use crate::sandbox::holdings::{Live, ShimProcess};
 use crate::sandbox::owner::{self, Mail};
 use crate::sandbox::run;
-use crate::sandbox::state::{Container, Event, Fate, Machine, Op, ProcessExit, exit_record};
+use crate::sandbox::state::{Container, Event, Machine, Op};
 use crate::spec::SandboxSpec;
 use crate::steps::Step;
 
@@ -348,219 +353,10 @@ async fn catch_up(
     }
 }
 
-fn fate_in_shim(state: &ShimContainer) -> Fate {
-    let started = if state.started_at_ns == 0 && matches!(state.phase, Phase::Running) { 1 } else { state.started_at_ns };
-    Fate { started_at: started, pid: Some(state.pid), exit: state.exit.as_ref().map(run::process_exit) }
-}
-
-/// What the shim has and no record knows: its creation was cut off, nobody was told of it.
-async fn drain_strays(live: &Live, states: &[ShimContainer], known: &BTreeMap<ContainerId, Container>) {
-    for stray in states.iter().filter(|s| !known.contains_key(s.id.as_str())) {
-        tracing::info!(container = %stray.id, "container without a record: drained");
-        if let Ok(shim) = live.shim() {
-            let request = Request::Delete { id: stray.id.clone(), force: true };
-            if let Err(error) = shim.call("delete container", request, Vec::new()).await {
-                tracing::warn!(container = %stray.id, error = %crate::error::text(&error), "draining a container");
-            }
-        }
-    }
-}
-
 /// Ends what a dead shim left in a cgroup.
 async fn end(server: &Arc<Server>, cgroup: &str, subject: &str) {
     let remove = server.cgroups.remove(cgroup, subject);
     if let Err(error) = server.progress.step(subject, Step::RemoveCgroup, cgroup, remove).await {
         tracing::warn!(subject, error = %crate::error::text(&error), "ending what a dead shim left");
-    }
-}
-
-/// A container from its record and from what its shim knows.
-fn container_of(
-    server: &Server,
-    record: ContainerRecord,
-    (started_at, pid, exit): (i64, Option<i32>, Option<Exit>),
-) -> Container {
-    let volumes = record.facts.spec.mounts.iter().filter_map(|m| m.image.as_ref());
-    let holds = std::iter::once(&record.facts.image_id)
-        .chain(volumes.map(|i| &i.id))
-        .filter_map(|id| id.parse().ok())
-        .filter_map(|id| server.images.hold(&id).inspect_err(|error| tracing::debug!(%error, "image of a container")).ok())
-        .collect();
-    let hold = Some(Arc::new(holds));
-    Container::recovered(Arc::new(record.facts), record.resources, record.created_at, started_at, pid, exit, hold)
-}
-
-/// [`fate`] while the shim is silent: what is on record, and what it wrote before.
-fn as_recorded(record: &ContainerRecord, on_file: Option<ProcessExit>) -> (i64, Option<i32>, Option<Exit>) {
-    let exit = record.exit.clone().or_else(|| on_file.as_ref().map(exit_record));
-    (record.started_at, None, exit)
-}
-
-/// (started at, pid, exit) of a container after a restart of the agent.
-fn fate(
-    record: &ContainerRecord,
-    shim: Option<&ShimContainer>,
-    on_file: Option<ProcessExit>,
-) -> (i64, Option<i32>, Option<Exit>) {
-    if let Some(exit) = &record.exit {
-        return (record.started_at, None, Some(exit.clone()));
-    }
-    let recorded = |exit: &ProcessExit| {
-        let mut exit = exit_record(exit);
-        exit.finished_at = exit.finished_at.max(record.started_at);
-        exit
-    };
-    match shim {
-        Some(state) => {
-            let started = if state.started_at_ns != 0 { state.started_at_ns } else { record.started_at };
-            match (&state.phase, &state.exit) {
-                (_, Some(exit)) => (started, None, Some(recorded(&run::process_exit(exit)))),
-                (Phase::Running, None) => (started.max(1), Some(state.pid), None),
-                _ => (0, Some(state.pid), None),
-            }
-        }
-        None => {
-            let lost = || Exit {
-                code: 255,
-                finished_at: crate::clock::now_ns(),
-                reason: "Unknown".into(),
-                message: "its end was not seen".into(),
-            };
-            (record.started_at, None, Some(on_file.as_ref().map_or_else(lost, recorded)))
-        }
-    }
-}
-
-/// Cgroups with an id for their name that no sandbox and no container has: their folders went and the agent died before they did.
-/// Nobody may ask yet, so nobody makes new ones. Blocking.
-fn drain_cgroups(server: &Server) {
-    let held = server.owners.held();
-    let mut parents: BTreeSet<String> = held.values().map(|h| server.cgroups.pod(&h.cgroup_parent)).collect();
-    parents.insert(server.cgroups.top().to_owned());
-    for parent in parents {
-        for name in server.cgroups.children(&parent).into_iter().filter(|name| is_id(name)) {
-            let owned = held.contains_key(name.as_str()) || held.values().any(|h| h.containers.contains(name.as_str()));
-            if owned {
-                continue;
-            }
-            tracing::info!(cgroup = format!("{parent}/{name}"), "cgroup without an owner: drained");
-            if let Err(error) = server.cgroups.remove_now(&format!("{parent}/{name}"), &name) {
-                tracing::warn!(error = %crate::error::text(&error), "draining a cgroup");
-            }
-        }
-    }
-}
-
-/// Names of network namespaces of this instance that no sandbox has: the agent died between the network's end and its folders'.
-/// Blocking.
-fn drain_netns(server: &Server, owned: &BTreeSet<String>) {
-    let known: BTreeSet<_> = owned.iter().map(|id| run::netns_path(server, &SandboxId::from(id.as_str()))).collect();
-    let prefix = format!("berth-{}-", server.instance);
-    for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
-        let path = entry.path();
-        if known.contains(&path) || !entry.file_name().to_string_lossy().starts_with(&prefix) {
-            continue;
-        }
-        tracing::info!(path = %path.display(), "network namespace without a sandbox: drained");
-        if let Err(error) = crate::sandbox::holdings::unbind(&path) {
-            tracing::warn!(error = %crate::error::text(&error), "draining a network namespace");
-        }
-    }
-}
-
-/// What nobody claims: folders without a record, network leftovers.
-async fn drain(server: &Arc<Server>) {
-    let owned: BTreeSet<String> = server.owners.ids().iter().map(|id| id.as_str().to_owned()).collect();
-    // The board knows every pod by now; those of another boot, and stopped ones, have nothing of the network any more.
-    // What an owner still has to give back is its own to detach.
-    let held = server.owners.held().into_iter().filter(|(_, h)| h.system).map(|(id, _)| id.as_str().to_owned()).collect();
-    if let Err(error) = server.network.reconcile(&held).await {
-        tracing::warn!(%error, "cleaning up the network");
-    }
-    let this = server.clone();
-    let result = crate::blocking(move || {
-        drain_cgroups(&this);
-        drain_netns(&this, &owned);
-        for name in ids(&this.paths.live_sandboxes())?.into_iter().filter(|n| !owned.contains(n)) {
-            tracing::info!(sandbox = name, "pod sandbox without a record: drained");
-            let id = SandboxId::from(name);
-            run::remove_folder(&this.paths.live_sandbox(&id))?;
-        }
-        for name in ids(&this.paths.kept_sandboxes())?.into_iter().filter(|n| !owned.contains(n)) {
-            run::remove_folder(&this.paths.kept_sandbox(&SandboxId::from(name)))?;
-        }
-        this.reaper.wake();
-        Ok(())
-    })
-    .await;
-    if let Err(error) = result {
-        tracing::warn!(error = %crate::error::text(&error), "draining what nobody claims");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use berth_shim::protocol::ExitRecord;
-
-    fn record(started_at: i64, exit: Option<Exit>) -> ContainerRecord {
-        ContainerRecord {
-            version: 1,
-            id: "c".into(),
-            sandbox: "s".into(),
-            boot: "b".into(),
-            created_at: 1,
-            started_at,
-            resources: Default::default(),
-            exit,
-            facts: crate::board::ContainerFacts::of(Default::default()),
-        }
-    }
-
-    fn shim(phase: Phase, started_at_ns: i64, exit: Option<ExitRecord>) -> ShimContainer {
-        ShimContainer {
-            id: "c".into(),
-            phase,
-            pid: 7,
-            started_at_ns,
-            exit,
-            cgroup: String::new(),
-            log: None,
-            logs_drained: false,
-            tty: false,
-            stdin: false,
-            stdin_once: false,
-            stdin_open: false,
-            execs: vec![],
-        }
-    }
-
-    fn ended(code: i32, start_error: &str) -> ExitRecord {
-        ExitRecord { pid: 7, code, signal: 0, oom: false, started_at_ns: 2, finished_at_ns: 3, start_error: start_error.into() }
-    }
-
-    #[test]
-    fn a_container_has_the_same_state_after_a_restart_of_the_agent() {
-        let running = fate(&record(0, None), Some(&shim(Phase::Running, 5, None)), None);
-        assert_eq!(running, (5, Some(7), None));
-        let created = fate(&record(0, None), Some(&shim(Phase::Created, 0, None)), None);
-        assert_eq!(created, (0, Some(7), None));
-        let exited = fate(&record(2, None), Some(&shim(Phase::Exited, 2, Some(ended(3, "")))), None).2.unwrap();
-        assert_eq!((exited.code, exited.reason.as_str(), exited.finished_at), (3, "Error", 3));
-        let failed = fate(&record(0, None), Some(&shim(Phase::Exited, 0, Some(ended(128, "no such file")))), None).2.unwrap();
-        assert_eq!((failed.code, failed.reason.as_str(), failed.message.as_str()), (128, "StartError", "no such file"));
-    }
-
-    #[test]
-    fn a_container_whose_shim_is_gone_is_exited_255_unless_its_end_is_on_record() {
-        let lost = fate(&record(2, None), None, None).2.unwrap();
-        assert_eq!((lost.code, lost.reason.as_str()), (255, "Unknown"));
-        let seen =
-            fate(&record(2, None), None, Some(ProcessExit { code: 0, oom: false, finished_at: 9, start_error: String::new() }))
-                .2
-                .unwrap();
-        assert_eq!((seen.code, seen.reason.as_str()), (0, "Completed"));
-        let kept = Exit { code: 4, finished_at: 5, reason: "Error".into(), message: String::new() };
-        assert_eq!(fate(&record(2, Some(kept.clone())), None, None).2.unwrap(), kept);
     }
 }

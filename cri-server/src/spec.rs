@@ -1,9 +1,15 @@
 //! What a client asked for, in our words: sandbox and container specs. They are kept in the records (serde, versioned there)
 //! and know neither protobuf nor the OCI spec.
 
+mod namespaces;
+mod resources;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+pub use namespaces::{IdMap, NamespaceMode, Namespaces, UserNamespace};
+pub use resources::Resources;
 
 /// Labels, annotations, sysctls.
 pub type Map = BTreeMap<String, String>;
@@ -19,74 +25,6 @@ pub struct SandboxMetadata {
     pub namespace: String,
     /// Counts the sandboxes of one pod.
     pub attempt: u32,
-}
-
-/// Whose namespace is used.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum NamespaceMode {
-    /// One for the pod.
-    #[default]
-    Pod,
-    /// One for each container.
-    Container,
-    /// The host's.
-    Node,
-    /// That of another container.
-    Target,
-}
-
-/// One line of an id map.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IdMap {
-    /// First id inside.
-    pub container: u32,
-    /// First id outside.
-    pub host: u32,
-    /// How many.
-    pub length: u32,
-}
-
-/// User namespace as asked for.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UserNamespace {
-    /// POD or NODE.
-    pub mode: NamespaceMode,
-    /// User ids.
-    pub uids: Vec<IdMap>,
-    /// Group ids.
-    pub gids: Vec<IdMap>,
-}
-
-impl UserNamespace {
-    /// Whether the pod has a user namespace of its own.
-    pub fn own(&self) -> bool {
-        self.mode == NamespaceMode::Pod
-    }
-}
-
-/// The namespaces of a pod or container.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Namespaces {
-    /// Network.
-    pub network: NamespaceMode,
-    /// Processes.
-    pub pid: NamespaceMode,
-    /// System V IPC, POSIX queues and /dev/shm.
-    pub ipc: NamespaceMode,
-    /// For TARGET: the container.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub target_id: String,
-    /// User namespace; none = the host's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub users: Option<UserNamespace>,
-}
-
-impl Namespaces {
-    /// The pod's own user namespace, when it has one.
-    pub fn own_users(&self) -> Option<&UserNamespace> {
-        self.users.as_ref().filter(|u| u.own())
-    }
 }
 
 /// Resolver configuration of a pod.
@@ -160,65 +98,6 @@ pub struct Labels {
 impl Labels {
     fn is_empty(&self) -> bool {
         *self == Self::default()
-    }
-}
-
-/// Limits. Zero and empty mean "not asked for".
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Resources {
-    /// Microseconds.
-    pub cpu_period: i64,
-    /// Microseconds, -1 = no limit.
-    pub cpu_quota: i64,
-    /// 2..262144.
-    pub cpu_shares: i64,
-    /// Bytes.
-    pub memory_limit: i64,
-    /// Memory and swap, bytes.
-    pub memory_swap_limit: i64,
-    /// -1000..1000.
-    pub oom_score_adj: i64,
-    /// CPUs.
-    pub cpuset_cpus: String,
-    /// Memory nodes.
-    pub cpuset_mems: String,
-    /// Page size → bytes.
-    pub hugepages: Vec<(String, u64)>,
-    /// cgroup v2 file → value.
-    pub unified: Map,
-}
-
-impl Resources {
-    /// These limits with every non-zero, non-empty field of `update` in place of their own.
-    pub fn merged(&self, update: &Self) -> Self {
-        fn num(old: i64, new: i64) -> i64 {
-            if new == 0 { old } else { new }
-        }
-        fn text(old: &str, new: &str) -> String {
-            if new.is_empty() { old.to_owned() } else { new.to_owned() }
-        }
-        let mut hugepages = self.hugepages.clone();
-        for (size, limit) in &update.hugepages {
-            match hugepages.iter_mut().find(|(s, _)| s == size) {
-                Some(entry) => entry.1 = *limit,
-                None => hugepages.push((size.clone(), *limit)),
-            }
-        }
-        let mut unified = self.unified.clone();
-        unified.extend(update.unified.clone());
-        Self {
-            cpu_period: num(self.cpu_period, update.cpu_period),
-            cpu_quota: num(self.cpu_quota, update.cpu_quota),
-            cpu_shares: num(self.cpu_shares, update.cpu_shares),
-            memory_limit: num(self.memory_limit, update.memory_limit),
-            memory_swap_limit: num(self.memory_swap_limit, update.memory_swap_limit),
-            oom_score_adj: num(self.oom_score_adj, update.oom_score_adj),
-            cpuset_cpus: text(&self.cpuset_cpus, &update.cpuset_cpus),
-            cpuset_mems: text(&self.cpuset_mems, &update.cpuset_mems),
-            hugepages,
-            unified,
-        }
     }
 }
 
@@ -468,19 +347,6 @@ pub struct ContainerSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn zero_and_empty_fields_of_an_update_leave_what_is() {
-        let old = Resources {
-            cpu_shares: 512,
-            memory_limit: 1 << 20,
-            cpuset_cpus: "0".into(),
-            hugepages: vec![("2MB".into(), 7)],
-            ..Default::default()
-        };
-        let new = old.merged(&Resources { cpuset_cpus: "0-1".into(), cpu_quota: 5000, ..Default::default() });
-        assert_eq!(new, Resources { cpuset_cpus: "0-1".into(), cpu_quota: 5000, ..old });
-    }
 
     #[test]
     fn env_values_that_are_not_text_survive_a_record() {

@@ -4,12 +4,14 @@
 //! shim does not know is answered with [`FailureKind::Unsupported`]; an agent skips a frame that is a
 //! [`FrameError::Body`] error (an event of a later version). A newer agent speaks to the shims of an older one.
 
+mod answer;
 pub mod config;
 pub mod frame;
 mod message;
 
 use serde::Deserialize;
 
+pub use answer::*;
 pub use config::{CONFIG_FD, IdMapping, LISTEN_FD, NETNS_FD, NetMode, NsMode, READY_FD, Ready, SandboxConfig, UserNamespace};
 pub use frame::{Decoder, FrameError, encode};
 pub use message::*;
