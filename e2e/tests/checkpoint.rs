@@ -150,7 +150,17 @@ fn what_criu_says_reaches_the_user_and_nothing_is_left() {
         berth.launch();
         is_as_before(&berth, &crictl, &id);
 
+        // `why` names it, and a kill of the container does not wait for it.
+        let mut cut = crictl.command(&["checkpoint", "--export", &archive.to_string_lossy(), &id]).spawn().unwrap();
+        assert!(wait_until(SOON, running));
+        let why = berth.run(&["why", &id]);
+        assert!(why.contains("checkpoint the container") && why.contains("c.tar"), "{why}");
         crictl.run(&["stop", "--timeout", "0", &id]);
+        assert!(!cut.wait().unwrap().success() && wait_until(SOON, || !running()), "criu outlives the container");
+        let log = berth.agent_log();
+        for step in ["pod sandbox runs", "container created", "container started", "container exited"] {
+            assert!(log.contains(step), "{step}: {log}");
+        }
         let error = checkpoint(&crictl, &id, &archive).unwrap_err();
         assert!(error.contains("FailedPrecondition") && error.contains("only running containers"), "{error}");
         crictl.run(&["rmp", "-f", &pod]);
