@@ -146,20 +146,18 @@ fn what_a_linux_node_can_not_mean_is_refused_by_its_name() {
     });
 }
 
+/// What a streaming list sends.
+async fn all<T>(list: impl Future<Output = Result<tonic::Response<tonic::Streaming<T>>, tonic::Status>>) -> Vec<T> {
+    list.await.unwrap().into_inner().try_collect().await.unwrap()
+}
+
 #[test]
 fn streaming_lists_carry_every_item_and_no_empty_message() {
     in_namespaces(|| {
         let agent = Agent::start();
         let mut client = agent.runtime();
         agent.client.block_on(async {
-            let none: Vec<_> = client
-                .stream_containers(v1::StreamContainersRequest::default())
-                .await
-                .unwrap()
-                .into_inner()
-                .try_collect()
-                .await
-                .unwrap();
+            let none: Vec<_> = all(client.stream_containers(v1::StreamContainersRequest::default())).await;
             assert!(none.is_empty(), "an empty list is a stream that ends");
         });
         let pod = agent.run_sandbox("p");
@@ -168,49 +166,20 @@ fn streaming_lists_carry_every_item_and_no_empty_message() {
         agent.start_container(&ids[0]).unwrap();
         let mut images = agent.images();
         agent.client.block_on(async {
-            let lists: Vec<_> = client
-                .stream_containers(v1::StreamContainersRequest::default())
-                .await
-                .unwrap()
-                .into_inner()
-                .try_collect()
-                .await
-                .unwrap();
+            let lists: Vec<_> = all(client.stream_containers(v1::StreamContainersRequest::default())).await;
             assert!(lists.len() > 1 && lists.iter().all(|l| !l.containers.is_empty()));
             let mut seen: Vec<_> = lists.into_iter().flat_map(|l| l.containers).map(|c| c.id).collect();
             let mut want = ids.clone();
             seen.sort();
             want.sort();
             assert_eq!(seen, want);
-            let pods: Vec<_> = client
-                .stream_pod_sandboxes(v1::StreamPodSandboxesRequest::default())
-                .await
-                .unwrap()
-                .into_inner()
-                .try_collect()
-                .await
-                .unwrap();
+            let pods: Vec<_> = all(client.stream_pod_sandboxes(v1::StreamPodSandboxesRequest::default())).await;
             assert_eq!(pods.iter().flat_map(|l| &l.pod_sandboxes).count(), 1);
-            let stats: Vec<_> = client
-                .stream_container_stats(v1::StreamContainerStatsRequest::default())
-                .await
-                .unwrap()
-                .into_inner()
-                .try_collect()
-                .await
-                .unwrap();
+            let stats: Vec<_> = all(client.stream_container_stats(v1::StreamContainerStatsRequest::default())).await;
             assert!(stats.iter().flat_map(|l| &l.container_stats).any(|s| s.attributes.as_ref().is_some_and(|a| a.id == ids[0])));
-            let stats: Vec<_> = client
-                .stream_pod_sandbox_stats(v1::StreamPodSandboxStatsRequest::default())
-                .await
-                .unwrap()
-                .into_inner()
-                .try_collect()
-                .await
-                .unwrap();
+            let stats: Vec<_> = all(client.stream_pod_sandbox_stats(v1::StreamPodSandboxStatsRequest::default())).await;
             assert_eq!(stats.iter().flat_map(|l| &l.pod_sandbox_stats).count(), 1);
-            let stored: Vec<_> =
-                images.stream_images(v1::StreamImagesRequest::default()).await.unwrap().into_inner().try_collect().await.unwrap();
+            let stored: Vec<_> = all(images.stream_images(v1::StreamImagesRequest::default())).await;
             assert_eq!(stored.iter().flat_map(|l| &l.images).count(), 1);
         });
         agent.finish();
