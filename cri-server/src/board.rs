@@ -3,7 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::ops::Deref;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use bytes::Bytes;
 
 use crate::error::Error;
 use crate::id::{ContainerId, SandboxId};
@@ -107,10 +110,41 @@ pub(crate) struct ContainerView {
     pub(crate) exit: Option<Exit>,
 }
 
+/// A view on the board, and the bytes of its list item once somebody has listed it: a view never changes, so neither do they.
+#[derive(Debug)]
+pub(crate) struct Shown<V> {
+    view: V,
+    item: OnceLock<Bytes>,
+}
+
+impl<V> Shown<V> {
+    fn new(view: V) -> Arc<Self> {
+        Arc::new(Self { view, item: OnceLock::new() })
+    }
+
+    /// The bytes of the list item; `encode` makes them when nobody has asked before.
+    pub(crate) fn item(&self, encode: impl FnOnce(&V) -> Bytes) -> Bytes {
+        self.item.get_or_init(|| encode(&self.view)).clone()
+    }
+}
+
+impl<V> Deref for Shown<V> {
+    type Target = V;
+
+    fn deref(&self) -> &V {
+        &self.view
+    }
+}
+
+/// A sandbox on the board.
+pub(crate) type ShownSandbox = Arc<Shown<SandboxView>>;
+/// A container on the board.
+pub(crate) type ShownContainer = Arc<Shown<ContainerView>>;
+
 #[derive(Default)]
 struct Inner {
-    sandboxes: BTreeMap<SandboxId, Arc<SandboxView>>,
-    containers: BTreeMap<ContainerId, Arc<ContainerView>>,
+    sandboxes: BTreeMap<SandboxId, ShownSandbox>,
+    containers: BTreeMap<ContainerId, ShownContainer>,
 }
 
 /// The board.
@@ -130,12 +164,12 @@ impl Board {
 
     /// Shows a sandbox, or its new state.
     pub(crate) fn put_sandbox(&self, view: SandboxView) {
-        self.write().sandboxes.insert(view.id.clone(), Arc::new(view));
+        self.write().sandboxes.insert(view.id.clone(), Shown::new(view));
     }
 
     /// Shows a container, or its new state.
     pub(crate) fn put_container(&self, view: ContainerView) {
-        self.write().containers.insert(view.id.clone(), Arc::new(view));
+        self.write().containers.insert(view.id.clone(), Shown::new(view));
     }
 
     /// Forgets a sandbox.
@@ -149,43 +183,43 @@ impl Board {
     }
 
     /// All sandboxes, in the order of their ids.
-    pub(crate) fn sandboxes(&self) -> Vec<Arc<SandboxView>> {
+    pub(crate) fn sandboxes(&self) -> Vec<ShownSandbox> {
         self.read().sandboxes.values().cloned().collect()
     }
 
     /// The SELinux levels that pods have.
     pub(crate) fn pod_levels(&self) -> BTreeSet<String> {
-        let level = |view: &Arc<SandboxView>| crate::container::selinux::level_of(&view.spec.labels_of_pod.process);
+        let level = |view: &ShownSandbox| crate::container::selinux::level_of(&view.spec.labels_of_pod.process);
         self.read().sandboxes.values().filter_map(level).collect()
     }
 
     /// All containers, in the order of their ids.
-    pub(crate) fn containers(&self) -> Vec<Arc<ContainerView>> {
+    pub(crate) fn containers(&self) -> Vec<ShownContainer> {
         self.read().containers.values().cloned().collect()
     }
 
     /// The containers of a sandbox.
-    pub(crate) fn containers_of(&self, sandbox: &SandboxId) -> Vec<Arc<ContainerView>> {
+    pub(crate) fn containers_of(&self, sandbox: &SandboxId) -> Vec<ShownContainer> {
         self.read().containers.values().filter(|c| c.sandbox == *sandbox).cloned().collect()
     }
 
     /// The sandbox with an id or a unique prefix of one.
-    pub(crate) fn sandbox(&self, id: &str) -> Option<Arc<SandboxView>> {
+    pub(crate) fn sandbox(&self, id: &str) -> Option<ShownSandbox> {
         find(&self.read().sandboxes, id)
     }
 
     /// The container with an id or a unique prefix of one.
-    pub(crate) fn container(&self, id: &str) -> Option<Arc<ContainerView>> {
+    pub(crate) fn container(&self, id: &str) -> Option<ShownContainer> {
         find(&self.read().containers, id)
     }
 
     /// [`Self::sandbox`], or the error for clients.
-    pub(crate) fn need_sandbox(&self, id: &str) -> Result<Arc<SandboxView>, Error> {
+    pub(crate) fn need_sandbox(&self, id: &str) -> Result<ShownSandbox, Error> {
         self.sandbox(id).ok_or_else(|| Error::NotFound { kind: "pod sandbox", id: id.into() })
     }
 
     /// [`Self::container`], or the error for clients.
-    pub(crate) fn need_container(&self, id: &str) -> Result<Arc<ContainerView>, Error> {
+    pub(crate) fn need_container(&self, id: &str) -> Result<ShownContainer, Error> {
         self.container(id).ok_or_else(|| Error::NotFound { kind: "container", id: id.into() })
     }
 }

@@ -38,14 +38,13 @@ use std::time::Duration;
 
 use berth_cri_api::MAX_MESSAGE_BYTES;
 use berth_cri_api::v1::image_service_server::ImageServiceServer;
-use berth_cri_api::v1::runtime_service_server::RuntimeServiceServer;
 use sandbox::owner;
 use sandbox::state::Op;
 
 pub use berth_nri::Config as NriConfig;
 pub use cgroups::CgroupDriver;
 pub use config::{Config, RuntimeHandler};
-pub use edge::{ImageEdge, RuntimeEdge};
+pub use edge::{ImageEdge, RuntimeApi};
 pub use error::Error;
 pub(crate) use server::{Server, blocking};
 pub use steps::Deadlines;
@@ -76,10 +75,8 @@ impl CriServer {
     }
 
     /// The two services, for any number of listeners (`tonic::transport::Server::builder().add_service(..)`).
-    pub fn services(&self) -> (RuntimeServiceServer<RuntimeEdge>, ImageServiceServer<ImageEdge>) {
-        let runtime = RuntimeServiceServer::new(RuntimeEdge { server: self.server.clone() })
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    pub fn services(&self) -> (RuntimeApi, ImageServiceServer<ImageEdge>) {
+        let runtime = RuntimeApi::new(self.server.clone());
         let image = ImageServiceServer::new(ImageEdge { server: self.server.clone() })
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);

@@ -12,7 +12,7 @@ use berth_cgroup::{CpuStats, MemoryStats, Pressure, PressureLine, Stats};
 use berth_cri_api::v1;
 
 use crate::Server;
-use crate::board::{ContainerState, ContainerView, SandboxView};
+use crate::board::{ContainerState, ContainerView, SandboxView, ShownContainer, ShownSandbox};
 use crate::convert::status::container_metadata;
 use crate::convert::wire_map;
 use crate::sandbox::holdings::Live;
@@ -40,7 +40,7 @@ pub(crate) async fn sandboxes(server: &Arc<Server>, picks: impl Fn(&SandboxView)
     in_parts(server, views, sandboxes_now).await
 }
 
-type Looked = (Arc<SandboxView>, Option<Arc<Live>>);
+type Looked = (ShownSandbox, Option<Arc<Live>>);
 
 /// [`sandboxes`] of what was looked up. Blocking.
 fn sandboxes_now(server: &Server, views: &[Looked]) -> Vec<v1::PodSandboxStats> {
@@ -162,7 +162,7 @@ fn sandbox(server: &Server, view: &SandboxView, network: Option<v1::NetworkUsage
     let timestamp = crate::clock::now_ns();
     let parent = &view.spec.cgroup_parent;
     let containers = server.board.containers_of(&view.id);
-    let each: Vec<(Arc<ContainerView>, Stats)> = containers
+    let each: Vec<(ShownContainer, Stats)> = containers
         .into_iter()
         .filter(|c| c.state != ContainerState::Exited)
         .filter_map(|c| server.cgroups.brief_stats(&c.facts.cgroup).map(|s| (c, s)))

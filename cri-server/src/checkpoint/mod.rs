@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::Server;
-use crate::board::{ContainerState, ContainerView};
+use crate::board::{ContainerState, ContainerView, ShownContainer};
 use crate::error::{Error, file, invalid};
 use crate::id::ContainerId;
 use crate::steps::{CHECKPOINT, Step};
@@ -80,7 +80,7 @@ pub(crate) fn folder(container: &Path) -> PathBuf {
     container.join("checkpoint")
 }
 
-async fn make(server: &Arc<Server>, view: &Arc<ContainerView>, program: &Path, location: &Path) -> Result<(), Error> {
+async fn make(server: &Arc<Server>, view: &ShownContainer, program: &Path, location: &Path) -> Result<(), Error> {
     let work = folder(&server.paths.kept_container(&view.id));
     let prepared = {
         let (server, view, work) = (server.clone(), view.clone(), work.clone());

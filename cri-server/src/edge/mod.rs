@@ -2,9 +2,10 @@
 
 mod handlers;
 mod image;
+mod lists;
 mod reading;
 mod runtime;
 mod verbose;
 
 pub use image::ImageEdge;
-pub use runtime::RuntimeEdge;
+pub use lists::RuntimeApi;

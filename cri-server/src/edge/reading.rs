@@ -1,13 +1,11 @@
 //! What the edge reads off the board: filtered lists, lookups by id, statistics.
 
-use std::sync::Arc;
-
 use berth_cri_api::v1;
 use futures::StreamExt;
 use tonic::{Response, Status};
 
 use super::runtime::{RuntimeEdge, Stream};
-use crate::board::{ContainerView, SandboxView};
+use crate::board::{ShownContainer, ShownSandbox};
 use crate::convert::status;
 use crate::stats;
 
@@ -38,11 +36,11 @@ impl RuntimeEdge {
         self.server.board.containers().iter().filter(|v| filter.matches(v)).map(|v| status::container_item(v)).collect()
     }
 
-    pub(super) fn container(&self, id: &str) -> Result<Arc<ContainerView>, Status> {
+    pub(super) fn container(&self, id: &str) -> Result<ShownContainer, Status> {
         Ok(self.server.board.need_container(id)?)
     }
 
-    pub(super) fn sandbox(&self, id: &str) -> Result<Arc<SandboxView>, Status> {
+    pub(super) fn sandbox(&self, id: &str) -> Result<ShownSandbox, Status> {
         Ok(self.server.board.need_sandbox(id)?)
     }
 

@@ -11,7 +11,7 @@ use berth_oci::spec::{self, NamespaceType, Spec};
 
 use super::limits;
 use crate::Server;
-use crate::board::{ContainerState, ContainerView, SandboxView};
+use crate::board::{ContainerState, ContainerView, SandboxView, ShownContainer};
 use crate::id::ContainerId;
 use crate::sandbox::holdings::Live;
 use crate::spec::{ContainerSpec, Profile, SandboxSpec};
@@ -109,7 +109,7 @@ pub(super) fn new_container(live: &Live, id: &ContainerId, spec: &ContainerSpec,
 }
 
 /// A container on the board, with its OCI spec as it is on file. Without one, what is known else.
-pub(super) async fn on_file(server: &Arc<Server>, view: Arc<ContainerView>) -> Container {
+pub(super) async fn on_file(server: &Arc<Server>, view: ShownContainer) -> Container {
     let path = server.paths.oci_spec(&view.sandbox, &view.id);
     let loaded = crate::blocking(move || {
         let bytes = std::fs::read(&path).map_err(crate::error::file("read", &path))?;

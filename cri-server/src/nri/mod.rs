@@ -16,7 +16,7 @@ pub(crate) use adjust::{Adjusted, PidNamespace, adjust};
 pub(crate) use runtime::Node;
 
 use crate::Server;
-use crate::board::{ContainerView, SandboxView};
+use crate::board::{SandboxView, ShownContainer};
 use crate::error::{Error, text};
 use crate::id::{ContainerId, SandboxId};
 use crate::progress::Under;
@@ -133,7 +133,7 @@ pub(crate) async fn undo_create(server: &Server, live: &Live, container: api::Co
     }
 }
 
-async fn view_message(server: &Arc<Server>, view: Arc<ContainerView>) -> Option<(api::PodSandbox, api::Container)> {
+async fn view_message(server: &Arc<Server>, view: ShownContainer) -> Option<(api::PodSandbox, api::Container)> {
     let pod = messages::pod(&*server.board.sandbox(view.sandbox.as_str())?);
     let container = messages::on_file(server, view).await;
     Some((pod, container))

@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use berth_cri_api::v1::{
     ContainerFilter, ContainerState, ContainerStateValue, ContainerStatusRequest, ListContainerStatsRequest,
-    ListContainersRequest, ListImagesRequest, ListPodSandboxRequest, ListPodSandboxStatsRequest, PodSandboxStatusRequest,
+    ListContainersRequest, ListContainersResponse, ListImagesRequest, ListPodSandboxRequest, ListPodSandboxResponse,
+    ListPodSandboxStatsRequest, PodSandboxStatusRequest, VersionRequest,
 };
 use berth_e2e::memory::available_kib;
 use futures::future::try_join_all;
 use futures::{StreamExt, TryStreamExt, stream};
+use prost::Message;
 
 use super::{Scale, idle};
 use crate::cri::{Cri, Shape};
@@ -22,6 +24,8 @@ use crate::traces::Traces;
 const WAYS: usize = 10;
 /// The kernel's deferred work is done after this; both sides' CPU is counted so long.
 const TAIL: Duration = Duration::from_millis(500);
+/// How many times more lists are asked for when their cost is counted: one costs less than the clock of a cgroup can tell.
+const LISTS_ALONE: usize = 10;
 /// What a kubelet asks for.
 const SHAPE: Shape = Shape::PerContainer;
 
@@ -123,8 +127,32 @@ async fn list(bench: &Bench, calls: usize, pods: usize) -> Result<()> {
         let whole = stats.iter().filter(|s| s.cpu.is_some() && s.memory.is_some() && s.writable_layer.is_some());
         ensure!(whole.count() == pods, "ListContainerStats is not whole");
         bench.meter.time("list.ListImages", images.list_images(ListImagesRequest::default())).await?;
+        bench.meter.time("list.Version", runtime.version(VersionRequest::default())).await?;
     }
     bench.meter.spent("list", calls, counting.end()?);
+    lists_alone(bench, calls * LISTS_ALONE).await
+}
+
+/// What a list costs the server, and what it costs this client to read the reply: a call's duration has both in it.
+async fn lists_alone(bench: &Bench, calls: usize) -> Result<()> {
+    let mut runtime = bench.cri.runtime.clone();
+    let counting = bench.accounting.begin()?;
+    let mut sandboxes = ListPodSandboxResponse::default();
+    for _ in 0..calls {
+        sandboxes = runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await?.into_inner();
+    }
+    bench.meter.spent("list.ListPodSandbox", calls, counting.end()?);
+    let counting = bench.accounting.begin()?;
+    let mut containers = ListContainersResponse::default();
+    for _ in 0..calls {
+        containers = runtime.list_containers(ListContainersRequest::default()).await?.into_inner();
+    }
+    bench.meter.spent("list.ListContainers", calls, counting.end()?);
+    let (sandboxes, containers) = (sandboxes.encode_to_vec(), containers.encode_to_vec());
+    for _ in 0..calls {
+        bench.meter.time("list.read pods", async { ListPodSandboxResponse::decode(sandboxes.as_slice()) }).await?;
+        bench.meter.time("list.read containers", async { ListContainersResponse::decode(containers.as_slice()) }).await?;
+    }
     Ok(())
 }
 
