@@ -67,28 +67,11 @@ pub fn container_env(container: &Container, context: &EnvContext<'_>) -> Result<
     };
     for source in container.env_from.iter().flatten() {
         let prefix = source.prefix.as_deref().unwrap_or_default();
-        let mut invalid = Vec::new();
         for (key, value) in env_from(source, context)? {
             let name = format!("{prefix}{key}");
             if is_variable_name(&name) {
                 set(&mut variables, &name, value);
-            } else {
-                invalid.push(name);
             }
-        }
-        if !invalid.is_empty() {
-            let (kind, object) = match (&source.config_map_ref, &source.secret_ref) {
-                (Some(from), _) => ("configMap", from.name.as_str()),
-                (None, Some(from)) => ("secret", from.name.as_str()),
-                (None, None) => ("source", ""),
-            };
-            tracing::warn!(
-                pod = %pod::format_pod(context.pod),
-                reason = "InvalidEnvironmentVariableNames",
-                "Keys [{}] from the EnvFrom {kind} {}/{object} were skipped since they are considered invalid environment variable names.",
-                invalid.join(", "),
-                pod::namespace(context.pod),
-            );
         }
     }
     for env in container.env.iter().flatten() {
@@ -104,6 +87,29 @@ pub fn container_env(container: &Container, context: &EnvContext<'_>) -> Result<
         }
     }
     Ok(variables)
+}
+
+/// What an event says of keys that cannot be variables and are left out: one text a source.
+pub fn skipped_keys(container: &Container, context: &EnvContext<'_>) -> Vec<String> {
+    let mut told = Vec::new();
+    for source in container.env_from.iter().flatten() {
+        let prefix = source.prefix.as_deref().unwrap_or_default();
+        let names = env_from(source, context).unwrap_or_default().into_iter().map(|(key, _)| format!("{prefix}{key}"));
+        let invalid: Vec<String> = names.filter(|name| !is_variable_name(name)).collect();
+        let (kind, object) = match (&source.config_map_ref, &source.secret_ref) {
+            (Some(from), _) => ("configMap", from.name.as_str()),
+            (None, Some(from)) => ("secret", from.name.as_str()),
+            (None, None) => continue,
+        };
+        if !invalid.is_empty() {
+            told.push(format!(
+                "Keys [{}] from the EnvFrom {kind} {}/{object} were skipped since they are considered invalid environment variable names.",
+                invalid.join(", "),
+                pod::namespace(context.pod)
+            ));
+        }
+    }
+    told
 }
 
 /// Printable ASCII without `=`: what the API accepts as a variable's name.

@@ -219,7 +219,7 @@ impl Executor {
         let release = move || -> Result<(), Reason> {
             let failed = |e: String| Reason::new("FailedKillPod", format!("error killing pod: {e}"));
             let dir = this.pod_dir(&pod);
-            volume::tear_down(&dir).map_err(failed)?;
+            volume::tear_down(&dir, &this.volumes.drivers).map_err(failed)?;
             if let Some(cgroups) = &this.cgroups {
                 cgroups.remove_pod(pod::uid(&pod)).map_err(|e| failed(with_causes(&e)))?;
             }

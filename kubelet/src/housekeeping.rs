@@ -9,10 +9,11 @@ use crate::cgroup::{Driver, PodCgroups};
 use crate::config::Config;
 use crate::execute::with_causes;
 use crate::pod::PodUid;
+use crate::volume::csi::drivers::Drivers;
 use crate::{logs, volume};
 
 /// Removes what belongs to no pod of `known`.
-pub fn collect(config: &Config, cgroups: Option<&PodCgroups>, known: &[PodUid]) {
+pub fn collect(config: &Config, cgroups: Option<&PodCgroups>, drivers: &Drivers, known: &[PodUid]) {
     let is_known = |uid: &str| known.iter().any(|k| k.as_str() == uid);
     if let Some(links) = &config.container_logs_dir {
         logs::remove_dead_links(links);
@@ -30,7 +31,7 @@ pub fn collect(config: &Config, cgroups: Option<&PodCgroups>, known: &[PodUid]) 
             tracing::warn!(uid, %error, "orphaned pod's cgroup stays");
             continue;
         }
-        if let Err(error) = volume::tear_down(&entry.path()) {
+        if let Err(error) = volume::tear_down(&entry.path(), drivers) {
             tracing::warn!(uid, error, "orphaned pod's volumes stay");
             continue;
         }
@@ -38,6 +39,7 @@ pub fn collect(config: &Config, cgroups: Option<&PodCgroups>, known: &[PodUid]) 
             tracing::warn!(uid, error, "orphaned pod's folder stays");
         }
     }
+    volume::csi::collect(&config.kubelet_root, drivers);
     let has_folder = |uid: &str| fs::symlink_metadata(volume::pod_dir(&config.kubelet_root, uid)).is_ok();
     logs::remove_orphans(&config.pod_logs_dir, |uid| is_known(uid) || has_folder(uid), config.timing.garbage);
     let Some(cgroups) = cgroups else { return };
@@ -57,12 +59,13 @@ pub fn collect(config: &Config, cgroups: Option<&PodCgroups>, known: &[PodUid]) 
 /// the kubelet's side. Pods of other kubelets that use the same folders stay. Returns what could not go.
 pub fn remove_all(kubelet_root: &Path, cgroup_root: Option<&str>) -> Vec<String> {
     let mut stays = Vec::new();
-    let mut drivers = vec![Driver::Cgroupfs];
+    let mut kinds = vec![Driver::Cgroupfs];
     if berth_cgroup::systemd::is_running() {
-        drivers.push(Driver::Systemd);
+        kinds.push(Driver::Systemd);
     }
     let cgroups: Vec<PodCgroups> =
-        cgroup_root.into_iter().flat_map(|root| drivers.iter().map(|driver| PodCgroups::new(root, *driver))).collect();
+        cgroup_root.into_iter().flat_map(|root| kinds.iter().map(|driver| PodCgroups::new(root, *driver))).collect();
+    let drivers = csi_drivers(kubelet_root);
     for entry in fs::read_dir(kubelet_root.join("pods")).into_iter().flatten().flatten() {
         let path = entry.path();
         if !volume::is_ours(&path) {
@@ -71,14 +74,30 @@ pub fn remove_all(kubelet_root: &Path, cgroup_root: Option<&str>) -> Vec<String>
         // The folder goes last: the next try finds the cgroup by it.
         let uid = entry.file_name().to_string_lossy().into_owned();
         let gone = cgroups.iter().try_for_each(|cgroups| cgroups.remove_pod(&uid)).map_err(|e| with_causes(&e));
-        let gone = gone.and_then(|()| volume::tear_down(&path));
+        let gone = gone.and_then(|()| volume::tear_down(&path, &drivers));
         let gone = gone.and_then(|()| volume::remove_folder(&path));
         stays.extend(gone.err().map(|error| format!("{}: {error}", path.display())));
+    }
+    if stays.is_empty()
+        && let Err(error) = volume::mounts::end_sharing(kubelet_root)
+    {
+        stays.push(format!("{}: {error}", kubelet_root.display()));
     }
     for error in cgroups.iter().filter_map(|cgroups| cgroups.remove_empty().err()) {
         stays.push(format!("the pods' cgroups: {}", with_causes(&error)));
     }
     stays
+}
+
+/// The drivers that answer without an agent: those that are no pods of ours.
+fn csi_drivers(kubelet_root: &Path) -> Drivers {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(Drivers::find(kubelet_root)),
+        Err(error) => {
+            tracing::warn!(%error, "CSI drivers are not asked");
+            Drivers::default()
+        }
+    }
 }
 
 /// Whether the folder has been left alone for `age`. A pod that came after `known` was made is not in it and not old.

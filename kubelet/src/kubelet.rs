@@ -18,6 +18,7 @@ use crate::server::{self, Health};
 use crate::table::PodTable;
 use crate::volume::Services;
 use crate::volume::bindings::Bindings;
+use crate::volume::csi::drivers::Drivers;
 use crate::{Config, Error, Result};
 
 /// A node agent that is ready to run.
@@ -118,7 +119,12 @@ async fn connect(config: &Arc<Config>, runtime: Runtime, recorder: Recorder, shu
     };
     tracing::info!(node = node.name, runtime = version.runtime_name, version = version.runtime_version, "kubelet runs");
     let cgroups = config.cgroup_root.as_deref().map(|root| PodCgroups::new(root, driver));
-    let volumes = Services { node_name: config.node_name.clone(), claims: Bindings::load(&config.kubelet_root) };
+    let volumes = Services {
+        node_name: config.node_name.clone(),
+        claims: Bindings::load(&config.kubelet_root),
+        drivers: Drivers::default(),
+    };
+    tokio::spawn(volumes.drivers.clone().run(config.kubelet_root.clone(), shutdown.clone()));
     let (config, node) = (config.clone(), Arc::new(node));
     Some(Executor { config, runtime, node, objects: LocalObjects::default(), volumes, cgroups, recorder })
 }

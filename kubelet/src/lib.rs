@@ -29,6 +29,7 @@ pub mod hosts;
 mod housekeeping;
 pub mod image_name;
 mod kubelet;
+mod leaks;
 pub mod logs;
 mod main_loop;
 pub mod memory;
@@ -64,6 +65,7 @@ pub use control::{Ending, PodControl};
 pub use error::Error;
 pub use housekeeping::remove_all;
 pub use kubelet::Kubelet;
+pub use leaks::leaks;
 pub use plan_files::{PlanReport, plan_files};
 pub use server::config::{Authentication, Authorization, ServerConfig, TlsConfig};
 

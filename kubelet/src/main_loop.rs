@@ -385,7 +385,8 @@ impl Main {
         }
         let known: Vec<PodUid> = self.workers.keys().chain(self.queued.keys()).cloned().collect();
         let (config, cgroups) = (self.executor.config.clone(), self.executor.cgroups.clone());
-        tokio::task::spawn_blocking(move || housekeeping::collect(&config, cgroups.as_ref(), &known));
+        let drivers = self.executor.volumes.drivers.clone();
+        tokio::task::spawn_blocking(move || housekeeping::collect(&config, cgroups.as_ref(), &drivers, &known));
         self.update_qos();
     }
 

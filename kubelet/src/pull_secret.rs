@@ -31,19 +31,18 @@ struct Entry {
     registrytoken: String,
 }
 
-/// The credentials for an image that the pod's `imagePullSecrets` hold, the best match first.
-pub fn credentials(pod: &Pod, image: &str, objects: &dyn Objects) -> Vec<AuthConfig> {
+/// The credentials for an image that the pod's `imagePullSecrets` hold, the best match first; and what is wrong with the Secrets,
+/// as events tell it.
+pub fn credentials(pod: &Pod, image: &str, objects: &dyn Objects) -> (Vec<AuthConfig>, Vec<String>) {
+    let mut problems = Vec::new();
     let mut found: Vec<(usize, AuthConfig)> = Vec::new();
     for name in secret_names(pod, objects) {
-        let told = |problem: String| {
-            tracing::warn!(pod = %pod::format_pod(pod), reason = "FailedToRetrieveImagePullSecret", "{problem}; attempting to pull the image may not succeed.");
-        };
         let Some(secret) = objects.secret(pod::namespace(pod), &name) else {
-            told(format!("Unable to retrieve some image pull secrets ({name})"));
+            problems.push(format!("Unable to retrieve some image pull secrets ({name}){UNLIKELY}"));
             continue;
         };
         let entries = entries(&secret).unwrap_or_else(|problem| {
-            told(format!("Unable to read some image pull secrets ({name}: {problem})"));
+            problems.push(format!("Unable to read some image pull secrets ({name}: {problem}){UNLIKELY}"));
             BTreeMap::new()
         });
         for (key, entry) in entries {
@@ -53,8 +52,10 @@ pub fn credentials(pod: &Pod, image: &str, objects: &dyn Objects) -> Vec<AuthCon
         }
     }
     found.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
-    found.into_iter().map(|(_, auth)| auth).collect()
+    (found.into_iter().map(|(_, auth)| auth).collect(), problems)
 }
+
+const UNLIKELY: &str = "; attempting to pull the image may not succeed.";
 
 /// The Secrets with the pod's credentials: its own, or those of its service account, as the API server's admission adds them.
 fn secret_names(pod: &Pod, objects: &dyn Objects) -> Vec<String> {
@@ -177,7 +178,7 @@ mod tests {
                 "{{apiVersion: v1, kind: Pod, metadata: {{name: a}}, spec: {{{account} containers: [{{name: c, image: i}}]}}}}"
             );
             let pod = parse_manifest(&text).unwrap().pods.remove(0).pod;
-            credentials(&pod, "reg.example/app", &objects).len()
+            credentials(&pod, "reg.example/app", &objects).0.len()
         };
         assert_eq!((found("serviceAccountName: robot,"), found("")), (1, 0));
         assert_eq!(found("serviceAccountName: robot, imagePullSecrets: [{name: none}],"), 0, "the pod's own come first");
@@ -193,9 +194,13 @@ mod tests {
         objects.replace(parse_manifest(&secret).unwrap().objects);
         let text = "{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {imagePullSecrets: [{name: none}, {name: pull}], containers: [{name: c, image: i}]}}";
         let pod = parse_manifest(text).unwrap().pods.remove(0).pod;
-        let found = credentials(&pod, "registry.example/team/app:1", &objects);
+        let (found, problems) = credentials(&pod, "registry.example/team/app:1", &objects);
+        assert_eq!(
+            problems,
+            ["Unable to retrieve some image pull secrets (none); attempting to pull the image may not succeed."]
+        );
         let pairs: Vec<_> = found.iter().map(|a| (a.username.as_str(), a.password.as_str())).collect();
         assert_eq!(pairs, [("u", "two"), ("user", "one")]);
-        assert!(credentials(&pod, "elsewhere.example/app", &objects).is_empty());
+        assert!(credentials(&pod, "elsewhere.example/app", &objects).0.is_empty());
     }
 }

@@ -11,6 +11,7 @@ use berth_kubelet::node::Capacity;
 use berth_kubelet::objects::{LocalObjects, Object};
 use berth_kubelet::resources::{PodLimits, QosClass};
 use berth_kubelet::volume::bindings::Bindings;
+use berth_kubelet::volume::csi::drivers::Drivers;
 use berth_kubelet::volume::sub_path::{self, Place};
 use berth_kubelet::volume::{self, Located, Services, VolumeContext, empty_dir, mounts};
 use berth_testkit::{TempState, in_namespaces};
@@ -98,7 +99,7 @@ fn secrets_live_in_memory_change_at_once_and_go_with_the_pod() {
         objects.replace(Vec::new());
         set_up_with(&pod, &dir, &Capacity::default(), &objects);
         assert_eq!(read("secret", "password"), "new");
-        volume::tear_down(&dir).unwrap();
+        volume::tear_down(&dir, &Drivers::default()).unwrap();
         assert!(mounts::below(state.path()).unwrap().is_empty() && !dir.join("volumes").exists());
     });
 }
@@ -157,14 +158,14 @@ fn a_local_volume_is_mounted_given_to_the_group_and_never_emptied() {
         assert_eq!(fs::metadata(&file).unwrap().gid(), 4000);
         fs::write(&file, "changed").unwrap();
         // The kubelet that mounted it was killed: the next one takes it down from what is there.
-        volume::tear_down(&dir).unwrap();
+        volume::tear_down(&dir, &Drivers::default()).unwrap();
         assert!(mounts::below(state.path()).unwrap().is_empty() && !dir.join("volumes").exists());
         assert_eq!(fs::read_to_string(disk.join("sub/file")).unwrap(), "changed");
         let read_only = pod_of_claim(true);
         try_set_up(&read_only, &dir, &capacity, &objects, &services).unwrap();
         let error = fs::write(dir.join("volumes/kubernetes.io~local-volume/disk/new"), "x").unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
-        volume::tear_down(&dir).unwrap();
+        volume::tear_down(&dir, &Drivers::default()).unwrap();
         // Without its folder it is not mounted, and nothing is made in its place.
         fs::rename(&disk, state.path().join("elsewhere")).unwrap();
         let error = try_set_up(&pod, &dir, &capacity, &objects, &services).unwrap_err();
@@ -182,7 +183,7 @@ fn nothing_that_is_mounted_in_a_volume_is_removed_with_it() {
             fs::create_dir_all(dir.join(folder)).unwrap();
             rustix::mount::mount_bind(&data, dir.join(folder)).unwrap();
         }
-        assert!(volume::tear_down(&dir).unwrap_err().ends_with("is still mounted"));
+        assert!(volume::tear_down(&dir, &Drivers::default()).unwrap_err().ends_with("is still mounted"));
         // Also where the mount table was not looked at: it is the same filesystem, only another mount.
         assert!(volume::remove_folder(&dir).is_err());
         assert!(data.join("precious").exists());
@@ -193,10 +194,10 @@ fn nothing_that_is_mounted_in_a_volume_is_removed_with_it() {
         let stray = dir.join("volumes/kubernetes.io~local-volume/disk");
         fs::create_dir_all(&stray).unwrap();
         fs::write(stray.join("file"), "x").unwrap();
-        assert!(volume::tear_down(&dir).unwrap_err().contains("kubernetes.io~local-volume/disk"));
+        assert!(volume::tear_down(&dir, &Drivers::default()).unwrap_err().contains("kubernetes.io~local-volume/disk"));
         assert!(stray.join("file").exists());
         fs::remove_file(stray.join("file")).unwrap();
-        volume::tear_down(&dir).unwrap();
+        volume::tear_down(&dir, &Drivers::default()).unwrap();
         volume::remove_folder(&dir).unwrap();
         assert!(!dir.exists());
     });
@@ -223,7 +224,7 @@ fn a_volume_of_huge_pages_has_the_pages_that_the_pod_asks_for() {
         let mounted = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let line = mounted.lines().find(|line| line.contains("kubernetes.io~empty-dir/v ")).unwrap();
         assert!(line.contains(" - hugetlbfs ") && line.contains("pagesize=2M"), "{line}");
-        volume::tear_down(&dir).unwrap();
+        volume::tear_down(&dir, &Drivers::default()).unwrap();
         assert!(mounts::below(state.path()).unwrap().is_empty());
     });
 }
@@ -261,7 +262,7 @@ fn a_sub_path_is_what_was_found_and_nothing_put_in_its_place() {
         let again = sub_path::set_up(&root, "made/deep", place(0)).unwrap();
         fs::write(again.join("x"), "").unwrap();
         assert!(root.join("made/deep/x").exists(), "another run's mount replaces the old one");
-        volume::tear_down(&dir).unwrap();
+        volume::tear_down(&dir, &Drivers::default()).unwrap();
         assert!(mounts::below(state.path()).unwrap().is_empty() && !sub_path::folder(&dir).exists());
         assert!(root.join("moved/file").exists(), "what is in the volume stays");
     });
@@ -287,7 +288,7 @@ fn a_memory_volume_is_a_tmpfs_of_its_size_and_goes_with_the_pod() {
             use std::os::unix::fs::{MetadataExt, PermissionsExt};
             assert_eq!((metadata.gid(), metadata.permissions().mode() & 0o7777), (4000, 0o2777), "{path}");
         }
-        volume::tear_down(&dir).unwrap();
+        volume::tear_down(&dir, &Drivers::default()).unwrap();
         assert!(mounts::below(state.path()).unwrap().is_empty() && !dir.join("volumes").exists());
     });
 }
@@ -303,10 +304,10 @@ fn a_busy_memory_volume_is_detached_and_a_foreign_mount_is_named() {
         let foreign = Path::new(&paths["disk"]).join("foreign");
         fs::create_dir(&foreign).unwrap();
         rustix::mount::mount_bind("/proc/self", &foreign).unwrap();
-        let error = volume::tear_down(&dir).unwrap_err();
+        let error = volume::tear_down(&dir, &Drivers::default()).unwrap_err();
         assert_eq!(error, format!("{} is still mounted", foreign.display()));
         rustix::mount::unmount(&foreign, rustix::mount::UnmountFlags::empty()).unwrap();
-        volume::tear_down(&dir).unwrap();
+        volume::tear_down(&dir, &Drivers::default()).unwrap();
         drop(open);
         assert!(!dir.join("volumes").exists());
     });

@@ -16,11 +16,12 @@ use crate::container_config::{
     ContainerContext, MountSource, container_config, mounts_at, volume_mounts, without_recursive_read_only,
 };
 use crate::cri as calls;
-use crate::env::{EnvContext, Variable, container_env, expand_path};
+use crate::env::{EnvContext, Variable, container_env, expand_path, skipped_keys};
 use crate::hosts::{self, Hostname};
 use crate::memory::Reason;
 use crate::observed::PodObserved;
 use crate::pod;
+use crate::record::Weight;
 use crate::security::ImageUser;
 use crate::volume::Located;
 use crate::volume::sub_path::{self, Place};
@@ -71,6 +72,9 @@ impl Executor {
                 objects: &self.objects,
                 pod_dir: &self.pod_dir(pod),
             };
+            for text in skipped_keys(container, &context) {
+                self.recorder.event(pod, Some(name), Weight::Warning, "InvalidEnvironmentVariableNames", &text);
+            }
             match container_env(container, &context) {
                 Ok(variables) => Arc::new(variables),
                 Err(text) => return config_error(text),
@@ -128,7 +132,11 @@ impl Executor {
     /// Pulls with each of the credentials that fit until one works; without any, as nobody.
     async fn pull(&self, pod: &Pod, image: &str, sandbox_config: &cri::PodSandboxConfig) -> crate::Result<String> {
         let mut outcome = None;
-        for auth in pull_secret::credentials(pod, image, &self.objects) {
+        let (credentials, problems) = pull_secret::credentials(pod, image, &self.objects);
+        for text in problems {
+            self.recorder.event(pod, None, Weight::Warning, "FailedToRetrieveImagePullSecret", &text);
+        }
+        for auth in credentials {
             let pulled = self.runtime.pull_image(image, Some(auth), sandbox_config.clone()).await;
             if pulled.is_ok() {
                 return pulled;

@@ -4,6 +4,7 @@
 pub mod atomic;
 pub mod bindings;
 pub mod claim;
+pub mod csi;
 pub mod empty_dir;
 pub mod host_path;
 pub mod mounts;
@@ -35,6 +36,8 @@ pub struct Services {
     pub node_name: String,
     /// Which claim has which volume.
     pub claims: bindings::Bindings,
+    /// The CSI drivers.
+    pub drivers: csi::drivers::Drivers,
 }
 
 /// Folder of a pod below the kubelet's folder.
@@ -128,6 +131,7 @@ pub fn locate(context: &VolumeContext<'_>) -> BTreeMap<String, Located> {
 /// Sets up every used volume, and brings those that show objects up to date; the error is the kubelet's message. Idempotent.
 pub fn set_up(context: &VolumeContext<'_>, now: Timestamp) -> Result<(), String> {
     let VolumeContext { pod, dir, capacity, .. } = *context;
+    share_mounts(pod, dir)?;
     for volume in used(pod) {
         let result = if let Some(host_path) = &volume.host_path {
             host_path::check(host_path)
@@ -143,6 +147,22 @@ pub fn set_up(context: &VolumeContext<'_>, now: Timestamp) -> Result<(), String>
             Err("volume type is not supported".to_owned())
         };
         result.map_err(|e| format!("MountVolume.SetUp failed for volume {:?} : {e}", volume.name))?;
+    }
+    Ok(())
+}
+
+/// A container that mounts volumes for others, a CSI driver, does it below the kubelet's folder: that has to be a shared mount.
+fn share_mounts(pod: &Pod, pod_dir: &Path) -> Result<(), String> {
+    let Some(kubelet_root) = pod_dir.parent().and_then(Path::parent) else { return Ok(()) };
+    let below = |name: &str| {
+        let volume = pod::spec(pod).volumes.iter().flatten().find(|volume| volume.name == name);
+        volume.and_then(|v| v.host_path.as_ref()).is_some_and(|host| Path::new(&host.path).starts_with(kubelet_root))
+    };
+    let mounts =
+        pod::init_containers(pod).iter().chain(&pod::spec(pod).containers).flat_map(|c| c.volume_mounts.iter().flatten());
+    let mut both_ways = mounts.filter(|m| m.mount_propagation.as_deref() == Some("Bidirectional"));
+    if both_ways.any(|mount| below(&mount.name)) {
+        mounts::ensure_shared(kubelet_root).map_err(|e| format!("share the mounts of {}: {e}", kubelet_root.display()))?;
     }
     Ok(())
 }
@@ -210,8 +230,8 @@ spec:
         assert!(Path::new(&paths["scratch"].path).is_dir() && host.is_dir() && !paths.contains_key("unused"));
         assert!(!empty_dir::path(&dir, "unused").exists());
         fs::write(Path::new(&paths["scratch"].path).join("file"), "x").unwrap();
-        tear_down(&dir).unwrap();
-        tear_down(&dir).unwrap();
+        tear_down(&dir, &csi::drivers::Drivers::default()).unwrap();
+        tear_down(&dir, &csi::drivers::Drivers::default()).unwrap();
         assert!(!dir.join("volumes").exists() && host.is_dir());
     }
 }

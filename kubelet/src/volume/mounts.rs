@@ -20,6 +20,39 @@ pub fn is_mount_point(path: &Path) -> io::Result<bool> {
     Ok(parse(&table).contains(&path))
 }
 
+/// Makes a folder's mount a shared one, as the upstream does with its folder; where it is on a mount that is not, the folder is
+/// mounted on itself.
+pub fn ensure_shared(folder: &Path) -> io::Result<()> {
+    let folder = fs::canonicalize(folder)?;
+    let entries = berth_linux::mount::mounts().map_err(io::Error::other)?;
+    // Of two mounts at one place the later one is seen.
+    let own =
+        entries.iter().rev().filter(|e| folder.starts_with(&e.mount_point)).max_by_key(|e| e.mount_point.components().count());
+    let Some(own) = own.filter(|own| own.shared.is_none()) else { return Ok(()) };
+    if own.mount_point != folder {
+        rustix::mount::mount_bind_recursive(&folder, &folder)?;
+    }
+    let flags = rustix::mount::MountPropagationFlags::SHARED | rustix::mount::MountPropagationFlags::REC;
+    Ok(rustix::mount::mount_change(&folder, flags)?)
+}
+
+/// Takes away the mount of a folder on itself that [`ensure_shared`] made.
+pub fn end_sharing(folder: &Path) -> io::Result<()> {
+    let folder = fs::canonicalize(folder)?;
+    let entries = berth_linux::mount::mounts().map_err(io::Error::other)?;
+    let Some(own) = entries.iter().rfind(|e| e.mount_point == folder) else { return Ok(()) };
+    let parent = entries.iter().find(|e| e.id == own.parent);
+    // Any other mount there is the machine's, not ours: ours shows the very folder that it covers.
+    let covers_itself = |parent: &berth_linux::mount::MountEntry| {
+        let below = folder.strip_prefix(&parent.mount_point).is_ok_and(|below| parent.root.join(below) == own.root);
+        parent.device == own.device && below
+    };
+    match parent.is_some_and(covers_itself) {
+        true => Ok(rustix::mount::unmount(&folder, rustix::mount::UnmountFlags::NOFOLLOW | rustix::mount::UnmountFlags::DETACH)?),
+        false => Ok(()),
+    }
+}
+
 fn parse(table: &str) -> Vec<PathBuf> {
     table.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape).collect()
 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use berth_linux::mount::{AttrChange, MountAttrs, MoveMountFlags, fs_context, mount_setattr, move_mount, open_tree};
 use k8s_openapi::api::core::v1::{HostPathVolumeSource, NFSVolumeSource, PersistentVolume, Volume};
 
+use super::csi::{self, CsiVolume};
 use super::ownership::{self, Ownership};
 use super::{VolumeContext, claim, create_private_dir, empty_dir, host_path, mounts};
 use crate::execute::with_causes;
@@ -25,6 +26,8 @@ pub(super) enum Backing {
     Local(PathBuf),
     /// An NFS export.
     Nfs(NFSVolumeSource),
+    /// What a CSI driver has.
+    Csi(Box<CsiVolume>),
 }
 
 /// A volume with its source found.
@@ -47,6 +50,7 @@ impl Persistent {
             Backing::HostPath(source) => return PathBuf::from(&source.path),
             Backing::Local(_) => "kubernetes.io~local-volume",
             Backing::Nfs(_) => "kubernetes.io~nfs",
+            Backing::Csi(_) => return csi::path(pod_dir, &self.name),
         };
         pod_dir.join("volumes").join(plugin).join(&self.name)
     }
@@ -63,6 +67,15 @@ pub(super) fn find(context: &VolumeContext<'_>, volume: &Volume) -> Option<Resul
             options: Vec::new(),
         }));
     }
+    if let Some(source) = &volume.csi {
+        let found = CsiVolume::inline(context, volume, source);
+        return Some(found.map(|csi| Persistent {
+            name: volume.name.clone(),
+            read_only: csi.read_only,
+            backing: Backing::Csi(Box::new(csi)),
+            options: Vec::new(),
+        }));
+    }
     let source = volume.persistent_volume_claim.as_ref()?;
     let services = context.services;
     let namespace = pod::namespace(context.pod);
@@ -70,6 +83,9 @@ pub(super) fn find(context: &VolumeContext<'_>, volume: &Volume) -> Option<Resul
     Some(found.and_then(|volume| {
         let mut persistent = of_volume(&volume, services)?;
         persistent.read_only |= source.read_only == Some(true);
+        if let Backing::Csi(csi) = &mut persistent.backing {
+            csi.read_only = persistent.read_only;
+        }
         Ok(persistent)
     }))
 }
@@ -88,6 +104,9 @@ fn of_volume(volume: &PersistentVolume, services: &super::Services) -> Result<Pe
     } else if let Some(source) = spec.nfs {
         read_only = source.read_only == Some(true);
         Backing::Nfs(source)
+    } else if let Some(source) = spec.csi.clone() {
+        read_only = source.read_only == Some(true);
+        Backing::Csi(Box::new(CsiVolume::persistent(&name, source, &spec)))
     } else {
         return Err(format!("volume {name:?} is of a type that berth does not support"));
     };
@@ -99,6 +118,7 @@ pub(super) fn set_up(context: &VolumeContext<'_>, volume: &Persistent) -> Result
     let target = volume.path(context.dir);
     match &volume.backing {
         Backing::HostPath(source) => host_path::check(source),
+        Backing::Csi(csi) => csi::set_up(context, csi),
         Backing::Local(path) => set_up_local(context, path, &target, volume.read_only),
         Backing::Nfs(source) => {
             make_mount_point(&target)?;

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use berth_linux::tree::remove_all_on_one_mount;
 
+use super::csi::{self, drivers::Drivers};
 use super::{empty_dir, mounts, sub_path};
 
 /// The kinds of volumes whose content is the pod's alone.
@@ -19,8 +20,9 @@ const OWN: &[&str] = &[
 ];
 
 /// Unmounts and removes everything below the pod's `volumes` folder. What somebody else mounted there is an error that names it.
-pub fn tear_down(pod_dir: &Path) -> Result<(), String> {
+pub fn tear_down(pod_dir: &Path, drivers: &Drivers) -> Result<(), String> {
     sub_path::tear_down(pod_dir)?;
+    csi::tear_down(pod_dir, drivers)?;
     let volumes = pod_dir.join("volumes");
     if fs::symlink_metadata(&volumes).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
         return Ok(());
