@@ -45,6 +45,15 @@ pub async fn pods(socket: &Path) -> Result<Option<Value>> {
     serde_json::from_slice(&get(stream, "/pods").await?).context("reading the kubelet's pods").map(Some)
 }
 
+/// What keeps the kubelet from doing as it is told; `None` where no kubelet answers.
+///
+/// # Errors
+/// When it answers with something else.
+pub async fn problems(socket: &Path) -> Result<Option<Value>> {
+    let Ok(stream) = UnixStream::connect(socket).await else { return Ok(None) };
+    serde_json::from_slice(&get(stream, "/problems").await?).context("reading the kubelet's problems").map(Some)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,6 +8,7 @@ mod client;
 mod config;
 mod find;
 mod kubelet_api;
+mod kubelet_why;
 mod listen;
 mod shim;
 mod state_dir;

@@ -24,6 +24,8 @@ pub(crate) struct SandboxView {
     pub(crate) pid: Option<i32>,
     /// The sandbox's cgroup in the kernel's form; containers are next to it or below its parent.
     pub(crate) cgroup: String,
+    /// Why it is not ready, for people.
+    pub(crate) reason: String,
 }
 
 /// The state of a container as clients see it.
@@ -251,6 +253,7 @@ mod tests {
             ips: vec![],
             pid: None,
             cgroup: String::new(),
+            reason: String::new(),
         }
     }
 

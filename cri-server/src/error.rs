@@ -221,6 +221,16 @@ pub enum Error {
         /// How long it may take.
         limit: std::time::Duration,
     },
+    /// A pod that was to end has not.
+    #[error("pod {pod} ({id}) has not ended: {doing}")]
+    Unended {
+        /// `namespace/name`.
+        pod: String,
+        /// Its sandbox.
+        id: String,
+        /// The step it is stuck at or failed at.
+        doing: String,
+    },
     /// The caller's deadline has passed, or it went away.
     #[error("{what} was cancelled")]
     Cancelled {
@@ -283,7 +293,7 @@ pub fn code(error: &Error) -> tonic::Code {
         Error::NotFound { .. } => Code::NotFound,
         Error::Exists { .. } => Code::AlreadyExists,
         Error::State { .. } => Code::FailedPrecondition,
-        Error::Timeout { .. } | Error::Overdue { .. } => Code::DeadlineExceeded,
+        Error::Timeout { .. } | Error::Overdue { .. } | Error::Unended { .. } => Code::DeadlineExceeded,
         Error::Cancelled { .. } | Error::ClientGone => Code::Cancelled,
         Error::Exhausted { .. } => Code::ResourceExhausted,
         Error::ShimGone { .. } | Error::Closing => Code::Unavailable,

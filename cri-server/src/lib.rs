@@ -30,6 +30,7 @@ mod shim;
 mod spec;
 mod stats;
 mod steps;
+mod stop;
 mod streaming;
 mod why;
 
@@ -38,8 +39,6 @@ use std::time::Duration;
 
 use berth_cri_api::MAX_MESSAGE_BYTES;
 use berth_cri_api::v1::image_service_server::ImageServiceServer;
-use sandbox::owner;
-use sandbox::state::Op;
 
 pub use berth_nri::Config as NriConfig;
 pub use cgroups::CgroupDriver;
@@ -48,7 +47,8 @@ pub use edge::{ImageEdge, RuntimeApi};
 pub use error::Error;
 pub(crate) use server::{Server, blocking};
 pub use steps::Deadlines;
-pub use why::Why;
+pub use stop::POD_ENDS;
+pub use why::{Operation, Why};
 
 /// A running CRI server. Dropping it without [`CriServer::shutdown`] loses nothing either: pods live in their shims.
 pub struct CriServer {
@@ -100,16 +100,13 @@ impl CriServer {
         .await;
     }
 
-    /// Stops and removes every pod (`berth stop --all`): each container gets `grace` to end.
+    /// Stops and removes every pod (`berth stop --all`): each container gets `grace` to end, each pod [`POD_ENDS`] more. The error
+    /// names each pod that has not ended then, and the step it is at; what has ended stays ended.
     pub async fn stop_all(&self, grace: Duration) -> Result<(), Error> {
-        let running = self.server.board.containers();
-        let stops = running.iter().map(|view| {
-            owner::submit(&self.server, &view.sandbox, |reply| Op::StopContainer { id: view.id.clone(), timeout: grace, reply })
-        });
-        futures::future::join_all(stops).await;
-        let ids = self.server.owners.ids();
-        let removals = ids.iter().map(|id| owner::submit(&self.server, id, Op::Remove));
-        let errors: Vec<Arc<Error>> = futures::future::join_all(removals).await.into_iter().filter_map(Result::err).collect();
+        let pods = self.server.owners.named();
+        let ends = pods.iter().map(|(id, m)| stop::pod(&self.server, id, format!("{}/{}", m.namespace, m.name), grace));
+        let errors: Vec<Arc<Error>> =
+            futures::future::join_all(ends).await.into_iter().filter_map(Result::err).map(Arc::new).collect();
         if !errors.is_empty() {
             return Err(Error::Many(errors));
         }

@@ -77,16 +77,29 @@ impl std::fmt::Display for Process {
     }
 }
 
-/// The CNI plugins that run for a sandbox: the specification gives them its id in their environment.
-pub(crate) fn plugins_of(sandbox: &str) -> Vec<Process> {
+/// A CNI plugin that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PluginProcess {
+    pub(crate) process: Process,
+    /// The CNI command.
+    pub(crate) verb: String,
+}
+
+/// The CNI plugins that run for a sandbox: the specification gives them its id and the command in their environment.
+pub(crate) fn plugins_of(sandbox: &str) -> Vec<PluginProcess> {
     let wanted = format!("CNI_CONTAINERID={sandbox}");
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
-    let is_plugin = |pid: &i32| {
+    let plugin = |pid: i32| {
         let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environment.split(|b| *b == 0).any(|variable| variable == wanted.as_bytes())
+        let mut variables = environment.split(|b| *b == 0);
+        if !variables.clone().any(|variable| variable == wanted.as_bytes()) {
+            return None;
+        }
+        let verb = variables.find_map(|variable| variable.strip_prefix(b"CNI_COMMAND=")).unwrap_or_default();
+        Some(PluginProcess { process: Process::of(pid)?, verb: String::from_utf8_lossy(verb).into_owned() })
     };
-    pids.filter(is_plugin).filter_map(Process::of).collect()
+    pids.filter_map(plugin).collect()
 }
 
 #[cfg(test)]

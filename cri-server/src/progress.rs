@@ -73,6 +73,15 @@ pub(crate) struct Failure {
 /// The operation that gives back what a RunPodSandbox has left that could not be undone.
 pub(crate) const UNDO: &str = "undoing of RunPodSandbox";
 
+/// A container that was asked to end.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Grace {
+    /// Unix nanoseconds.
+    pub(crate) since: i64,
+    /// When it is killed.
+    pub(crate) until: Instant,
+}
+
 #[derive(Debug, Default)]
 struct Inner {
     next: u64,
@@ -83,7 +92,7 @@ struct Inner {
     /// When what is left of a failed sandbox is undone again.
     again: BTreeMap<String, Instant>,
     running: BTreeMap<String, Running>,
-    graces: BTreeMap<String, Instant>,
+    graces: BTreeMap<String, Grace>,
     failures: BTreeMap<String, Failure>,
     order: VecDeque<String>,
 }
@@ -235,14 +244,17 @@ impl Progress {
     /// A container was asked to end and is killed then; none: no longer.
     pub(crate) fn grace(&self, subject: &str, until: Option<Instant>) {
         match until {
-            Some(until) => self.lock().graces.insert(subject.to_owned(), until),
-            None => self.lock().graces.remove(subject),
-        };
+            Some(until) => {
+                let fresh = || Grace { since: crate::clock::now_ns(), until };
+                self.lock().graces.entry(subject.to_owned()).or_insert_with(fresh).until = until;
+            }
+            None => _ = self.lock().graces.remove(subject),
+        }
     }
 
-    /// How long a container that was asked to end still has.
-    pub(crate) fn grace_left(&self, subject: &str) -> Option<Duration> {
-        self.lock().graces.get(subject).map(|until| until.saturating_duration_since(Instant::now()))
+    /// Since when and until when a container that was asked to end is waited for.
+    pub(crate) fn in_grace(&self, subject: &str) -> Option<Grace> {
+        self.lock().graces.get(subject).copied()
     }
 
     /// Remembers how an operation failed. One that fails of itself, as a wrong request does, needs no step.

@@ -193,6 +193,13 @@ async fn bring_back(server: &Arc<Server>, record: SandboxRecord, containers: Vec
     // Of this boot, not stopped, and without a shim: what it still holds is given back.
     let rest = expected.then(|| Arc::new(live));
     let mut machine = Machine::recovered(id.clone(), spec.clone(), record.created_at, ready, rest, machine_containers);
+    machine.because(match (&reached, record.boot == server.boot, record.stopped, record.ready) {
+        (_, _, _, false) => "the agent ended while it was made, and what it has left could not be given back yet",
+        (_, _, true, _) => "it was stopped before the agent's last start",
+        (_, false, ..) => "the machine has been started anew since it was made",
+        (Reached::Gone, ..) => "its shim was found dead at the agent's start",
+        _ => "",
+    });
     if !record.ready {
         // The agent died while it made this sandbox; nobody was told of it.
         machine.hide();

@@ -1,20 +1,22 @@
 //! `berth why`: what a sandbox or container is doing, since when, what it waits for and how it failed last. From the register of
 //! [`crate::progress`], the board and /proc; without an agent from the records and /proc. Changes nothing, waits for nobody.
 
+mod record;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use record::on_record;
+
 use crate::Server;
+use crate::board::Exit;
 use crate::cgroups::Cgroups;
-use crate::config::Config;
 use crate::error::Error;
-use crate::id::{SandboxId, is_id};
-use crate::paths::Paths;
+use crate::id::SandboxId;
 use crate::processes::{Process, plugins_of};
 use crate::progress::{Active, Progress, stamp};
-use crate::records::{self, ContainerRecord, SandboxRecord};
 use crate::steps::{Past, Step};
 
 /// How many processes in trouble are named.
@@ -55,6 +57,59 @@ pub struct LastError {
     pub at: String,
 }
 
+/// An operation under way.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Operation {
+    /// The CRI call, or what comes nearest.
+    pub name: String,
+    /// When it began.
+    pub since: String,
+}
+
+/// What is waited for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Wait {
+    /// Who or what, in words.
+    pub what: String,
+    /// Its process, where it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<i32>,
+    /// How that is: its command, its state and what that means.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub process: String,
+}
+
+impl Wait {
+    fn of(what: impl Into<String>) -> Self {
+        Self { what: what.into(), pid: None, process: String::new() }
+    }
+
+    fn for_process(what: impl Into<String>, process: &Process) -> Self {
+        Self { what: what.into(), pid: Some(process.pid), process: process.to_string() }
+    }
+}
+
+/// The next moment at which something happens by itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NextDeadline {
+    /// In how many seconds; negative: it has passed.
+    pub in_seconds: i64,
+    /// Of what.
+    pub of: String,
+    /// What happens then.
+    pub then: String,
+}
+
+/// Where an answer comes from: the agent's knowledge, or the records alone.
+const AGENT: &str = "agent";
+const RECORDS: &str = "records";
+/// The states of a sandbox, as the CRI has them.
+const READY: &str = "READY";
+const NOT_READY: &str = "NOTREADY";
+
 /// One answer.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -65,18 +120,20 @@ pub struct Why {
     pub id: String,
     /// `namespace/name` of the pod, with the container's name behind it.
     pub name: String,
-    /// Its state.
+    /// Its state, in one word.
     pub state: String,
-    /// What that state rests on: the agent's knowledge or only the records.
+    /// Why it is in that state; may be empty.
+    pub reason: String,
+    /// What that rests on: "agent" or, where none answers, "records".
     pub source: String,
-    /// The CRI call under way with its beginning; empty when none is.
-    pub operation: String,
+    /// The operation under way.
+    pub operation: Option<Operation>,
     /// The steps under way.
     pub stages: Vec<Stage>,
-    /// What it waits for, in words.
-    pub waits_for: Vec<String>,
+    /// What it waits for.
+    pub waits_for: Vec<Wait>,
     /// The next moment at which something happens by itself.
-    pub next_deadline: String,
+    pub next_deadline: Option<NextDeadline>,
     /// How the last operation that failed did.
     pub last_error: Option<LastError>,
 }
@@ -84,17 +141,26 @@ pub struct Why {
 impl std::fmt::Display for Why {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "{} {} {}", self.kind, self.name, self.id)?;
-        writeln!(f, "  state:      {} ({})", self.state, self.source)?;
-        writeln!(f, "  operation:  {}", if self.operation.is_empty() { "none under way" } else { &self.operation })?;
+        let reason = if self.reason.is_empty() { String::new() } else { format!(": {}", self.reason) };
+        let source = if self.source == RECORDS { " (on record; no agent says more)" } else { "" };
+        writeln!(f, "  state:      {}{reason}{source}", self.state)?;
+        match &self.operation {
+            Some(operation) => writeln!(f, "  operation:  {}, since {}", operation.name, operation.since)?,
+            None => writeln!(f, "  operation:  none under way")?,
+        }
         for stage in &self.stages {
             let about = if stage.object.is_empty() { String::new() } else { format!(" ({})", stage.object) };
             writeln!(f, "  stage:      {}{about}, since {}, {} s", stage.step, stage.since, stage.seconds)?;
         }
         for wait in &self.waits_for {
-            writeln!(f, "  waits for:  {wait}")?;
+            let process = if wait.process.is_empty() { String::new() } else { format!(": {}", wait.process) };
+            writeln!(f, "  waits for:  {}{process}", wait.what)?;
         }
-        if !self.next_deadline.is_empty() {
-            writeln!(f, "  deadline:   {}", self.next_deadline)?;
+        if let Some(next) = &self.next_deadline {
+            match next.in_seconds {
+                left @ 0.. => writeln!(f, "  deadline:   in {left} s, {}: {}", next.of, next.then)?,
+                passed => writeln!(f, "  deadline:   passed {} s ago, {}: {}", -passed, next.of, next.then)?,
+            }
         }
         match &self.last_error {
             Some(last) => {
@@ -125,30 +191,84 @@ fn stage(active: &Active) -> Stage {
     }
 }
 
-/// The stage whose limit comes first, as a text.
-fn next_deadline(stages: &[Stage]) -> String {
-    let Some(next) = stages.iter().min_by_key(|s| s.limit_seconds.saturating_sub(s.seconds)) else { return String::new() };
-    match next.limit_seconds.checked_sub(next.seconds) {
-        Some(left) => format!("in {left} s, after {} s of \"{}\": {}", next.limit_seconds, next.step, next.then),
-        None => format!(
-            "passed {} s ago (\"{}\" may take {} s): {}",
-            next.seconds - next.limit_seconds,
-            next.step,
-            next.limit_seconds,
-            next.then
-        ),
+/// The stage whose limit comes first.
+fn next_deadline(stages: &[Stage]) -> Option<NextDeadline> {
+    let next = stages.iter().min_by_key(|s| s.limit_seconds.saturating_sub(s.seconds))?;
+    Some(NextDeadline {
+        in_seconds: next.limit_seconds.cast_signed().saturating_sub(next.seconds.cast_signed()),
+        of: format!("after {} s of \"{}\"", next.limit_seconds, next.step),
+        then: next.then.clone(),
+    })
+}
+
+/// The plugins that run for a sandbox, as an object of its step: empty where the built-in network alone is at work.
+fn plugins(server: &Server, sandbox: &str) -> String {
+    let doing = server.network.doing(sandbox);
+    let one = |d: &berth_cni::Doing| format!("CNI {} of plugin {} in network {}", d.verb, d.plugin, d.network);
+    doing.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+/// A late step of the network names the plugin that it waits for.
+pub(crate) fn with_plugin(server: &Server, error: Error) -> Error {
+    match error {
+        Error::Overdue { step, subject, object, since, limit }
+            if step == Step::AttachNetwork.text() || step == Step::DetachNetwork.text() =>
+        {
+            let named = Some(plugins(server, &subject)).filter(|named| !named.is_empty());
+            Error::Overdue { step, subject, object: named.unwrap_or(object), since, limit }
+        }
+        other => other,
     }
 }
 
+/// What a pod is doing at this moment, in words: the oldest step of its own or of its containers.
+pub(crate) fn doing(server: &Server, id: &SandboxId) -> Option<String> {
+    let containers = server.board.containers_of(id);
+    let subjects = std::iter::once(id.as_str()).chain(containers.iter().map(|c| c.id.as_str()));
+    let active = subjects.flat_map(|subject| server.progress.active(subject)).min_by_key(|active| active.since)?;
+    let stage = stage_of(server, &active, id.as_str());
+    let shim = crate::recover::all_shims().get(id.as_str()).and_then(|pid| Process::of(*pid));
+    let shim = shim.filter(|shim| shim.trouble().is_some()).map(|shim| format!("; the pod's shim: {shim}")).unwrap_or_default();
+    Some(format!("at the step \"{}\" ({}) since {}{shim}", stage.step, stage.object, stage.since))
+}
+
+/// A step of a sandbox or of one of its containers, with the plugin that it waits for.
+fn stage_of(server: &Server, active: &Active, sandbox: &str) -> Stage {
+    let mut stage = stage(active);
+    if matches!(active.step, Step::AttachNetwork | Step::DetachNetwork) {
+        let named = plugins(server, sandbox);
+        if !named.is_empty() {
+            stage.object = named;
+        }
+    }
+    stage
+}
+
+/// How it ended, in words.
+fn ended(exit: &Exit) -> String {
+    let message = if exit.message.is_empty() { String::new() } else { format!(": {}", exit.message) };
+    format!("with {} at {} ({}){message}", exit.code, stamp(exit.finished_at), exit.reason)
+}
+
 /// What the steps under way hang on.
-fn waits(why: &mut Why, active: &[Active], sandbox: &str, shim: Option<&Process>) {
+fn waits(why: &mut Why, doing: &[berth_cni::Doing], active: &[Active], sandbox: &str, shim: Option<&Process>) {
     for one in active {
         match one.step {
             Step::AttachNetwork | Step::DetachNetwork => {
-                let plugins = plugins_of(sandbox);
-                why.waits_for.extend(plugins.iter().map(|p| format!("CNI plugin {p}")));
-                if plugins.is_empty() {
-                    why.waits_for.push("the built-in network: the kernel's netlink answers".to_owned());
+                let processes = plugins_of(sandbox);
+                for call in doing {
+                    let limit = call.limit.map(|limit| format!(" of {} s", limit.as_secs())).unwrap_or_default();
+                    let what = format!(
+                        "CNI plugin {} of network {} ({}), for {} s{limit}",
+                        call.plugin,
+                        call.network,
+                        call.verb,
+                        call.since.elapsed().as_secs()
+                    );
+                    match processes.iter().filter(|p| !call.in_process && p.verb == call.verb).collect::<Vec<_>>() {
+                        mine if mine.is_empty() => why.waits_for.push(Wait::of(what)),
+                        mine => why.waits_for.extend(mine.iter().map(|p| Wait::for_process(what.clone(), &p.process))),
+                    }
                 }
             }
             Step::AskShim
@@ -160,14 +280,16 @@ fn waits(why: &mut Why, active: &[Active], sandbox: &str, shim: Option<&Process>
             | Step::ReopenLog
             | Step::EndShim
             | Step::ReapShim => match shim {
-                Some(shim) => why.waits_for.push(format!("the pod's shim: {shim}")),
-                None => why.waits_for.push("the pod's shim, which has no process any more".to_owned()),
+                Some(shim) => why.waits_for.push(Wait::for_process("the pod's shim", shim)),
+                None => why.waits_for.push(Wait::of("the pod's shim, which has no process any more")),
             },
-            Step::StartShim => why.waits_for.push("the new shim's word that it is ready".to_owned()),
-            Step::OpenVolumes => why.waits_for.push(format!("the file systems of the image and the volumes: {}", one.object)),
-            Step::Checkpoint => why.waits_for.push(format!("CRIU, and the archive {}", one.object)),
-            Step::AskPlugins => why.waits_for.push(format!("the answers of the NRI plugins to {}", one.object)),
-            _ => why.waits_for.push(format!("the kernel: {}", one.object)),
+            Step::StartShim => why.waits_for.push(Wait::of("the new shim's word that it is ready")),
+            Step::OpenVolumes => {
+                why.waits_for.push(Wait::of(format!("the file systems of the image and the volumes: {}", one.object)));
+            }
+            Step::Checkpoint => why.waits_for.push(Wait::of(format!("CRIU, and the archive {}", one.object))),
+            Step::AskPlugins => why.waits_for.push(Wait::of(format!("the answers of the NRI plugins to {}", one.object))),
+            _ => why.waits_for.push(Wait::of(format!("the kernel: {}", one.object))),
         }
     }
 }
@@ -176,11 +298,11 @@ fn waits(why: &mut Why, active: &[Active], sandbox: &str, shim: Option<&Process>
 fn trouble(why: &mut Why, cgroups: &Cgroups, cgroup: &str, shim: Option<i32>) {
     let processes: Vec<Process> = cgroups.processes(cgroup).into_iter().filter_map(Process::of).collect();
     let stuck = processes.iter().filter(|p| p.trouble().is_some());
-    why.waits_for.extend(stuck.take(NAMED).map(|p| format!("process {p}")));
+    why.waits_for.extend(stuck.take(NAMED).map(|p| Wait::for_process("process", p)));
     if shim.is_some() && !why.stages.is_empty() {
         let helpers =
             processes.iter().filter(|p| Some(p.pid) != shim && p.trouble().is_none() && !p.command.starts_with("berth-pause"));
-        why.waits_for.extend(helpers.take(NAMED).map(|p| format!("process of the shim: {p}")));
+        why.waits_for.extend(helpers.take(NAMED).map(|p| Wait::for_process("process of the shim", p)));
     }
     why.waits_for.sort();
     why.waits_for.dedup();
@@ -275,158 +397,92 @@ pub(crate) async fn ask(server: &Arc<Server>, wanted: &str) -> Result<Vec<Why>, 
     rx.await.map_err(|_| Error::Closing)?
 }
 
+/// State and reason of a sandbox.
+fn sandbox_state(server: &Server, id: &str) -> (&'static str, String) {
+    match server.board.sandbox(id) {
+        Some(view) if view.ready => (READY, String::new()),
+        Some(view) => (NOT_READY, view.reason.clone()),
+        None if server.owners.get(&id.into()).is_some() => ("changing", "it is being made or removed".to_owned()),
+        None => ("gone", "it could not be made".to_owned()),
+    }
+}
+
+/// State and reason of a container.
+fn container_state(server: &Server, id: &str, under_way: bool) -> (&'static str, String) {
+    match server.board.container(id) {
+        Some(view) => (view.state.text(), view.exit.as_ref().map(ended).unwrap_or_default()),
+        None if under_way => ("changing", "it is being created".to_owned()),
+        None => ("gone", "it could not be made".to_owned()),
+    }
+}
+
 fn describe(server: &Server, candidate: &Candidate) -> Why {
     let (id, progress) = (candidate.id.as_str(), &server.progress);
+    let sandbox = candidate.sandbox.as_deref().unwrap_or(id);
     let active = progress.active(id);
     let running = progress.running(id);
     let mut why = Why {
         id: candidate.id.clone(),
         name: candidate.name.clone(),
-        source: "as the agent knows it".to_owned(),
-        operation: running.map(|r| format!("{}, since {}", r.operation, stamp(r.since))).unwrap_or_default(),
-        stages: active.iter().map(stage).collect(),
+        source: AGENT.to_owned(),
+        operation: running.map(|r| Operation { name: r.operation.to_owned(), since: stamp(r.since) }),
+        stages: active.iter().map(|active| stage_of(server, active, sandbox)).collect(),
         last_error: last_error(progress, id),
         ..Default::default()
     };
-    let sandbox = candidate.sandbox.as_deref().unwrap_or(id);
+    why.next_deadline = next_deadline(&why.stages);
     let parent = server.owners.held().get(sandbox).map(|h| h.cgroup_parent.clone()).unwrap_or_default();
-    let leaf = server.cgroups.sandbox(&parent, &sandbox.into());
     let shim = crate::recover::all_shims().get(sandbox).and_then(|pid| Process::of(*pid));
-    match &candidate.sandbox {
-        None => {
-            why.kind = "pod sandbox".into();
-            why.state = match server.board.sandbox(id) {
-                Some(view) if view.ready => "READY",
-                Some(_) if progress.again_in(id).is_some() => "NOTREADY: it could not be made, and not be undone yet",
-                Some(_) => "NOTREADY",
-                None if server.owners.get(&id.into()).is_some() => "being made or removed",
-                None => "gone: it could not be made",
-            }
-            .into();
-            waits(&mut why, &active, sandbox, shim.as_ref());
-            trouble(&mut why, &server.cgroups, &leaf, shim.as_ref().map(|s| s.pid));
-        }
-        Some(_) => {
-            why.kind = "container".into();
-            why.state = server.board.container(id).map_or_else(
-                || if why.operation.is_empty() { "gone: it could not be made".to_owned() } else { "being created".to_owned() },
-                |view| match &view.exit {
-                    Some(exit) => {
-                        format!("exited with {} at {} ({}) {}", exit.code, stamp(exit.finished_at), exit.reason, exit.message)
-                    }
-                    None => view.state.text().to_owned(),
-                },
-            );
-            waits(&mut why, &active, sandbox, shim.as_ref());
-            if let Some(shim) = shim.as_ref().filter(|s| s.trouble().is_some()) {
-                why.waits_for.push(format!("the pod's shim: {shim}"));
-            }
-            trouble(&mut why, &server.cgroups, &server.cgroups.container(&parent, &id.into()), None);
-        }
-    }
-    why.next_deadline = match progress.grace_left(id) {
-        Some(left) if active.is_empty() => {
-            why.waits_for.push("the container's first process, which was asked to end".to_owned());
-            format!("in {} s it is killed", left.as_secs())
-        }
-        _ => match progress.again_in(id) {
-            Some(left) => format!("in {} s what is left of it is undone again", left.as_secs()),
-            None => next_deadline(&why.stages),
-        },
+    let (state, reason) = match &candidate.sandbox {
+        None => sandbox_state(server, id),
+        Some(_) => container_state(server, id, why.operation.is_some()),
     };
+    (why.state, why.reason) = (state.to_owned(), reason);
+    waits(&mut why, &server.network.doing(sandbox), &active, sandbox, shim.as_ref());
+    if candidate.sandbox.is_none() {
+        why.kind = "pod sandbox".into();
+        trouble(&mut why, &server.cgroups, &server.cgroups.sandbox(&parent, &sandbox.into()), shim.as_ref().map(|s| s.pid));
+        if let Some(left) = progress.again_in(id) {
+            why.next_deadline = Some(NextDeadline {
+                in_seconds: left.as_secs().cast_signed(),
+                of: "the next try".to_owned(),
+                then: "what is left of it is given back".to_owned(),
+            });
+        }
+        return why;
+    }
+    why.kind = "container".into();
+    if let Some(shim) = shim.as_ref().filter(|s| s.trouble().is_some()) {
+        why.waits_for.push(Wait::for_process("the pod's shim", shim));
+    }
+    trouble(&mut why, &server.cgroups, &server.cgroups.container(&parent, &id.into()), None);
+    if active.is_empty() {
+        stopping(server, &mut why);
+    }
     why
 }
 
-fn read_all<T: serde::de::DeserializeOwned>(folders: &[std::path::PathBuf]) -> Vec<T> {
-    let mut seen = BTreeSet::new();
-    let mut out = Vec::new();
-    for folder in folders {
-        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if is_id(&name)
-                && let Ok(record) = records::load(&crate::paths::record(&entry.path()))
-                && seen.insert(name)
-            {
-                out.push(record);
-            }
-        }
-    }
-    out
-}
-
-/// What the records and /proc say.
-pub(crate) fn on_record(config: &Config, wanted: &str) -> Result<Vec<Why>, Error> {
-    let resolved = |p: &std::path::Path| std::fs::canonicalize(p).unwrap_or_else(|_| p.to_owned());
-    let (root, state) = (resolved(&config.root), resolved(&config.state));
-    let paths = Paths::new(&root, &state);
-    let cgroups = Cgroups::new(&berth_linux::instance::InstanceId::of_state_dir(&state).to_string(), config.cgroup_driver)?;
-    let boot = berth_linux::boot::boot_id().unwrap_or_default();
-    // The state folder's win: they are of this boot and written first.
-    let sandboxes: Vec<SandboxRecord> = read_all(&[paths.live_sandboxes(), paths.kept_sandboxes()]);
-    let folders: Vec<_> =
-        sandboxes.iter().map(|s| paths.live_sandbox(&s.id).join("containers")).chain([paths.kept_containers()]).collect();
-    let containers: Vec<ContainerRecord> = read_all(&folders);
-    let pod = |id: &SandboxId| {
-        let found = sandboxes.iter().find(|s| s.id == *id);
-        found.map_or_else(String::new, |s| format!("{}/{}", s.spec.metadata.namespace, s.spec.metadata.name))
-    };
-    let mut all: BTreeSet<Candidate> =
-        sandboxes.iter().map(|s| Candidate { id: s.id.as_str().into(), name: pod(&s.id), sandbox: None }).collect();
-    all.extend(containers.iter().map(|c| Candidate {
-        id: c.id.as_str().into(),
-        name: format!("{}/{}", pod(&c.sandbox), c.facts.spec.name),
-        sandbox: Some(c.sandbox.as_str().into()),
-    }));
-    let mut answers = Vec::new();
-    for chosen in choose(&all, wanted) {
-        let mut why = Why {
-            id: chosen.id.clone(),
-            name: chosen.name,
-            source: "on record; no agent says more".into(),
-            ..Default::default()
-        };
-        let sandbox = chosen.sandbox.as_deref().unwrap_or(&chosen.id);
-        let Some(record) = sandboxes.iter().find(|s| s.id.as_str() == sandbox) else { continue };
-        let shim = crate::recover::all_shims().get(sandbox).and_then(|pid| Process::of(*pid));
-        if let Some(shim) = &shim {
-            why.waits_for.extend(shim.trouble().map(|_| format!("the pod's shim: {shim}")));
-        }
-        let gone = record.boot != boot || shim.is_none();
-        let mut cgroup = record.cgroup.clone();
-        if let Some(container) = containers.iter().find(|c| c.id.as_str() == chosen.id) {
-            why.kind = "container".into();
-            why.state = container_state(container, exit_code(&paths, container), gone);
-            cgroup = container.facts.cgroup.clone();
-        } else {
-            why.kind = "pod sandbox".into();
-            why.state = match (record.ready, record.stopped, gone) {
-                (false, ..) => "half made when the agent ended: the next start undoes it",
-                (_, true, _) => "stopped",
-                (_, _, true) => "its shim is dead: NOTREADY at the next start",
-                _ => "READY, kept by its shim",
-            }
-            .into();
-        }
-        why.waits_for.extend(plugins_of(sandbox).iter().map(|p| format!("CNI plugin {p}")));
-        trouble(&mut why, &cgroups, &cgroup, None);
-        answers.push(why);
-    }
-    if answers.is_empty() { Err(not_found(wanted)) } else { Ok(answers) }
-}
-
-fn exit_code(paths: &Paths, container: &ContainerRecord) -> Option<i32> {
-    let bytes = std::fs::read(paths.exit_record(&container.sandbox, &container.id)).ok()?;
-    serde_json::from_slice::<berth_shim::protocol::ExitRecord>(&bytes).ok().map(|r| r.code)
-}
-
-fn container_state(container: &ContainerRecord, on_file: Option<i32>, shim_gone: bool) -> String {
-    match (&container.exit, on_file) {
-        (Some(exit), _) => format!("exited with {} at {} ({})", exit.code, stamp(exit.finished_at), exit.reason),
-        (None, Some(code)) => format!("exited with {code}"),
-        (None, None) if shim_gone => "ended with its shim: EXITED 255 at the next start".into(),
-        _ if container.started_at != 0 => "running".into(),
-        _ => "created".into(),
-    }
+/// A container that was asked to end: nothing is under way but its own end.
+fn stopping(server: &Server, why: &mut Why) {
+    let Some(grace) = server.progress.in_grace(&why.id) else { return };
+    let view = server.board.container(&why.id);
+    let signal = view.as_ref().map_or(15, |view| view.facts.stop_signal);
+    let since = stamp(grace.since);
+    why.reason = format!("stopping: asked to end by signal {signal} at {since}");
+    why.operation = Some(Operation { name: "StopContainer".to_owned(), since });
+    let process = view.and_then(|view| view.pid).and_then(Process::of);
+    why.waits_for.push(match &process {
+        Some(process) => Wait::for_process("the container's first process", process),
+        None => Wait::of("the container's first process"),
+    });
+    let now = std::time::Instant::now();
+    let left = grace.until.saturating_duration_since(now).as_secs().cast_signed();
+    let passed = now.saturating_duration_since(grace.until).as_secs().cast_signed();
+    why.next_deadline = Some(NextDeadline {
+        in_seconds: left - passed,
+        of: "the end of its grace period".to_owned(),
+        then: "SIGKILL to all its processes".to_owned(),
+    });
 }
 
 #[cfg(test)]
@@ -469,9 +525,10 @@ mod tests {
             limit_seconds,
             then: "then".into(),
         };
-        assert_eq!(next_deadline(&[]), "");
-        assert!(next_deadline(&[stage("a", 1, 60), stage("b", 5, 10)]).starts_with("in 5 s, after 10 s of \"b\""));
-        assert!(next_deadline(&[stage("a", 70, 60)]).starts_with("passed 10 s ago"));
+        assert!(next_deadline(&[]).is_none());
+        let text = |stages: &[Stage]| Why { next_deadline: next_deadline(stages), ..Default::default() }.to_string();
+        assert!(text(&[stage("a", 1, 60), stage("b", 5, 10)]).contains("deadline:   in 5 s, after 10 s of \"b\": then"));
+        assert!(text(&[stage("a", 70, 60)]).contains("deadline:   passed 10 s ago, after 60 s of \"a\""));
     }
 
     #[test]
@@ -499,25 +556,5 @@ mod tests {
         for part in ["start the program (shim 7), since 2026-01-01T00:00:00Z, 3 s", "StartContainer at the step \"x\": boom"] {
             assert!(text.contains(part), "{text}");
         }
-    }
-
-    #[test]
-    fn a_container_on_record_has_the_state_that_its_next_agent_will_show() {
-        let mut record = ContainerRecord {
-            version: 1,
-            id: "c".into(),
-            sandbox: "s".into(),
-            boot: String::new(),
-            created_at: 1,
-            started_at: 2,
-            resources: Default::default(),
-            exit: None,
-            facts: crate::board::ContainerFacts::of(Default::default()),
-        };
-        assert_eq!(container_state(&record, None, false), "running");
-        assert_eq!(container_state(&record, Some(3), false), "exited with 3");
-        assert!(container_state(&record, None, true).contains("255"));
-        record.started_at = 0;
-        assert_eq!(container_state(&record, None, false), "created");
     }
 }

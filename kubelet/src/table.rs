@@ -5,11 +5,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
+use crate::memory::Reason;
 use crate::pod::PodUid;
 
 /// A shared table of pods.
 #[derive(Clone, Debug, Default)]
-pub struct PodTable(Arc<Mutex<BTreeMap<PodUid, Arc<Pod>>>>);
+pub struct PodTable(Arc<Mutex<BTreeMap<PodUid, Arc<Pod>>>>, Troubles);
+
+/// What keeps whole pods from going on and is in no field of their statuses: upstream tells it by events alone.
+type Troubles = Arc<Mutex<BTreeMap<PodUid, Reason>>>;
 
 impl PodTable {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<PodUid, Arc<Pod>>> {
@@ -27,8 +31,23 @@ impl PodTable {
         self.lock().get(uid).and_then(|pod| pod.status.clone())
     }
 
+    /// Says what keeps a pod from going on; none: nothing does.
+    pub fn set_trouble(&self, uid: &PodUid, trouble: Option<&Reason>) {
+        let mut troubles = self.1.lock().unwrap_or_else(PoisonError::into_inner);
+        match trouble {
+            Some(trouble) => _ = troubles.insert(uid.clone(), trouble.clone()),
+            None => _ = troubles.remove(uid),
+        }
+    }
+
+    /// What keeps pods from going on.
+    pub fn troubles(&self) -> BTreeMap<PodUid, Reason> {
+        self.1.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Forgets a pod.
     pub fn remove(&self, uid: &PodUid) {
+        self.set_trouble(uid, None);
         self.lock().remove(uid);
     }
 

@@ -357,6 +357,7 @@ impl Worker {
             tracing::info!(pod = %pod::format_pod(&self.pod), steps = plan.ops.len(), "pod is {phase}");
         }
         self.memory.status = Some(status.clone());
+        self.table.set_trouble(&self.uid, self.memory.pod_error.as_ref());
         match (self.memory.terminating, self.memory.terminating_since) {
             (Some(Termination { grace, .. }), Some(since)) => {
                 let mut ending = Pod::clone(&self.pod);

@@ -7,11 +7,14 @@ use anyhow::{Context, Result, bail};
 use berth_cri_server::CriServer;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde_json::Value;
 
-use crate::{agent, cli, config, state_dir, wire};
+use crate::{agent, cli, config, kubelet_api, state_dir, wire};
 
 /// How long the agent may take to end: its own drain and a little more.
 const AGENT_ENDS: Duration = Duration::from_secs(15);
+/// How long the kubelet is waited for to name its pods.
+const KUBELET_ANSWERS: Duration = Duration::from_secs(5);
 
 /// Sends SIGTERM to the agent that holds the state folder and waits for its end.
 fn end_agent(global: &cli::Global) -> Result<()> {
@@ -35,6 +38,31 @@ fn end_agent(global: &cli::Global) -> Result<()> {
     }
 }
 
+/// The containers with a preStop hook: hooks are the kubelet's, and it ends before its pods here.
+fn hooks(pods: &Value) -> Vec<String> {
+    let items = pods.get("items").and_then(Value::as_array).into_iter().flatten();
+    let text = |value: &Value, path: &str| value.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let of_pod = |pod: &Value| {
+        let name = format!("{}/{}", text(pod, "/metadata/namespace"), text(pod, "/metadata/name"));
+        let lists = ["containers", "initContainers"].map(|list| pod.pointer(&format!("/spec/{list}")).and_then(Value::as_array));
+        let with_hook = lists.into_iter().flatten().flatten().filter(|c| c.pointer("/lifecycle/preStop").is_some());
+        with_hook.map(|c| format!("{name}/{}", text(c, "/name"))).collect::<Vec<_>>()
+    };
+    items.flat_map(of_pod).collect()
+}
+
+/// Says which hooks are not run. A kubelet that does not answer keeps nobody from stopping.
+fn tell_hooks(global: &cli::Global) -> Result<()> {
+    let socket = global.state.join("kubelet.sock");
+    let asked = crate::runtime(1)?.block_on(async { tokio::time::timeout(KUBELET_ANSWERS, kubelet_api::pods(&socket)).await });
+    if let Ok(Ok(Some(pods))) = asked {
+        for container in hooks(&pods) {
+            crate::note(&format!("the preStop hook of {container} is not run: remove its manifest first where it has to"));
+        }
+    }
+    Ok(())
+}
+
 /// Ends everything of this instance.
 pub fn run(global: &cli::Global, args: &cli::Stop) -> Result<ExitCode> {
     agent::log_to_stderr(&global.log_level)?;
@@ -43,6 +71,7 @@ pub fn run(global: &cli::Global, args: &cli::Stop) -> Result<ExitCode> {
     }
     // Read first: an agent is not ended for a file that its pods cannot be ended by.
     let file = config::load(global.config.as_deref())?;
+    tell_hooks(global)?;
     end_agent(global)?;
     let held = state_dir::hold(&global.state)?;
     let _root = state_dir::hold_root(&global.root)?;
@@ -62,4 +91,19 @@ pub fn run(global: &cli::Global, args: &cli::Stop) -> Result<ExitCode> {
     drop(held);
     state_dir::release(&global.state)?;
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn containers_with_a_hook_before_their_end_are_named() {
+        let hook = json!({"preStop": {"exec": {"command": ["x"]}}});
+        let pods = json!({"items": [{"metadata": {"namespace": "default", "name": "web"}, "spec": {
+            "containers": [{"name": "a", "lifecycle": hook}, {"name": "b", "lifecycle": {"postStart": {}}}],
+            "initContainers": [{"name": "side", "lifecycle": hook}]}}]});
+        assert_eq!(hooks(&pods), ["default/web/a", "default/web/side"]);
+    }
 }

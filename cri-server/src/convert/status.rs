@@ -231,6 +231,7 @@ mod tests {
             ips: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
             pid: None,
             cgroup: String::new(),
+            reason: String::new(),
         }
     }
 

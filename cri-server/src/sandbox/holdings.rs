@@ -83,6 +83,11 @@ impl Live {
         self.shim.as_ref().ok_or_else(|| Error::ShimGone { id: self.id.as_str().into(), reason: reason() })
     }
 
+    /// Whether the shim's process lives and was found silent: nothing can be asked of it.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.shim.is_none() && !self.is_dead()
+    }
+
     /// Whether the shim has ended.
     pub(crate) fn is_dead(&self) -> bool {
         self.process.as_ref().is_some_and(|p| p.ended.is_cancelled())

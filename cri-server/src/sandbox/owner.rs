@@ -20,6 +20,7 @@ use crate::nri;
 use crate::progress::UNDO;
 use crate::records::{self, ContainerRecord};
 use crate::spec::{Resources, SandboxMetadata, SandboxSpec};
+use crate::why;
 
 /// Where an owner gets its events.
 pub(crate) type Mail = mpsc::UnboundedSender<Event>;
@@ -274,6 +275,7 @@ fn sandbox_view(machine: &Machine, server: &Server) -> SandboxView {
         cgroup: machine
             .live()
             .map_or_else(|| server.cgroups.sandbox(&machine.spec.cgroup_parent, &machine.id), |live| live.cgroup.clone()),
+        reason: machine.why_not_ready().to_owned(),
     }
 }
 
@@ -357,6 +359,7 @@ async fn perform(server: Arc<Server>, about: About, changes: bool, work: impl Fu
             done = &mut work => break done,
             () = tokio::time::sleep(LOOK) => {
                 if let Some(error) = server.progress.overdue(&about.subject) {
+                    let error = why::with_plugin(&server, error);
                     tracing::warn!(pod = about.name, operation = about.operation, error = %error, "past its limit");
                     server.progress.failed(&about.subject, about.name.clone(), about.operation, &error);
                     let _ = mail.send(Event::Overdue { container: about.container.clone(), error: Arc::new(error) });

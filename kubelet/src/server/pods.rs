@@ -25,6 +25,14 @@ pub(crate) fn list(api: &Api) -> Response<Body> {
     json_response(StatusCode::OK, &pod_list(items))
 }
 
+/// What keeps the kubelet from doing as it is told: manifests that it refuses, and pods that can not go on, by UID.
+pub(crate) fn problems(api: &Api) -> serde_json::Value {
+    let one = |reason: &crate::memory::Reason| json!({"reason": reason.reason, "message": reason.message});
+    let pods: serde_json::Map<String, serde_json::Value> =
+        api.table.troubles().iter().map(|(uid, reason)| (uid.as_str().to_owned(), one(reason))).collect();
+    json!({"problems": api.health.problems(), "pods": pods})
+}
+
 /// What the runtime runs, whoever wants it.
 pub(crate) async fn running(api: &Api) -> Response<Body> {
     let containers = match api.runtime.list_containers(None).await {

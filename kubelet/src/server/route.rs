@@ -72,7 +72,7 @@ async fn debugged(api: &Api, parts: &[&str], request: Request<Incoming>) -> Resp
     let query = request.uri().query();
     match parts {
         ["runningpods"] | ["runningpods", ""] => pods::running(api).await,
-        ["problems"] => json(StatusCode::OK, &serde_json::json!({ "problems": api.health.problems() })),
+        ["problems"] => json(StatusCode::OK, &pods::problems(api)),
         ["configz"] => runtime_calls::configz(api),
         ["containerLogs", namespace, pod, container] => container_logs::respond(api, namespace, pod, container, query).await,
         ["checkpoint", namespace, pod, container] => {

@@ -8,6 +8,7 @@ use super::container::{Container, Phase, end_now, exit_record, lost};
 use super::{Change, Goal, Lifecycle, Machine, Outbox, ProcessExit, Task, answer_all};
 use crate::error::Error;
 use crate::id::ContainerId;
+use crate::progress::stamp;
 
 impl Machine {
     pub(super) fn shim_gone(&mut self, out: &mut Outbox) {
@@ -17,6 +18,10 @@ impl Machine {
                 self.containers.iter().filter(|(_, c)| !matches!(c.phase, Phase::Exited(_))).map(|(id, _)| id.clone()).collect();
             out.tasks.push(Task::Bury { live: live.clone(), containers });
             self.lifecycle = Lifecycle::Burying(live);
+            if self.goal == Goal::Run {
+                let at = stamp((self.now)());
+                self.not_ready_because = format!("its shim died at {at}, and the pod with it: killed, or out of memory");
+            }
             out.sandbox_changed = true;
         }
     }

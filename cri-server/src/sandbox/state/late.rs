@@ -81,9 +81,11 @@ impl Machine {
 
     /// A signal or a kill has been delivered, or not.
     pub(super) fn signalled(&mut self, id: &ContainerId, result: Result<(), Error>, now: Instant, out: &mut Outbox) {
+        let silent = self.live().is_some_and(|live| live.is_silent());
         let (Err(error), Some(container)) = (result, self.containers.get_mut(id)) else { return };
         tracing::debug!(container = %id, error = %crate::error::text(&error), "signal not delivered");
-        let unanswered = matches!(error, Error::Overdue { .. });
+        // Or not even asked: of a shim that was silent when the agent came there is nobody to ask.
+        let unanswered = matches!(error, Error::Overdue { .. }) || silent && matches!(error, Error::ShimGone { .. });
         // What can not be signalled is killed at its deadline; a failed kill is tried again a little later.
         let Some(stopping) = container.stopping.as_mut().filter(|s| s.killed) else { return };
         stopping.killed = false;

@@ -21,6 +21,7 @@ pub(crate) use event::{Change, Done, Event, Fate, NotMade, Op, Outbox, Reply, Re
 use crate::board::ContainerState;
 use crate::error::{Error, Shared};
 use crate::id::{ContainerId, SandboxId};
+use crate::progress::stamp;
 use crate::spec::SandboxSpec;
 
 /// What a sandbox holds of the system while it is ready. Opaque to the state machine.
@@ -61,6 +62,8 @@ pub(crate) struct Machine {
     remains: Option<remains::Again>,
     /// Clients have been told that the sandbox runs, and not that it stopped.
     told_running: bool,
+    /// Why it is not ready, for people.
+    not_ready_because: String,
     /// A shim that answers nobody is being killed.
     killing: bool,
     /// The step that is past its limit: whoever asks is told, until it ends.
@@ -101,6 +104,7 @@ impl Machine {
             hidden: false,
             remains: None,
             told_running: false,
+            not_ready_because: String::new(),
             killing: false,
             overdue: None,
             heirs: Vec::new(),
@@ -140,6 +144,16 @@ impl Machine {
         self.hidden = true;
         self.told_running = false;
         self.remains = Some(remains::Again::first(Instant::now()));
+    }
+
+    /// The recovery's word on why it is not ready.
+    pub(crate) fn because(&mut self, reason: &str) {
+        self.not_ready_because = reason.to_owned();
+    }
+
+    /// Why the sandbox is not ready, for people; empty while it is.
+    pub(crate) fn why_not_ready(&self) -> &str {
+        if self.ready() { "" } else { &self.not_ready_because }
     }
 
     /// Whether the sandbox is READY.
@@ -308,6 +322,9 @@ impl Machine {
     fn stop(&mut self, reply: Reply<()>, out: &mut Outbox) {
         self.stoppers.push(reply);
         if self.goal < Goal::Stop {
+            if self.ready() {
+                self.not_ready_because = format!("it was stopped by StopPodSandbox at {}", stamp((self.now)()));
+            }
             self.goal = Goal::Stop;
             out.sandbox_changed = self.listed();
         }

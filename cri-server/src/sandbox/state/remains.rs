@@ -41,6 +41,7 @@ impl Machine {
         };
         if !self.over() {
             self.remains = Some(Again::first(now));
+            self.not_ready_because = "it could not be made, and what it has left could not be given back yet".to_owned();
         }
     }
 
