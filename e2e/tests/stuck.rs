@@ -176,7 +176,7 @@ fn why_tells_what_the_kubelet_knows() {
         let volume = "  volumes: [{name: c, configMap: {name: not-there}}]\n";
         for (name, rest, containers) in [
             ("no-image", "", shell("a", "absent.test/none:1", "true")),
-            ("no-map", volume, shell("a", busybox, "sleep 1000")),
+            ("no-map", volume, shell("a", busybox, "sleep 1000").replace('}', ", volumeMounts: [{name: c, mountPath: /c}]}")),
             ("no-class", "  runtimeClassName: not-known\n", shell("a", busybox, "sleep 1000")),
             ("crashes", "", shell("a", busybox, "exit 3")),
             (
