@@ -51,7 +51,7 @@ fn priority(pod: &Pod, objects: &impl Objects) -> Option<i32> {
     match pod::spec(pod).priority_class_name.as_deref() {
         Some("system-node-critical") => Some(NODE_CRITICAL_PRIORITY),
         Some("system-cluster-critical") => Some(CRITICAL_PRIORITY),
-        _ => class(pod, objects).and_then(|class| class.value.into()),
+        _ => class(pod, objects).and_then(|class| class.value),
     }
 }
 

@@ -25,10 +25,13 @@ pub struct Ending {
 /// Held by whoever still works on an order: when the last one lets go, the order has been carried out.
 pub(crate) type Unfinished = mpsc::Sender<Infallible>;
 
+/// Which pods an order is about, and what becomes of each.
+pub(crate) type Choice = Box<dyn FnMut(&Pod) -> Option<Ending> + Send>;
+
 /// What the main loop is told by other parts of the node.
 pub(crate) enum Order {
     /// Pods for which there is an ending end.
-    End { choose: Box<dyn FnMut(&Pod) -> Option<Ending> + Send>, unfinished: Unfinished },
+    End { choose: Choice, unfinished: Unfinished },
     /// What new pods have to be judged by from now on.
     Conditions(NodeConditions),
     /// Pods that wait may not have to any more.

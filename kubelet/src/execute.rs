@@ -24,7 +24,7 @@ use crate::objects::{LocalObjects, Objects};
 use crate::observed::{Limits, PodObserved};
 use crate::plan::PodOp;
 use crate::pod;
-use crate::record::Recorder;
+use crate::record::{Recorder, Weight};
 use crate::resources::{container_resources, pod_limits, qos_class};
 use crate::sandbox_config::{SandboxContext, sandbox_config};
 use crate::volume::VolumeContext;
@@ -249,7 +249,8 @@ impl Executor {
             return OpResult::NetworkNotReady(problem);
         }
         if attempt > 0 {
-            tracing::info!(pod = %pod::format_pod(pod), "Pod sandbox changed, it will be killed and re-created.");
+            let text = "Pod sandbox changed, it will be killed and re-created.";
+            self.recorder.event(pod, None, Weight::Normal, "SandboxChanged", text);
         }
         let config = match self.sandbox_config(pod, attempt) {
             Ok(config) => config,

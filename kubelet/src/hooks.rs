@@ -4,11 +4,12 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod};
+use k8s_openapi::api::core::v1::{Container, HTTPGetAction, LifecycleHandler, Pod};
 
 use crate::cri::{self as calls, Runtime};
 use crate::pod;
 use crate::probe;
+use crate::record::{Recorder, Weight};
 
 /// The container whose hook runs.
 #[derive(Clone, Copy, Debug)]
@@ -24,22 +25,45 @@ pub struct Subject<'a> {
 }
 
 /// Runs a hook to its end; it has no time limit of its own. The error is for users.
-pub async fn run(handler: &LifecycleHandler, subject: &Subject<'_>, runtime: &Runtime) -> Result<(), String> {
+pub async fn run(
+    handler: &LifecycleHandler,
+    subject: &Subject<'_>,
+    runtime: &Runtime,
+    recorder: &Recorder,
+) -> Result<(), String> {
     if let Some(exec) = &handler.exec {
         return run_exec(exec.command.as_deref().unwrap_or_default(), subject, runtime).await;
     }
     if let Some(get) = &handler.http_get {
-        let asked = match probe::hook_target(get, subject.container, subject.ip) {
-            Ok(target) => target.ask().await,
-            Err(why) => Err(why),
-        };
-        return asked.map_err(|why| failed("HTTP", &probe::describe_get(get), subject, &why, ""));
+        return run_http(get, subject, recorder)
+            .await
+            .map_err(|why| failed("HTTP", &probe::describe_get(get), subject, &why, ""));
+    }
+    if let Some(tcp) = &handler.tcp_socket {
+        let connected = probe::connect_hook(tcp, subject.container, subject.ip).await;
+        return connected.map_err(|why| failed("TCP", &probe::describe_port(tcp.host.as_deref(), &tcp.port), subject, &why, ""));
     }
     if let Some(sleep) = &handler.sleep {
         tokio::time::sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))).await;
         return Ok(());
     }
     Err(format!("Invalid handler: {} has none that is supported", subject.container.name))
+}
+
+/// Asks; a server that does not speak the TLS that it is asked in is asked without, as the upstream does.
+async fn run_http(get: &HTTPGetAction, subject: &Subject<'_>, recorder: &Recorder) -> Result<(), String> {
+    let target = probe::hook_target(get, subject.container, subject.ip)?;
+    let error = match target.ask().await {
+        Ok(()) => return Ok(()),
+        Err(error) => error,
+    };
+    let Some(plain) = target.without_tls().filter(|_| probe::is_plain_answer(&error)) else { return Err(error) };
+    let (outcome, what) = match plain.ask().await {
+        Ok(()) => (Ok(()), "request to HTTPS lifecycle hook got HTTP response, retry with HTTP succeeded".to_owned()),
+        Err(again) => (Err(error), format!("request to HTTPS lifecycle hook got HTTP response, retry with HTTP failed: {again}")),
+    };
+    recorder.event(subject.pod, Some(&subject.container.name), Weight::Warning, "LifecycleHTTPFallback", &what);
+    outcome
 }
 
 async fn run_exec(command: &[String], subject: &Subject<'_>, runtime: &Runtime) -> Result<(), String> {

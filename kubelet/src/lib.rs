@@ -48,6 +48,7 @@ pub mod quantity;
 pub mod record;
 pub mod resources;
 pub mod sandbox_config;
+mod saved_status;
 #[cfg(test)]
 mod scene;
 pub mod security;

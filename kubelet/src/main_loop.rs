@@ -25,6 +25,7 @@ use crate::objects::Object;
 use crate::observed::{Listing, list_all};
 use crate::pod::{self, FullName, PodUid};
 use crate::resources::{QosClass, pod_cpu_request, qos_class};
+use crate::saved_status::SavedStatus;
 use crate::server::Health;
 use crate::source::file::{self, FileSourceConfig};
 use crate::source::{SourceName, SourceUpdate};
@@ -260,8 +261,9 @@ impl Main {
 
     fn spawn(&mut self, uid: PodUid, pod: Arc<Pod>) {
         if self.fresh.remove(uid.as_str()) && !self.present.contains(&uid) {
-            // An earlier life's logs would count as restarts of this one.
+            // An earlier life's logs and status would count as restarts of this one.
             logs::remove_pod(&self.executor.config.pod_logs_dir, &pod);
+            SavedStatus::new(&self.executor.pod_dir(&pod)).remove();
         }
         let (inbox, messages) = mpsc::unbounded_channel();
         let worker = Worker::new(

@@ -1,7 +1,7 @@
 //! What a worker remembers of its pod between passes: delays, last errors, what was seen when. Lost with the process
 //! except for what records and log files tell again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::PodStatus;
 use k8s_openapi::jiff::Timestamp;
@@ -76,6 +76,8 @@ pub struct PodMemory {
     pub attempts: BTreeMap<String, u32>,
     /// Results of readiness and startup probes, by container ID.
     pub probes: BTreeMap<String, ProbeResults>,
+    /// Containers that ran already when this process first looked, by ID.
+    pub adopted: BTreeSet<String>,
     /// Containers that a probe has condemned, by ID.
     pub unhealthy: BTreeMap<String, Unhealthy>,
     /// Containers whose limits were changed in place, with the limits, by ID.
@@ -130,6 +132,7 @@ impl PodMemory {
             reasons: BTreeMap::new(),
             attempts,
             probes: BTreeMap::new(),
+            adopted: BTreeSet::new(),
             unhealthy: BTreeMap::new(),
             resized: BTreeMap::new(),
             prepared: false,
@@ -140,6 +143,18 @@ impl PodMemory {
             deadline_exceeded: false,
             hooked: BTreeMap::new(),
         }
+    }
+
+    /// Goes on from what an earlier kubelet last said of the pod: since when, what was ready, how containers ended. Whether the pod is
+    /// over is found out anew: what ended it may have been that kubelet's shutdown.
+    pub fn resume(&mut self, mut status: PodStatus) {
+        if let Some(start) = &status.start_time {
+            self.start_time = self.start_time.min(start.0);
+        }
+        if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+            (status.phase, status.reason, status.message) = (None, None, None);
+        }
+        self.status = Some(status);
     }
 
     /// Whether a container's postStart hook is not over.
@@ -160,6 +175,7 @@ impl PodMemory {
         let runs = |id: &String| observed.containers.iter().any(|c| c.id == *id && c.state == State::Running);
         self.exits.retain(|id, _| known(id));
         self.probes.retain(|id, _| runs(id));
+        self.adopted.retain(&runs);
         self.unhealthy.retain(|id, _| runs(id));
         self.resized.retain(|id, _| runs(id));
         if let Some(first) =

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::memory::PodMemory;
+use crate::node::NodeView;
 use crate::observed::{self, PodObserved, State, timestamp, whole_second};
 use crate::plan::{Situation, init_restarts, restarts};
 use crate::pod;
@@ -285,6 +286,13 @@ fn previous<'a>(memory: &'a PodMemory, name: &str) -> Option<&'a ContainerStatus
     let status = memory.status.as_ref()?;
     let all = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
     all.into_iter().find(|s| s.name == name)
+}
+
+/// Whether the last status of this very container had it started, and ready.
+pub fn known(memory: &PodMemory, node: &NodeView, record: &observed::Container) -> Option<(bool, bool)> {
+    let before = previous(memory, &record.name)?;
+    let same = before.container_id.as_deref() == Some(&format!("{}://{}", node.runtime_name, record.id));
+    same.then(|| (before.started == Some(true), before.ready))
 }
 
 /// The former status's end, when its record is gone.

@@ -19,10 +19,11 @@ use crate::clock::Now;
 use crate::control::{Ending, Unfinished};
 use crate::execute::{Executor, PassResults, run_pass};
 use crate::memory::{PodMemory, Termination};
-use crate::observed::{self, PodObserved};
+use crate::observed::{self, PodObserved, State};
 use crate::plan::{self, Plan, PodOp, Situation};
 use crate::pod::{self, PodUid};
 use crate::probe::{Kind, Probers};
+use crate::saved_status::SavedStatus;
 use crate::status;
 use crate::table::PodTable;
 
@@ -104,6 +105,8 @@ pub(crate) struct Worker {
     own_inbox: mpsc::WeakUnboundedSender<Message>,
     /// Who waits for the pod's end.
     unfinished: Vec<Unfinished>,
+    has_looked: bool,
+    saved: SavedStatus,
     finished: bool,
 }
 
@@ -120,7 +123,11 @@ impl Worker {
     ) -> Worker {
         let now = Now { mono: Instant::now(), wall: executor.config.clock.now() };
         let logs = crate::logs::pod_log_dir(&executor.config.pod_logs_dir, &pod);
-        let memory = PodMemory::new(&executor.config, now, crate::logs::highest_attempts(&logs));
+        let mut memory = PodMemory::new(&executor.config, now, crate::logs::highest_attempts(&logs));
+        let saved = SavedStatus::new(&executor.pod_dir(&pod));
+        if let Some(status) = saved.load() {
+            memory.resume(status);
+        }
         Worker {
             uid,
             pod,
@@ -141,6 +148,8 @@ impl Worker {
             probers: Probers::default(),
             own_inbox,
             unfinished: Vec::new(),
+            has_looked: false,
+            saved,
             finished: false,
         }
     }
@@ -288,6 +297,11 @@ impl Worker {
     /// A fresh view: new status, and a new pass unless one is running or began after the look.
     fn looked(&mut self, number: u64, observed: PodObserved) {
         let now = self.now();
+        if !self.has_looked {
+            self.has_looked = true;
+            let running = observed.containers.iter().filter(|c| c.state == State::Running);
+            self.memory.adopted = running.map(|c| c.id.clone()).collect();
+        }
         self.memory.note(&observed, now);
         self.observed = Arc::new(observed);
         self.keep_probers(now);
@@ -342,6 +356,7 @@ impl Worker {
             now,
         });
         for (name, reason) in &plan.waiting {
+            self.tell_waiting(name, reason);
             self.memory.reasons.insert(name.clone(), reason.clone());
         }
         plan
@@ -355,6 +370,9 @@ impl Worker {
         if self.memory.status.as_ref().and_then(|s| s.phase.clone()) != phase {
             let phase = phase.as_deref().unwrap_or_default();
             tracing::info!(pod = %pod::format_pod(&self.pod), steps = plan.ops.len(), "pod is {phase}");
+        }
+        if self.memory.status.as_ref() != Some(&status) && self.memory.terminating.is_none() {
+            self.saved.save(&status);
         }
         self.memory.status = Some(status.clone());
         self.table.set_trouble(&self.uid, self.memory.pod_error.as_ref());

@@ -132,6 +132,40 @@ async fn a_failing_post_start_kills_the_container_and_is_its_reason() {
 }
 
 #[tokio::test]
+async fn a_container_whose_post_start_failed_gets_its_pre_stop_before_it_is_killed() {
+    let mut node = Node::new();
+    node.cri.fail("ExecSync", [Status::aborted("exit code 1"), Status::aborted("exit code 1")]);
+    let spec = "  containers: [{name: c, image: 'img:1', lifecycle: {postStart: {exec: {command: [up]}}, preStop: {exec: {command: [down]}}}}]\n";
+    node.apply("web.yaml", &pod(spec));
+    node.start().await;
+    node.cri.wait("the stop", |s| s.calls.iter().any(|(_, c)| c.starts_with("StopContainer"))).await;
+    assert_eq!(story(&node)[..4], ["StartContainer c/0", "ExecSync c/0 up", "ExecSync c/0 down", "StopContainer c/0 5"]);
+    let events = node.events();
+    let at = |event: &str| events.iter().position(|e| e == event).unwrap_or_else(|| panic!("{event} in {events:#?}"));
+    let order = ["Created: Container created", "Started: Container started", "FailedPostStartHook: PostStartHook failed"];
+    let rest = ["Killing: FailedPostStartHook", "FailedPreStopHook: PreStopHook failed"];
+    let places: Vec<_> = order.iter().chain(&rest).map(|event| at(event)).collect();
+    assert!(places.is_sorted(), "{events:#?}");
+}
+
+#[tokio::test]
+async fn tcp_hooks_connect_or_fail() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let hook = |port: u16| format!("{{tcpSocket: {{host: 127.0.0.1, port: {port}}}}}");
+    let mut node = Node::new();
+    let spec =
+        format!("  containers: [{{name: c, image: 'img:1', lifecycle: {{postStart: {}, preStop: {}}}}}]\n", hook(port), hook(1));
+    node.apply("web.yaml", &pod(&spec));
+    node.start().await;
+    node.wait_pod("web-n1", "ready", |p| p["status"]["containerStatuses"][0]["ready"] == true).await;
+    listener.accept().unwrap();
+    node.delete("web.yaml");
+    node.wait_gone("web-n1").await;
+    assert!(node.events().contains(&"FailedPreStopHook: PreStopHook failed".into()), "{:#?}", node.events());
+}
+
+#[tokio::test]
 async fn a_container_is_not_ready_and_not_probed_while_its_post_start_hook_runs() {
     let mut node = Node::new();
     node.cri.hold("ExecSync");

@@ -5,13 +5,15 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use berth_cri_api::v1 as cri;
 use k8s_openapi::api::core::v1::{Container, ImageVolumeSource, Pod, VolumeMount};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Executor, OpResult};
+use crate::backoff::format_delay;
 use crate::container_config::{
     ContainerContext, MountSource, container_config, mounts_at, volume_mounts, without_recursive_read_only,
 };
@@ -26,6 +28,16 @@ use crate::security::ImageUser;
 use crate::volume::Located;
 use crate::volume::sub_path::{self, Place};
 use crate::{Error, image_name, logs, pull_secret, volume};
+
+/// For whom and with what an image is pulled.
+#[derive(Clone, Copy)]
+struct Pull<'a> {
+    pod: &'a Pod,
+    container: &'a str,
+    may_pull: bool,
+    sandbox_config: &'a cri::PodSandboxConfig,
+    cancel: &'a CancellationToken,
+}
 
 impl Executor {
     pub(super) async fn start_container(
@@ -47,14 +59,15 @@ impl Executor {
         };
         let wanted = container.image.clone().unwrap_or_default();
         let policy = container.image_pull_policy.as_deref();
-        let image = match self.ensure_image(pod, &wanted, policy, may_pull, &sandbox_config, cancel).await {
+        let pull = Pull { pod, container: name, may_pull, sandbox_config: &sandbox_config, cancel };
+        let image = match self.ensure_image(&pull, &wanted, policy).await {
             Ok(image) => image,
             Err(result) => return result,
         };
         for source in image_volumes(pod, container) {
             let wanted = source.reference.clone().unwrap_or_default();
             let policy = source.pull_policy.as_deref();
-            if let Err(result) = self.ensure_image(pod, &wanted, policy, may_pull, &sandbox_config, cancel).await {
+            if let Err(result) = self.ensure_image(&pull, &wanted, policy).await {
                 return result;
             }
         }
@@ -118,10 +131,12 @@ impl Executor {
             Ok(id) => id,
             Err(e) => return OpResult::StartFailed(Reason::new("CreateContainerError", calls::message(&e))),
         };
+        self.recorder.event(pod, Some(name), Weight::Normal, "Created", "Container created");
         if let Err(e) = self.runtime.start_container(&id).await {
             return OpResult::StartFailed(Reason::new("RunContainerError", calls::message(&e)));
         }
-        tracing::info!(pod = %pod::format_pod(pod), container = name, attempt, %id, "container started");
+        tracing::debug!(pod = %pod::format_pod(pod), container = name, attempt, %id, "started");
+        self.recorder.event(pod, Some(name), Weight::Normal, "Started", "Container started");
         self.link_log(pod, name, attempt, &id).await;
         match self.post_start(pod, container, &id, observed, cancel).await {
             Ok(()) => OpResult::Done,
@@ -150,15 +165,11 @@ impl Executor {
     }
 
     /// The image by its pull policy.
-    async fn ensure_image(
-        &self,
-        pod: &Pod,
-        wanted: &str,
-        policy: Option<&str>,
-        may_pull: bool,
-        sandbox_config: &cri::PodSandboxConfig,
-        cancel: &CancellationToken,
-    ) -> Result<cri::Image, OpResult> {
+    async fn ensure_image(&self, how: &Pull<'_>, wanted: &str, policy: Option<&str>) -> Result<cri::Image, OpResult> {
+        let Pull { pod, container, may_pull, sandbox_config, cancel } = *how;
+        let event = |reason: &str, message: &str| {
+            self.recorder.event(pod, Some(container), Weight::Normal, reason, message);
+        };
         let image = image_name::normalize(wanted).map_err(|e| {
             let text = format!("Failed to apply default image tag {wanted:?}: {e}");
             OpResult::StartFailed(Reason::new("InvalidImageName", text))
@@ -170,6 +181,7 @@ impl Executor {
         let policy = policy.unwrap_or("IfNotPresent");
         if policy != "Always" {
             if let Some(found) = self.runtime.image_status(&image).await.map_err(inspect)? {
+                event("Pulled", &format!("Container image {wanted:?} already present on machine"));
                 return Ok(found);
             }
             if policy == "Never" {
@@ -181,14 +193,21 @@ impl Executor {
         if !may_pull {
             return Err(failed(Reason::new("ImagePullBackOff", format!("Back-off pulling image {wanted:?}")), false));
         }
-        tracing::info!(pod = %pod::format_pod(pod), image = wanted, "Pulling image");
+        event("Pulling", &format!("Pulling image {wanted:?}"));
+        let begun = Instant::now();
         let pulled = tokio::select! {
             pulled = self.pull(pod, &image, sandbox_config) => pulled,
             () = cancel.cancelled() => return Err(OpResult::Cancelled),
         };
         let reference = pulled.map_err(|e| failed(pull_reason(wanted, &e), true))?;
         let found = self.runtime.image_status(&reference).await.map_err(inspect)?;
-        found.ok_or_else(|| failed(Reason::new("ErrImagePull", "the pulled image is not listed"), true))
+        let found = found.ok_or_else(|| failed(Reason::new("ErrImagePull", "the pulled image is not listed"), true))?;
+        let (took, size) = (begun.elapsed(), found.size);
+        let took = format_delay(Duration::from_millis(u64::try_from(took.as_millis()).unwrap_or(u64::MAX)));
+        let pulled =
+            format!("Successfully pulled image {wanted:?} in {took} ({took} including waiting). Image size: {size} bytes.");
+        event("Pulled", &pulled);
+        Ok(found)
     }
 
     /// Hosts file, termination message file and log folder; all mounts of the container.

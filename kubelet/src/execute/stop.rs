@@ -15,6 +15,7 @@ use crate::memory::Reason;
 use crate::observed::{PodObserved, State};
 use crate::plan::PodOp;
 use crate::pod;
+use crate::record::Weight;
 
 /// What every container gets between SIGTERM and SIGKILL, whatever its hook or its turn took: the upstream's minimum.
 const LEAST_GRACE: i64 = 2;
@@ -51,7 +52,8 @@ impl Executor {
             let _over = stop.over.clone().drop_guard();
             let begun = Instant::now();
             let work = async {
-                tracing::info!(pod = %pod::format_pod(pod), grace = stop.grace, "{}", stop.message);
+                let container = Some(stop.name).filter(|name| pod::all_containers(pod).any(|c| c.name == *name));
+                self.recorder.event(pod, container, Weight::Normal, "Killing", stop.message);
                 self.run_pre_stop(stop, pod, observed).await;
                 for earlier in stops.iter().filter(|other| other.stage < stop.stage) {
                     earlier.over.cancelled().await;
@@ -73,11 +75,8 @@ impl Executor {
         join_all(run).await
     }
 
-    /// Runs the container's preStop hook, for at most the whole grace; without any grace there is none. A failure is told and changes nothing.
+    /// Runs the preStop hook of a container that is to stop.
     async fn run_pre_stop(&self, stop: &Stop<'_>, pod: &Pod, observed: &PodObserved) {
-        if stop.grace <= 0 {
-            return;
-        }
         let Some(record) = observed.containers.iter().find(|c| c.id == stop.id && c.state == State::Running) else { return };
         let spec = pod::all_containers(pod).find(|c| c.name == stop.name);
         let own = spec.and_then(|c| c.lifecycle.as_ref()?.pre_stop.clone());
@@ -87,14 +86,24 @@ impl Executor {
         let bare = Container { name: stop.name.to_owned(), ..Container::default() };
         let ip = self.pod_ip(pod, observed);
         let subject = hooks::Subject { pod, container: spec.unwrap_or(&bare), id: stop.id, ip };
-        let limit = Duration::from_secs(u64::try_from(stop.grace).unwrap_or(0));
-        let outcome = tokio::time::timeout(limit, hooks::run(&handler, &subject, &self.runtime)).await;
-        let failure = match outcome {
+        self.pre_stop(&handler, &subject, stop.grace).await;
+    }
+
+    /// Runs a preStop hook, for at most the whole grace; without any grace there is none. A failure is told and changes nothing.
+    async fn pre_stop(&self, handler: &LifecycleHandler, subject: &hooks::Subject<'_>, grace: i64) {
+        if grace <= 0 {
+            return;
+        }
+        let limit = Duration::from_secs(u64::try_from(grace).unwrap_or(0));
+        let hook = hooks::run(handler, subject, &self.runtime, &self.recorder);
+        let failure = match tokio::time::timeout(limit, hook).await {
             Ok(Ok(())) => return,
             Ok(Err(text)) => text,
-            Err(_) => format!("the grace of {} s is over", stop.grace),
+            Err(_) => format!("the grace of {grace} s is over"),
         };
-        tracing::warn!(pod = %pod::format_pod(pod), container = stop.name, reason = "FailedPreStopHook", "PreStopHook failed: {failure}");
+        let name = &subject.container.name;
+        tracing::warn!(pod = %pod::format_pod(subject.pod), container = name, "{failure}");
+        self.recorder.event(subject.pod, Some(name), Weight::Warning, "FailedPreStopHook", "PreStopHook failed");
     }
 
     /// The address that hooks of the pod ask.
@@ -118,15 +127,35 @@ impl Executor {
         let Some(handler) = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) else { return Ok(()) };
         let subject = hooks::Subject { pod, container, id, ip: self.pod_ip(pod, observed) };
         let outcome = tokio::select! {
-            outcome = hooks::run(handler, &subject, &self.runtime) => outcome,
+            outcome = hooks::run(handler, &subject, &self.runtime, &self.recorder) => outcome,
             () = cancel.cancelled() => return Err(OpResult::Cancelled),
         };
         let Err(text) = outcome else { return Ok(()) };
-        tracing::warn!(pod = %pod::format_pod(pod), container = container.name, reason = "FailedPostStartHook", "PostStartHook failed: {text}");
-        if let Err(e) = self.runtime.stop_container(id, pod::grace_seconds(pod).max(LEAST_GRACE)).await {
+        tracing::warn!(pod = %pod::format_pod(pod), container = container.name, "{text}");
+        self.recorder.event(pod, Some(&container.name), Weight::Warning, "FailedPostStartHook", "PostStartHook failed");
+        self.kill_failed(&subject, cancel).await;
+        Err(OpResult::StartFailed(Reason::new("PostStartHookError", text)))
+    }
+}
+
+impl Executor {
+    /// Ends a container whose postStart hook has failed, its preStop hook included.
+    async fn kill_failed(&self, subject: &hooks::Subject<'_>, cancel: &CancellationToken) {
+        let hooks::Subject { pod, container, id, .. } = *subject;
+        self.recorder.event(pod, Some(&container.name), Weight::Normal, "Killing", "FailedPostStartHook");
+        let grace = pod::grace_seconds(pod);
+        let begun = Instant::now();
+        if let Some(handler) = container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref()) {
+            tokio::select! {
+                () = self.pre_stop(handler, subject, grace) => {}
+                // The pod ends: its own stop runs the hook.
+                () = cancel.cancelled() => return,
+            }
+        }
+        let used = i64::try_from(begun.elapsed().as_secs()).unwrap_or(i64::MAX);
+        if let Err(e) = self.runtime.stop_container(id, grace.saturating_sub(used).max(LEAST_GRACE)).await {
             tracing::warn!(pod = %pod::format_pod(pod), container = container.name, "error killing the container: {}", calls::message(&e));
         }
-        Err(OpResult::StartFailed(Reason::new("PostStartHookError", text)))
     }
 }
 

@@ -1,23 +1,29 @@
 //! Probes of running containers: one task per container and kind. A task tells its pod's worker what it finds; the
 //! worker decides.
 
+mod grpc;
 mod http;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Pod, Probe};
+use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Pod, Probe, TCPSocketAction};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::backoff::format_delay;
 use crate::container_config::expand_literal;
 use crate::cri::{self as calls, Runtime};
-use crate::pod;
+use crate::record::{Recorder, Weight};
 use crate::worker::Message;
+
+pub(crate) use http::is_plain_answer;
 
 /// Which question a probe asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,6 +60,8 @@ impl Kind {
 pub(crate) enum Verdict {
     /// Well.
     Success,
+    /// Well enough, but somebody should look at it.
+    Warning(String),
     /// Not well, and what it said.
     Failure(String),
     /// The probe itself did not work.
@@ -68,6 +76,7 @@ enum Check {
     },
     Http(http::Target),
     Tcp(SocketAddr),
+    Grpc(SocketAddr, String),
     /// It cannot work, and why.
     Broken(String),
 }
@@ -76,15 +85,25 @@ enum Check {
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
     /// The pod.
-    pub pod: &'a Pod,
+    pub pod: &'a Arc<Pod>,
     /// The container's spec.
     pub container: &'a Container,
     /// The running container's ID.
     pub id: &'a str,
     /// How long it has been running.
     pub age: Duration,
+    /// It ran before this process did: its probes keep the times they had.
+    pub adopted: bool,
     /// The pod's first address.
     pub ip: Option<IpAddr>,
+}
+
+/// What probers work with.
+#[derive(Clone, Debug)]
+pub(crate) struct Tools {
+    pub runtime: Runtime,
+    pub recorder: Recorder,
+    pub inbox: mpsc::WeakUnboundedSender<Message>,
 }
 
 /// The running probers of a pod.
@@ -98,18 +117,12 @@ impl Probers {
     }
 
     /// Starts the prober of a kind unless it has been started; whether the container has such a probe.
-    pub(crate) fn ensure(
-        &mut self,
-        subject: &Subject<'_>,
-        kind: Kind,
-        runtime: &Runtime,
-        inbox: &mpsc::WeakUnboundedSender<Message>,
-    ) -> bool {
+    pub(crate) fn ensure(&mut self, subject: &Subject<'_>, kind: Kind, tools: impl FnOnce() -> Tools) -> bool {
         let Some(probe) = kind.of(subject.container) else { return false };
         let key = (subject.id.to_owned(), kind);
         self.0.entry(key).or_insert_with(|| {
             let stop = CancellationToken::new();
-            let prober = Prober::new(probe, subject, kind, runtime.clone(), inbox.clone());
+            let prober = Prober::new(probe, subject, kind, tools());
             let stopped = stop.clone();
             tokio::spawn(async move {
                 tokio::select! {
@@ -124,7 +137,7 @@ impl Probers {
 }
 
 struct Prober {
-    pod: String,
+    pod: Arc<Pod>,
     container: String,
     id: String,
     kind: Kind,
@@ -135,82 +148,96 @@ struct Prober {
     success_threshold: i32,
     failure_threshold: i32,
     grace: Option<i64>,
-    runtime: Runtime,
-    inbox: mpsc::WeakUnboundedSender<Message>,
+    tools: Tools,
 }
 
 fn seconds(value: Option<i32>, default: u64) -> Duration {
     Duration::from_secs(value.and_then(|v| u64::try_from(v).ok()).unwrap_or(default))
 }
 
+/// A timeout as messages have it.
+fn format_timeout(timeout: Duration) -> String {
+    format_delay(timeout)
+}
+
+/// How long the first look has to wait. A container that has been probed before goes on in its rhythm: a restart of the kubelet
+/// neither asks all at once nor leaves any out.
+fn first_delay(initial: Duration, period: Duration, age: Duration, adopted: bool) -> Duration {
+    if !adopted || age < initial {
+        return initial.saturating_sub(age);
+    }
+    let since = Duration::from_nanos(((age - initial).as_nanos() % period.as_nanos().max(1)).try_into().unwrap_or(0));
+    period - since
+}
+
 impl Prober {
-    fn new(
-        probe: &Probe,
-        subject: &Subject<'_>,
-        kind: Kind,
-        runtime: Runtime,
-        inbox: mpsc::WeakUnboundedSender<Message>,
-    ) -> Prober {
+    fn new(probe: &Probe, subject: &Subject<'_>, kind: Kind, tools: Tools) -> Prober {
+        let period = seconds(probe.period_seconds, 10).max(Duration::from_secs(1));
+        let initial = seconds(probe.initial_delay_seconds, 0);
         Prober {
-            pod: pod::format_pod(subject.pod),
+            pod: subject.pod.clone(),
             container: subject.container.name.clone(),
             id: subject.id.to_owned(),
             kind,
             check: resolve(probe, subject.container, subject.ip),
-            delay: seconds(probe.initial_delay_seconds, 0).saturating_sub(subject.age),
-            period: seconds(probe.period_seconds, 10).max(Duration::from_secs(1)),
+            delay: first_delay(initial, period, subject.age, subject.adopted),
+            period,
             timeout: seconds(probe.timeout_seconds, 1).max(Duration::from_secs(1)),
             success_threshold: probe.success_threshold.unwrap_or(1).max(1),
             failure_threshold: probe.failure_threshold.unwrap_or(3).max(1),
             grace: probe.termination_grace_period_seconds,
-            runtime,
-            inbox,
+            tools,
         }
+    }
+
+    fn event(&self, reason: &str, message: &str) {
+        self.tools.recorder.event(&self.pod, Some(&self.container), Weight::Warning, reason, message);
     }
 
     async fn run(self) {
         let mut ticks = tokio::time::interval_at(Instant::now() + self.delay, self.period);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut last, mut count) = (None, 0);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let (mut last, mut count, mut told) = (None, 0, None);
         loop {
             ticks.tick().await;
-            let well = match self.look().await {
-                Verdict::Success => true,
-                Verdict::Failure(output) => {
-                    tracing::warn!(
-                        pod = self.pod,
-                        container = self.container,
-                        reason = "Unhealthy",
-                        "{} probe failed: {output}",
-                        self.title()
-                    );
-                    false
-                }
-                Verdict::Error(error) => {
-                    tracing::warn!(
-                        pod = self.pod,
-                        container = self.container,
-                        reason = "Unhealthy",
-                        "{} probe errored: {error}",
-                        self.title()
-                    );
-                    continue;
-                }
-            };
+            let Some(well) = self.is_well().await else { continue };
             count = if last == Some(well) { count + 1 } else { 1 };
             last = Some(well);
             let threshold = if well { self.success_threshold } else { self.failure_threshold };
-            if count < threshold {
+            // The worker knows what it has been told, and that a container lives unless it hears otherwise.
+            let is_news = told != Some(well) && !(self.kind == Kind::Liveness && well);
+            if count < threshold || !is_news {
                 continue;
             }
-            let Some(inbox) = self.inbox.upgrade() else { return };
+            told = Some(well);
+            let Some(inbox) = self.tools.inbox.upgrade() else { return };
             let message = Message::Probed { id: self.id.clone(), kind: self.kind, well, grace: self.grace };
             if inbox.send(message).is_err() {
                 return;
             }
             // What has started has started, and what is condemned is not asked again.
-            if self.kind == Kind::Startup || self.kind == Kind::Liveness && !well {
+            if self.kind == Kind::Startup || self.kind == Kind::Liveness {
                 return;
+            }
+        }
+    }
+
+    /// The verdict of one look, with its event; `None` when the probe itself did not work, which counts for nothing.
+    async fn is_well(&self) -> Option<bool> {
+        let title = self.title();
+        match self.look().await {
+            Verdict::Success => Some(true),
+            Verdict::Warning(output) => {
+                self.event("ProbeWarning", &format!("{title} probe warning: {output}"));
+                Some(true)
+            }
+            Verdict::Failure(output) => {
+                self.event("Unhealthy", &format!("{title} probe failed: {output}"));
+                Some(false)
+            }
+            Verdict::Error(error) => {
+                self.event("Unhealthy", &format!("{title} probe errored and resulted in unknown state: {error}"));
+                None
             }
         }
     }
@@ -240,12 +267,13 @@ impl Prober {
             Check::Exec { cmd } => self.exec(cmd).await,
             Check::Http(target) => http::check(target, self.timeout).await,
             Check::Tcp(address) => tcp(*address, self.timeout).await,
+            Check::Grpc(address, service) => grpc::check(*address, service, self.timeout).await,
             Check::Broken(why) => Verdict::Failure(why.clone()),
         }
     }
 
     async fn exec(&self, cmd: &[String]) -> Verdict {
-        match self.runtime.exec_sync(&self.id, cmd.to_vec(), self.timeout).await {
+        match self.tools.runtime.exec_sync(&self.id, cmd.to_vec(), self.timeout).await {
             Ok(answer) if answer.exit_code == 0 => Verdict::Success,
             Ok(answer) => {
                 let mut output = answer.stdout;
@@ -254,7 +282,8 @@ impl Prober {
                 Verdict::Failure(String::from_utf8_lossy(&output).into_owned())
             }
             Err(e) if calls::code(&e) == Some(tonic::Code::DeadlineExceeded) => {
-                Verdict::Failure(format!("command timed out: {:?} timed out after {}s", cmd.join(" "), self.timeout.as_secs()))
+                let limit = format_timeout(self.timeout);
+                Verdict::Failure(format!("command timed out: {:?} timed out after {limit}", cmd.join(" ")))
             }
             Err(e) => Verdict::Error(calls::message(&e)),
         }
@@ -269,22 +298,38 @@ async fn tcp(address: SocketAddr, timeout: Duration) -> Verdict {
     }
 }
 
-/// Where an `httpGet` hook asks.
-pub(crate) fn hook_target(get: &HTTPGetAction, container: &Container, ip: Option<IpAddr>) -> Result<http::Target, String> {
-    let ip = match get.host.as_deref().filter(|h| !h.is_empty()) {
+/// Connects for a `tcpSocket` hook, without a time limit of its own.
+pub(crate) async fn connect_hook(tcp: &TCPSocketAction, container: &Container, ip: Option<IpAddr>) -> Result<(), String> {
+    let address = address(tcp.host.as_ref(), &tcp.port, container, ip)?;
+    TcpStream::connect(address).await.map(drop).map_err(|e| format!("dial tcp {address}: {e}"))
+}
+
+/// Where a probe or hook goes: the pod's address unless it names another.
+fn address(host: Option<&String>, port: &IntOrString, container: &Container, ip: Option<IpAddr>) -> Result<SocketAddr, String> {
+    let ip = match host.filter(|h| !h.is_empty()) {
         Some(host) => host.parse().map_err(|_| format!("host {host:?} is not an IP address"))?,
         None => ip.ok_or("the pod has no address")?,
     };
-    Ok(http::Target::new(SocketAddr::new(ip, port_number(&get.port, container)?), get).of_hook())
+    Ok(SocketAddr::new(ip, port_number(port, container)?))
+}
+
+/// Where an `httpGet` hook asks.
+pub(crate) fn hook_target(get: &HTTPGetAction, container: &Container, ip: Option<IpAddr>) -> Result<http::Target, String> {
+    Ok(http::Target::new(address(get.host.as_ref(), &get.port, container, ip)?, get).of_hook())
 }
 
 /// An `httpGet` as messages name it.
 pub(crate) fn describe_get(get: &HTTPGetAction) -> String {
-    let port = match &get.port {
+    format!("{}{}", describe_port(get.host.as_deref(), &get.port), get.path.as_deref().unwrap_or("/"))
+}
+
+/// A port of a host as messages name it.
+pub(crate) fn describe_port(host: Option<&str>, port: &IntOrString) -> String {
+    let port = match port {
         IntOrString::Int(number) => number.to_string(),
         IntOrString::String(name) => name.clone(),
     };
-    format!("{}:{port}{}", get.host.as_deref().unwrap_or_default(), get.path.as_deref().unwrap_or("/"))
+    format!("{}:{port}", host.unwrap_or_default())
 }
 
 /// Addresses, ports by name and variables, once and for all.
@@ -293,20 +338,20 @@ fn resolve(probe: &Probe, container: &Container, ip: Option<IpAddr>) -> Check {
         let cmd = exec.command.iter().flatten().map(|part| expand_literal(container, part));
         return Check::Exec { cmd: cmd.collect() };
     }
-    let address = |host: Option<&String>, port: &IntOrString| {
-        let ip = match host.filter(|h| !h.is_empty()) {
-            Some(host) => host.parse().map_err(|_| format!("host {host:?} is not an IP address"))?,
-            None => ip.ok_or("the pod has no address")?,
-        };
-        Ok::<_, String>(SocketAddr::new(ip, port_number(port, container)?))
-    };
     if let Some(get) = &probe.http_get {
-        return match address(get.host.as_ref(), &get.port) {
+        return match address(get.host.as_ref(), &get.port, container, ip) {
             Ok(address) => Check::Http(http::Target::new(address, get)),
             Err(why) => Check::Broken(why),
         };
     }
-    match probe.tcp_socket.as_ref().map(|tcp| address(tcp.host.as_ref(), &tcp.port)) {
+    if let Some(grpc) = &probe.grpc {
+        let service = grpc.service.clone().unwrap_or_default();
+        return match address(None, &IntOrString::Int(grpc.port), container, ip) {
+            Ok(address) => Check::Grpc(address, service),
+            Err(why) => Check::Broken(why),
+        };
+    }
+    match probe.tcp_socket.as_ref().map(|tcp| address(tcp.host.as_ref(), &tcp.port, container, ip)) {
         Some(Ok(address)) => Check::Tcp(address),
         Some(Err(why)) => Check::Broken(why),
         None => Check::Broken("the probe has no handler".to_owned()),
@@ -331,7 +376,7 @@ fn port_number(port: &IntOrString, container: &Container) -> Result<u16, String>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_openapi::api::core::v1::{ContainerPort, TCPSocketAction};
+    use k8s_openapi::api::core::v1::ContainerPort;
 
     #[test]
     fn ports_are_found_by_name_and_number() {
@@ -343,6 +388,21 @@ mod tests {
         assert_eq!(port_number(&IntOrString::Int(82), &container), Ok(82));
         assert_eq!(port_number(&text("x"), &container), Err("couldn't find port \"x\"".into()));
         assert_eq!(port_number(&IntOrString::Int(70000), &container), Err("invalid port 70000".into()));
+    }
+
+    #[test]
+    fn a_container_that_ran_before_is_asked_in_its_old_rhythm() {
+        let secs = Duration::from_secs;
+        for (initial, period, age, adopted, delay) in [
+            (0, 10, 0, false, 0),
+            (5, 10, 2, false, 3),
+            (5, 10, 60, false, 0),
+            (5, 10, 2, true, 3),
+            (5, 10, 27, true, 8),
+            (0, 10, 20, true, 10),
+        ] {
+            assert_eq!(first_delay(secs(initial), secs(period), secs(age), adopted), secs(delay), "{initial} {period} {age}");
+        }
     }
 
     #[tokio::test]

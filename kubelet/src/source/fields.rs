@@ -124,6 +124,8 @@ const CONTAINER: &[&str] = &[
 /// Below the same, for each kind of probe; of init containers only sidecars have them.
 const PROBE: &[&str] = &[
     "exec.command[]",
+    "grpc.port",
+    "grpc.service",
     "httpGet.host",
     "httpGet.httpHeaders.**",
     "httpGet.path",
@@ -226,7 +228,7 @@ mod tests {
             "spec.volumes[0].ephemeral",
             "spec.volumes[0].projected.sources[0].serviceAccountToken",
             "spec.containers[0].volumeDevices",
-            "spec.containers[0].livenessProbe.grpc",
+            "spec.containers[0].livenessProbe.grpc.nothing",
             "spec.initContainers[0].nothing",
             "spec.ephemeralContainers",
             "metadata.ownerReferences",

@@ -324,7 +324,7 @@ mod tests {
                 container("livenessProbe: {tcpSocket: {port: 1}, successThreshold: 2}"),
                 "spec.containers[0].livenessProbe.successThreshold",
             ),
-            (container("startupProbe: {httpGet: {port: 1, scheme: HTTPS}}"), "spec.containers[0].startupProbe.httpGet.scheme"),
+            (container("startupProbe: {httpGet: {port: 1, scheme: GOPHER}}"), "spec.containers[0].startupProbe.httpGet.scheme"),
             (container("env: [{name: 'A=B', value: x}]"), "spec.containers[0].env[0].name"),
             (
                 container("env: [{name: A, valueFrom: {fieldRef: {fieldPath: spec.containers}}}]"),

@@ -9,6 +9,7 @@ use crate::memory::{PullFailure, Reason};
 use crate::observed::Limits;
 use crate::plan::PodOp;
 use crate::pod;
+use crate::record::Weight;
 use crate::resources::container_resources;
 
 impl Worker {
@@ -32,13 +33,17 @@ impl Worker {
                 OpResult::PullFailed { image, reason, pulled } => self.pull_failed(op, image, reason, pulled, now),
                 OpResult::PodFailed(reason) => {
                     let again = matches!(op, PodOp::RemoveContainer { .. } | PodOp::RemoveSandbox { .. });
-                    tracing::warn!(pod = %pod::format_pod(&self.pod), reason = reason.reason, gc = again, "{}", reason.message);
+                    if again {
+                        tracing::warn!(pod = %pod::format_pod(&self.pod), reason = reason.reason, "{}", reason.message);
+                    } else {
+                        self.warn(None, &reason.reason, &reason.message);
+                    }
                     self.memory.pod_error = Some(reason);
                     self.hold = Some(now + timing.retry);
                 }
                 OpResult::NetworkNotReady(text) => {
                     if self.memory.pod_error.as_ref().is_none_or(|e| e.message != text) {
-                        tracing::warn!(pod = %pod::format_pod(&self.pod), reason = "NetworkNotReady", "{text}");
+                        self.warn(None, "NetworkNotReady", &text);
                     }
                     self.memory.pod_error = Some(Reason::new("NetworkNotReady", text));
                     self.hold = Some(now + timing.network_retry);
@@ -74,6 +79,30 @@ impl Worker {
         }
     }
 
+    fn warn(&self, container: Option<&str>, reason: &str, message: &str) {
+        self.executor.recorder.event(&self.pod, container, Weight::Warning, reason, message);
+    }
+
+    /// Tells once of each container that has to wait before it is tried again.
+    pub(super) fn tell_waiting(&self, name: &str, waiting: &Reason) {
+        if self.memory.reasons.get(name).is_some_and(|before| before.reason == waiting.reason) {
+            return;
+        }
+        match waiting.reason.as_str() {
+            "CrashLoopBackOff" => {
+                let message = format!("Back-off restarting failed container {name} in pod {}", pod::format_pod(&self.pod));
+                self.warn(Some(name), "BackOff", &message);
+            }
+            "ImagePullBackOff" => {
+                // The status alone has what follows the image's name.
+                let image = waiting.message.split(": ").next().unwrap_or_default();
+                self.executor.recorder.event(&self.pod, Some(name), Weight::Normal, "BackOff", image);
+                self.warn(Some(name), "Failed", "Error: ImagePullBackOff");
+            }
+            _ => {}
+        }
+    }
+
     pub(super) fn container(&self, name: &str) -> Option<&Container> {
         let all = pod::init_containers(&self.pod).iter().chain(&pod::spec(&self.pod).containers);
         all.into_iter().find(|c| c.name == name)
@@ -96,7 +125,17 @@ impl Worker {
             }
             _ => return,
         };
-        tracing::warn!(pod = %pod::format_pod(&self.pod), container = name, reason = reason.reason, "{}", reason.message);
+        match reason.reason.as_str() {
+            // Their own events have been made.
+            "PostStartHookError" => {}
+            own @ ("ErrImageNeverPull" | "InspectFailed") => {
+                self.warn(Some(&name), own, &reason.message);
+                self.warn(Some(&name), "Failed", &format!("Error: {own}"));
+            }
+            "InvalidImageName" => self.warn(Some(&name), "InspectFailed", &reason.message),
+            "ResizeError" => self.warn(None, "ResizeError", &reason.message),
+            _ => self.warn(Some(&name), "Failed", &format!("Error: {}", reason.message)),
+        }
         // A container that ran, or tried to, leaves a record and backs off by it.
         if !matches!(reason.reason.as_str(), "RunContainerError" | "PostStartHookError" | "ResizeError") {
             self.memory.holds.insert(name.clone(), now + self.executor.config.timing.retry);
@@ -114,7 +153,8 @@ impl Worker {
             }
             return;
         }
-        tracing::warn!(pod = %pod::format_pod(&self.pod), container = name, reason = reason.reason, "Failed to pull image {image:?}: {}", reason.message);
+        self.warn(Some(&name), "Failed", &format!("Failed to pull image {image:?}: {}", reason.message));
+        self.warn(Some(&name), "Failed", &format!("Error: {}", reason.reason));
         self.memory.pulls.advance(&image, now, now);
         if self.container(&name).is_none_or(|c| c.image.as_deref() != Some(&image)) {
             // An image volume's: the container's own back-off does not know of it.

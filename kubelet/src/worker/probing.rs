@@ -7,7 +7,8 @@ use crate::clock::Now;
 use crate::memory::{ProbeResults, Unhealthy};
 use crate::observed::State;
 use crate::pod;
-use crate::probe::{Kind, Subject};
+use crate::probe::{Kind, Subject, Tools};
+use crate::status;
 
 impl Worker {
     pub(super) fn probed(&mut self, id: String, kind: Kind, well: bool, grace: Option<i64>) {
@@ -41,10 +42,13 @@ impl Worker {
             }
             let age = now.wall.as_nanosecond() - i128::from(record.started_at);
             let age = u64::try_from(age).map(Duration::from_nanos).unwrap_or_default();
-            let subject = Subject { pod: &self.pod, container, id: &record.id, age, ip };
+            let adopted = self.memory.adopted.contains(&record.id);
+            let subject = Subject { pod: &self.pod, container, id: &record.id, age, adopted, ip };
+            // What an earlier kubelet has found out of this very container holds until a probe says otherwise.
+            let known = status::known(&self.memory, &self.executor.node, record);
             let results = self.memory.probes.entry(record.id.clone()).or_insert(ProbeResults {
-                started: container.startup_probe.is_none(),
-                ready: container.readiness_probe.is_none(),
+                started: container.startup_probe.is_none() || known.is_some_and(|(started, _)| started),
+                ready: container.readiness_probe.is_none() || known.is_some_and(|(_, ready)| ready),
             });
             let kinds: &[Kind] = match (results.started, ending) {
                 (_, true) => &[],
@@ -52,7 +56,12 @@ impl Worker {
                 (true, _) => &[Kind::Liveness, Kind::Readiness],
             };
             for kind in kinds {
-                self.probers.ensure(&subject, *kind, &self.executor.runtime, &self.own_inbox);
+                let tools = || Tools {
+                    runtime: self.executor.runtime.clone(),
+                    recorder: self.executor.recorder.clone(),
+                    inbox: self.own_inbox.clone(),
+                };
+                self.probers.ensure(&subject, *kind, tools);
             }
         }
     }

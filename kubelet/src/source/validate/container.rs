@@ -152,20 +152,22 @@ fn validate_lifecycle(path: &str, container: &Container, spec: &PodSpec, problem
     for (name, handler) in [("postStart", &lifecycle.post_start), ("preStop", &lifecycle.pre_stop)] {
         let Some(handler) = handler else { continue };
         let path = format!("{path}.{name}");
-        if handler.tcp_socket.is_some() {
-            problems.add(format!("{path}.tcpSocket"), "no kubelet runs tcpSocket hooks: use exec, httpGet or sleep");
-            continue;
-        }
-        let kinds = [handler.exec.is_some(), handler.http_get.is_some(), handler.sleep.is_some()];
+        let kinds = [handler.exec.is_some(), handler.http_get.is_some(), handler.tcp_socket.is_some(), handler.sleep.is_some()];
         if kinds.iter().filter(|set| **set).count() != 1 {
-            problems.add(path.clone(), "must have one of exec, httpGet and sleep");
+            problems.add(path.clone(), "must have one of exec, httpGet, tcpSocket and sleep");
+        }
+        let tcp_host = handler.tcp_socket.as_ref().and_then(|tcp| tcp.host.as_deref());
+        let http_host = handler.http_get.as_ref().and_then(|get| get.host.as_deref());
+        for (kind, host) in [("tcpSocket", tcp_host), ("httpGet", http_host)] {
+            if host.is_some_and(|host| !host.is_empty() && host.parse::<IpAddr>().is_err()) {
+                problems.add(format!("{path}.{kind}.host"), "must be an IP address");
+            }
         }
         if handler.exec.as_ref().is_some_and(|e| e.command.as_ref().is_none_or(Vec::is_empty)) {
             problems.add(format!("{path}.exec.command"), "is required");
         }
-        if handler.http_get.as_ref().is_some_and(|get| get.scheme.as_deref() == Some("HTTPS")) {
-            problems.add(format!("{path}.httpGet.scheme"), "HTTPS is not supported by berth yet");
-        }
+        let scheme = handler.http_get.as_ref().and_then(|get| get.scheme.as_deref());
+        problems.one_of(&format!("{path}.httpGet.scheme"), scheme, &["HTTP", "HTTPS"]);
         if let Some(sleep) = &handler.sleep {
             let grace = spec.termination_grace_period_seconds.unwrap_or(30);
             if !(0..=grace).contains(&sleep.seconds) {
@@ -176,19 +178,18 @@ fn validate_lifecycle(path: &str, container: &Container, spec: &PodSpec, problem
 }
 
 fn validate_probe(path: &str, probe: &Probe, once: bool, problems: &mut Problems) {
-    let handlers = [probe.exec.is_some(), probe.http_get.is_some(), probe.tcp_socket.is_some()];
+    let handlers = [probe.exec.is_some(), probe.http_get.is_some(), probe.tcp_socket.is_some(), probe.grpc.is_some()];
     if handlers.iter().filter(|set| **set).count() != 1 {
-        problems.add(path, "must have one of exec, httpGet and tcpSocket");
+        problems.add(path, "must have one of exec, httpGet, tcpSocket and grpc");
+    }
+    if probe.grpc.as_ref().is_some_and(|grpc| !(1..=65535).contains(&grpc.port)) {
+        problems.add(format!("{path}.grpc.port"), "must be between 1 and 65535");
     }
     if probe.exec.as_ref().is_some_and(|e| e.command.as_ref().is_none_or(Vec::is_empty)) {
         problems.add(format!("{path}.exec.command"), "is required");
     }
     if let Some(get) = &probe.http_get {
-        let scheme = get.scheme.as_deref();
-        problems.one_of(&format!("{path}.httpGet.scheme"), scheme, &["HTTP", "HTTPS"]);
-        if scheme == Some("HTTPS") {
-            problems.add(format!("{path}.httpGet.scheme"), "HTTPS is not supported by berth yet");
-        }
+        problems.one_of(&format!("{path}.httpGet.scheme"), get.scheme.as_deref(), &["HTTP", "HTTPS"]);
     }
     let hosts = [
         ("httpGet", probe.http_get.as_ref().and_then(|g| g.host.as_deref())),

@@ -1,0 +1,90 @@
+//! The last status of a pod on disk, so that a new kubelet goes on from it: readiness does not flicker, times stay. Written
+//! when something changed and not synced; a pod without the file begins anew.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use k8s_openapi::api::core::v1::PodStatus;
+use serde::{Deserialize, Serialize};
+
+/// Of the file's content.
+const VERSION: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct File {
+    version: u32,
+    status: PodStatus,
+}
+
+/// One pod's file.
+#[derive(Debug)]
+pub(crate) struct SavedStatus {
+    path: PathBuf,
+    /// What is to be written; the lock is held while it is, so that the newest is written last.
+    next: Arc<Mutex<Option<Vec<u8>>>>,
+}
+
+impl SavedStatus {
+    /// In a pod's folder.
+    pub(crate) fn new(pod_dir: &Path) -> SavedStatus {
+        SavedStatus { path: pod_dir.join("status.json"), next: Arc::default() }
+    }
+
+    /// The status of an earlier kubelet; `None` where there is none that can be read.
+    pub(crate) fn load(&self) -> Option<PodStatus> {
+        let text = fs::read(&self.path).ok()?;
+        let file: File = serde_json::from_slice(&text).ok()?;
+        (file.version == VERSION).then_some(file.status)
+    }
+
+    /// Forgets what was kept.
+    pub(crate) fn remove(&self) {
+        let _ = fs::remove_file(&self.path);
+    }
+
+    /// Writes a status in the background. Before the pod has its folder, and after, nothing is kept.
+    pub(crate) fn save(&self, status: &PodStatus) {
+        let Ok(content) = serde_json::to_vec(&File { version: VERSION, status: status.clone() }) else { return };
+        *self.next.lock().unwrap_or_else(PoisonError::into_inner) = Some(content);
+        let (path, next) = (self.path.clone(), self.next.clone());
+        tokio::task::spawn_blocking(move || {
+            let mut next = next.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(content) = next.take() else { return };
+            match replace(&path, &content) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(path = %path.display(), %error, "a pod's status is not kept");
+                }
+                _ => {}
+            }
+        });
+    }
+}
+
+/// Without a sync: what a power cut takes is worth nothing after it, and an idle disk stays idle.
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("json.new");
+    fs::write(&temporary, content)?;
+    fs::rename(&temporary, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_newest_status_is_found_again_and_a_missing_folder_is_not_made() {
+        let root = tempfile::tempdir().unwrap();
+        let saved = SavedStatus::new(root.path());
+        assert_eq!(saved.load(), None);
+        let status = |n: usize| PodStatus { message: Some(n.to_string()), ..PodStatus::default() };
+        (0..20).for_each(|n| saved.save(&status(n)));
+        assert!(berth_testkit::wait_until(std::time::Duration::from_secs(20), || saved.load() == Some(status(19))));
+        let gone = SavedStatus::new(&root.path().join("gone"));
+        gone.save(&status(0));
+        fs::write(root.path().join("status.json"), "{half").unwrap();
+        assert_eq!(saved.load(), None);
+        assert!(!root.path().join("gone").exists());
+    }
+}
