@@ -84,6 +84,65 @@ fn newest_line_in_file(node: &Berth, n: usize) -> usize {
     whole.lines().last().and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0)
 }
 
+/// pod name → status and time of its condition Ready, restarts.
+fn readiness(pods: &[Value]) -> Vec<(String, String, String, i64)> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let of = |pod: &Value| {
+        let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let ready = conditions.into_iter().find(|c| c["type"] == "Ready").unwrap_or_default();
+        (text(&pod["metadata"]["name"]), text(&ready["status"]), text(&ready["lastTransitionTime"]), restarts(pod))
+    };
+    let mut all: Vec<_> = pods.iter().filter(|pod| text(&pod["metadata"]["name"]).starts_with("count-")).map(of).collect();
+    all.sort();
+    all
+}
+
+/// A few rounds; `KILL_ROUNDS=50` in the soak.
+#[test]
+fn an_agent_that_is_killed_again_and_again_under_load_shows_in_no_status_and_loses_no_line() {
+    Sandbox::new().test(|| {
+        let rounds: usize = std::env::var("KILL_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(5);
+        let mut node = Berth::start(Half::Node, WEB);
+        let probe = "    readinessProbe: {exec: {command: ['true']}, periodSeconds: 1, timeoutSeconds: 30}\n";
+        for n in 0..PODS {
+            node.write_manifest(&format!("count-{n}.yaml"), &(counting_pod(n) + probe));
+        }
+        let all_ready = |pods: &[Value]| {
+            let found = readiness(pods);
+            found.len() == PODS && found.iter().all(|(_, ready, ..)| ready == "True")
+        };
+        assert!(wait_until(SOON * 3, || all_ready(&node.pods())), "{}", node.agent_log());
+        let (ids, since) = (containers(&node.pods()), readiness(&node.pods()));
+        let kept = |name: &str| {
+            let text = fs::read_to_string(node.dir.path().join("kubelet/pods").join(name).join("status.json")).unwrap_or_default();
+            text.contains("\"ready\":true")
+        };
+        let uids: Vec<String> = node.pods().iter().map(|p| p["metadata"]["uid"].as_str().unwrap().to_owned()).collect();
+        assert!(wait_until(SOON, || uids.iter().all(|uid| kept(uid))), "the statuses are on disk");
+        for round in 0..rounds {
+            // Something is always being made or ended when the agent dies.
+            match round % 2 {
+                0 => node.write_manifest("churn.yaml", &counting_pod(0).replace("count-0", "churn")),
+                _ => node.remove_manifest("churn.yaml"),
+            }
+            node.kill_agent();
+            node.launch();
+            assert!(wait_until(SOON, || readiness(&node.pods()).len() == PODS), "round {round}: {}", node.agent_log());
+            assert_eq!(readiness(&node.pods()), since, "round {round}: a status has changed");
+            let counting = |(name, _): &(String, Vec<String>)| name.starts_with("count-");
+            let now: Vec<_> = containers(&node.pods()).into_iter().filter(counting).collect();
+            assert_eq!(now, ids, "round {round}: a container has been replaced");
+        }
+        assert_eq!(readiness(&node.pods()), since);
+        for n in 0..PODS {
+            let lines = node.logs(&format!("count-{n}-e2e"));
+            let lost = lines.iter().enumerate().find(|(i, line)| **line != format!("line {i}"));
+            assert_eq!(lost, None, "of {} lines of pod {n}", lines.len());
+        }
+        node.finish();
+    });
+}
+
 #[test]
 fn an_exit_while_no_agent_runs_is_told_afterwards() {
     Sandbox::new().test(|| {

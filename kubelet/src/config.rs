@@ -49,6 +49,8 @@ pub struct Config {
     pub hosts_file: PathBuf,
     /// How many pods may run at once.
     pub max_pods: usize,
+    /// The host's files of subordinate user and group IDs: what the user `kubelet` has there is for pods with `hostUsers: false`.
+    pub subordinate_ids: [PathBuf; 2],
     /// Rotation limits that are passed with each container.
     pub log_limits: LogLimits,
     /// Unsafe sysctls that pods may set (exact names or prefixes ending in `*`).
@@ -292,6 +294,7 @@ impl Config {
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
             hosts_file: PathBuf::from("/etc/hosts"),
             max_pods: 110,
+            subordinate_ids: ["/etc/subuid", "/etc/subgid"].map(PathBuf::from),
             log_limits: LogLimits::default(),
             allowed_unsafe_sysctls: Vec::new(),
             crash_backoff: BackoffPolicy::default(),

@@ -127,6 +127,13 @@ impl Runtime {
         Ok(features.is_some_and(|features| features.recursive_read_only_mounts))
     }
 
+    /// Whether a handler (empty: the default one) can give a pod a user namespace.
+    pub async fn has_user_namespaces(&self, handler: &str) -> Result<bool> {
+        let handlers = self.status().await?.runtime_handlers;
+        let features = handlers.into_iter().find(|known| known.name == handler).and_then(|known| known.features);
+        Ok(features.is_some_and(|features| features.user_namespaces))
+    }
+
     /// The cgroup driver; `None` where the runtime does not say.
     pub async fn cgroup_driver(&self) -> Result<Option<cri::CgroupDriver>> {
         let call = self.runtime.clone();

@@ -27,6 +27,7 @@ use crate::pod;
 use crate::record::{Recorder, Weight};
 use crate::resources::{container_resources, pod_limits, qos_class};
 use crate::sandbox_config::{SandboxContext, sandbox_config};
+use crate::userns::{self, HostIds};
 use crate::volume::VolumeContext;
 use crate::{Error, logs, volume};
 
@@ -47,6 +48,8 @@ pub struct Executor {
     pub cgroups: Option<PodCgroups>,
     /// Where events go.
     pub recorder: Recorder,
+    /// User and group IDs of pods with user namespaces of their own.
+    pub host_ids: HostIds,
 }
 
 /// What became of one step.
@@ -135,7 +138,7 @@ impl Executor {
             OpResult::PodFailed(Reason::new(reason, format!("{what}: {}", calls::message(error))))
         };
         match op {
-            PodOp::Prepare => self.prepare(pod).await,
+            PodOp::Prepare => self.prepare(pod, observed.is_alive()).await,
             // Stops come in batches.
             PodOp::StopContainer { .. } => OpResult::Cancelled,
             PodOp::StopSandbox { id } => match self.runtime.stop_pod_sandbox(id).await {
@@ -155,6 +158,17 @@ impl Executor {
                     OpResult::Done
                 }
                 Err(e) => failed("ContainerGCFailed", "error removing a container", &e),
+            },
+            PodOp::ClearContainer { id } => match self.runtime.remove_container(id).await {
+                Ok(()) => {
+                    let gone = observed.containers.iter().find(|c| c.id == *id);
+                    // The last log before this one stays: no more than one for each container.
+                    if let Some((gone, before)) = gone.and_then(|gone| Some((gone, gone.attempt.checked_sub(1)?))) {
+                        self.forget_logs(pod, &gone.name, before, id).await;
+                    }
+                    OpResult::Done
+                }
+                Err(e) => failed("FailedKillPod", "error killing pod", &e),
             },
             PodOp::RemoveSandbox { id } => {
                 let removed = match self.runtime.stop_pod_sandbox(id).await {
@@ -180,13 +194,17 @@ impl Executor {
             dns: &dns,
             capacity: &self.node.capacity,
         };
-        sandbox_config(pod, attempt, &context)
+        let mut config = sandbox_config(pod, attempt, &context)?;
+        if let Some(first) = self.host_ids.ensure(pod)? {
+            userns::apply_to_sandbox(&mut config, first);
+        }
+        Ok(config)
     }
 
     /// Folders, cgroup, volumes. Idempotent.
-    async fn prepare(&self, pod: &Arc<Pod>) -> OpResult {
+    async fn prepare(&self, pod: &Arc<Pod>, alive: bool) -> OpResult {
         let (this, pod) = (self.clone(), pod.clone());
-        let result = tokio::task::spawn_blocking(move || this.prepare_blocking(&pod)).await;
+        let result = tokio::task::spawn_blocking(move || this.prepare_blocking(&pod, alive)).await;
         match result {
             Ok(Ok(())) => OpResult::Done,
             Ok(Err(reason)) => OpResult::PodFailed(reason),
@@ -194,7 +212,7 @@ impl Executor {
         }
     }
 
-    fn prepare_blocking(&self, pod: &Pod) -> Result<(), Reason> {
+    fn prepare_blocking(&self, pod: &Pod, alive: bool) -> Result<(), Reason> {
         let dirs = |e: io::Error| Reason::new("Failed", format!("error making pod data directories: {e}"));
         let dir = self.pod_dir(pod);
         for folder in ["volumes", "plugins", "containers"] {
@@ -205,10 +223,17 @@ impl Executor {
         logs::ensure_dir(&log_dir).and_then(|()| volume::mark_ours(&log_dir)).map_err(dirs)?;
         if let Some(cgroups) = &self.cgroups {
             let limits = pod_limits(pod, &self.node.capacity);
-            cgroups.ensure_pod(qos_class(pod), pod::uid(pod), &limits).map_err(|e| {
-                let text = format!("unable to ensure pod container exists: {}", with_causes(&e));
-                Reason::new("FailedCreatePodContainer", text)
-            })?;
+            match cgroups.ensure_pod(qos_class(pod), pod::uid(pod), &limits) {
+                // Limits that shrink: the containers' have to shrink first.
+                Err(error) if alive => {
+                    tracing::info!(pod = %pod::format_pod(pod), %error, "the pod's limits wait for its containers'")
+                }
+                Err(e) => {
+                    let text = format!("unable to ensure pod container exists: {}", with_causes(&e));
+                    return Err(Reason::new("FailedCreatePodContainer", text));
+                }
+                Ok(()) => {}
+            }
         }
         volume::set_up(&self.volume_context(pod, &dir), self.config.clock.now()).map_err(|e| Reason::new("FailedMount", e))
     }
@@ -265,6 +290,16 @@ impl Executor {
                 }
             },
         };
+        if pod::spec(pod).host_users == Some(false) {
+            match self.runtime.has_user_namespaces(&handler).await {
+                Ok(true) => {}
+                Ok(false) if handler.is_empty() => {
+                    return failed("can't set `spec.hostUsers: false`, runtime does not support user namespaces");
+                }
+                Ok(false) => return failed(&format!("RuntimeClass handler {handler:?} does not support user namespaces")),
+                Err(e) => return failed(&calls::message(&e)),
+            }
+        }
         match self.runtime.run_pod_sandbox(config, handler).await {
             Ok(_) => OpResult::Done,
             Err(e) => failed(&calls::message(&e)),
@@ -281,21 +316,20 @@ impl Executor {
         ))
     }
 
+    /// The container's limits, and the pod's after them where they shrink: what grows has room by then, preparing made it.
     async fn resize(&self, pod: &Pod, id: &str, name: &str) -> OpResult {
-        let Some(container) = pod::spec(pod).containers.iter().find(|c| c.name == name) else { return OpResult::Done };
+        let Some(container) = pod::all_containers(pod).find(|c| c.name == name) else { return OpResult::Done };
         let resources = container_resources(pod, container, &self.node.capacity);
         tracing::info!(pod = %pod::format_pod(pod), container = name, limits = ?Limits::from(&resources), "limits change");
-        if let Some(cgroups) = self.cgroups.clone() {
-            let limits = pod_limits(pod, &self.node.capacity);
-            let (qos, uid) = (qos_class(pod), pod::uid(pod).to_owned());
-            let applied = tokio::task::spawn_blocking(move || cgroups.ensure_pod(qos, &uid, &limits)).await;
-            if let Ok(Err(e)) = applied {
-                return OpResult::StartFailed(Reason::new("ResizeError", with_causes(&e)));
-            }
+        if let Err(e) = self.runtime.update_container_resources(id, resources).await {
+            return OpResult::StartFailed(Reason::new("ResizeError", calls::message(&e)));
         }
-        match self.runtime.update_container_resources(id, resources).await {
-            Ok(()) => OpResult::Done,
-            Err(e) => OpResult::StartFailed(Reason::new("ResizeError", calls::message(&e))),
+        let Some(cgroups) = self.cgroups.clone() else { return OpResult::Done };
+        let limits = pod_limits(pod, &self.node.capacity);
+        let (qos, uid) = (qos_class(pod), pod::uid(pod).to_owned());
+        match tokio::task::spawn_blocking(move || cgroups.ensure_pod(qos, &uid, &limits)).await {
+            Ok(Err(e)) => OpResult::StartFailed(Reason::new("ResizeError", with_causes(&e))),
+            _ => OpResult::Done,
         }
     }
 

@@ -16,6 +16,7 @@ use crate::objects::LocalObjects;
 use crate::record::Recorder;
 use crate::server::{self, Health};
 use crate::table::PodTable;
+use crate::userns::HostIds;
 use crate::volume::Services;
 use crate::volume::bindings::Bindings;
 use crate::volume::csi::drivers::Drivers;
@@ -125,6 +126,8 @@ async fn connect(config: &Arc<Config>, runtime: Runtime, recorder: Recorder, shu
         drivers: Drivers::default(),
     };
     tokio::spawn(volumes.drivers.clone().run(config.kubelet_root.clone(), shutdown.clone()));
+    let [subuid, subgid] = &config.subordinate_ids;
+    let host_ids = HostIds::new(&config.kubelet_root, subuid, subgid, config.max_pods);
     let (config, node) = (config.clone(), Arc::new(node));
-    Some(Executor { config, runtime, node, objects: LocalObjects::default(), volumes, cgroups, recorder })
+    Some(Executor { config, runtime, node, objects: LocalObjects::default(), volumes, cgroups, recorder, host_ids })
 }

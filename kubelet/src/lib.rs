@@ -58,6 +58,7 @@ pub mod status;
 pub mod sysctl;
 pub mod table;
 pub mod termination;
+pub mod userns;
 pub mod volume;
 pub mod worker;
 

@@ -40,6 +40,15 @@ pub struct PullFailure {
     pub reason: Reason,
 }
 
+/// A change of limits that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResizeFailure {
+    /// Not tried again before.
+    pub until: Instant,
+    /// How it failed.
+    pub message: String,
+}
+
 /// The pod is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Termination {
@@ -82,6 +91,8 @@ pub struct PodMemory {
     pub unhealthy: BTreeMap<String, Unhealthy>,
     /// Containers whose limits were changed in place, with the limits, by ID.
     pub resized: BTreeMap<String, crate::observed::Limits>,
+    /// Containers whose limits could not be changed, by ID.
+    pub resize_failures: BTreeMap<String, ResizeFailure>,
     /// Folders, cgroup and volumes are there.
     pub prepared: bool,
     /// Folders, cgroup and volumes are gone again.
@@ -135,6 +146,7 @@ impl PodMemory {
             adopted: BTreeSet::new(),
             unhealthy: BTreeMap::new(),
             resized: BTreeMap::new(),
+            resize_failures: BTreeMap::new(),
             prepared: false,
             released: false,
             status: None,
@@ -178,6 +190,7 @@ impl PodMemory {
         self.adopted.retain(&runs);
         self.unhealthy.retain(|id, _| runs(id));
         self.resized.retain(|id, _| runs(id));
+        self.resize_failures.retain(|id, _| runs(id));
         if let Some(first) =
             observed.containers.iter().map(|c| c.created_at).chain(observed.sandboxes.iter().map(|s| s.created_at)).min()
             && first > 0

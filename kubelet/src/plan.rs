@@ -6,6 +6,7 @@ mod container;
 use k8s_openapi::api::core::v1::{Container, ContainerRestartRule, Pod};
 use tokio::time::Instant;
 
+pub use self::container::resize_of;
 use self::container::{plan_first_start, plan_init, plan_restart, plan_running};
 use crate::clock::Now;
 use crate::memory::{PodMemory, Reason, Termination};
@@ -68,6 +69,11 @@ pub enum PodOp {
         /// Container's ID.
         id: String,
     },
+    /// Forgets a dead container of a pod that begins again; its log stays.
+    ClearContainer {
+        /// Container's ID.
+        id: String,
+    },
     /// Forgets a dead sandbox.
     RemoveSandbox {
         /// Sandbox's ID.
@@ -111,7 +117,7 @@ pub struct Situation<'a> {
 /// Whether the pod's policy lets a container run again after this exit code: the first of its rules that matches decides,
 /// else its own policy, else the pod's.
 pub fn restarts(pod: &Pod, container: &Container, exit_code: i32) -> bool {
-    if container.restart_policy_rules.iter().flatten().any(|rule| matches_exit(rule, exit_code)) {
+    if rule_for(container, exit_code).is_some() {
         return true;
     }
     let own = container.restart_policy.as_deref();
@@ -122,10 +128,31 @@ pub fn restarts(pod: &Pod, container: &Container, exit_code: i32) -> bool {
     }
 }
 
-fn matches_exit(rule: &ContainerRestartRule, exit_code: i32) -> bool {
-    let Some(codes) = &rule.exit_codes else { return false };
-    let listed = codes.values.iter().flatten().any(|code| *code == exit_code);
-    rule.action == "Restart" && listed == (codes.operator == "In")
+/// The first of the container's rules that speaks of this exit code. All rules restart something.
+fn rule_for(container: &Container, exit_code: i32) -> Option<&ContainerRestartRule> {
+    container.restart_policy_rules.iter().flatten().find(|rule| {
+        let Some(codes) = &rule.exit_codes else { return false };
+        let listed = codes.values.iter().flatten().any(|code| *code == exit_code);
+        listed == (codes.operator == "In")
+    })
+}
+
+/// The action of a rule by which all containers of a pod begin again.
+const RESTART_ALL: &str = "RestartAllContainers";
+
+/// Whether the pod has a rule by which all its containers begin again.
+pub fn can_restart_all(pod: &Pod) -> bool {
+    let mut rules = pod::all_containers(pod).flat_map(|c| c.restart_policy_rules.iter().flatten());
+    rules.any(|rule| rule.action == RESTART_ALL)
+}
+
+/// The container whose end makes all containers of the pod begin again, while its record is there.
+pub fn restart_all_trigger<'a>(pod: &Pod, observed: &'a PodObserved) -> Option<&'a observed::Container> {
+    let sandbox = observed.sandbox().filter(|sandbox| sandbox.ready)?;
+    pod::all_containers(pod).find_map(|container| {
+        let ended = observed.newest(&container.name).filter(|c| c.state == State::Exited && c.sandbox_id == sandbox.id)?;
+        rule_for(container, ended.exit_code).filter(|rule| rule.action == RESTART_ALL).map(|_| ended)
+    })
 }
 
 /// As [`restarts`], for an init container: `Always` means until it succeeds.
@@ -149,6 +176,9 @@ pub fn plan(situation: &Situation<'_>) -> Plan {
     }
     let mut plan = Plan::default();
     match sandbox_verdict(situation) {
+        SandboxVerdict::Keep if restart_all_trigger(pod, observed).is_some() => {
+            plan_restart_all(pod, observed, &mut plan.ops);
+        }
         SandboxVerdict::Keep => {
             if !plan_containers(situation, &mut plan) {
                 return plan_rest(pod, observed, memory);
@@ -167,6 +197,15 @@ pub fn plan(situation: &Situation<'_>) -> Plan {
     collect_garbage(observed, &mut plan.ops);
     plan.wake = sooner(plan.wake, deadline(situation));
     plan
+}
+
+/// All containers of the sandbox end and are forgotten; without records the pod then begins from its first init container. The
+/// record that says so goes last: whatever comes between, the next plan is the same.
+fn plan_restart_all(pod: &Pod, observed: &PodObserved, ops: &mut Vec<PodOp>) {
+    stop_containers(pod, observed, pod::grace_seconds(pod), ops);
+    let trigger = restart_all_trigger(pod, observed).map(|c| c.id.as_str());
+    let others = observed.containers.iter().map(|c| c.id.as_str()).filter(|id| Some(*id) != trigger);
+    ops.extend(others.chain(trigger).map(|id| PodOp::ClearContainer { id: id.to_owned() }));
 }
 
 /// When the pod's active deadline passes.
@@ -221,6 +260,12 @@ fn plan_rest(pod: &Pod, observed: &PodObserved, memory: &PodMemory) -> Plan {
 
 /// Everything that may run is stopped: the sidecars after all others, in the reverse order of their start.
 fn stop_all(pod: &Pod, observed: &PodObserved, grace: i64, ops: &mut Vec<PodOp>) {
+    stop_containers(pod, observed, grace, ops);
+    let ready = observed.sandboxes.iter().filter(|s| s.ready);
+    ops.extend(ready.map(|s| PodOp::StopSandbox { id: s.id.clone() }));
+}
+
+fn stop_containers(pod: &Pod, observed: &PodObserved, grace: i64, ops: &mut Vec<PodOp>) {
     let sidecars: Vec<&str> = pod::sidecars(pod).map(|c| c.name.as_str()).collect();
     let stage = |name: &str| sidecars.iter().position(|sidecar| *sidecar == name).map_or(0, |at| sidecars.len() - at);
     let mut running: Vec<_> = observed.containers.iter().filter(|c| c.may_run()).map(|c| (stage(&c.name), c)).collect();
@@ -230,8 +275,6 @@ fn stop_all(pod: &Pod, observed: &PodObserved, grace: i64, ops: &mut Vec<PodOp>)
         let (id, name) = (container.id.clone(), container.name.clone());
         ops.push(PodOp::StopContainer { id, name, grace, stage, message });
     }
-    let ready = observed.sandboxes.iter().filter(|s| s.ready);
-    ops.extend(ready.map(|s| PodOp::StopSandbox { id: s.id.clone() }));
 }
 
 fn stop(container: &observed::Container, grace: i64, message: String) -> PodOp {

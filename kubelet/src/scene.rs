@@ -119,6 +119,7 @@ impl Scene {
             }
             Resize { id, .. } => format!("resize {id}"),
             RemoveContainer { id } => format!("remove {id}"),
+            ClearContainer { id } => format!("clear {id}"),
             RemoveSandbox { id } => format!("remove {id}"),
             Release { forget } => format!("release{}", if *forget { " and forget" } else { "" }),
         };

@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use crate::memory::PodMemory;
 use crate::node::NodeView;
 use crate::observed::{self, PodObserved, State, timestamp, whole_second};
-use crate::plan::{Situation, init_restarts, restarts};
+use crate::plan::{Situation, can_restart_all, init_restarts, resize_of, restart_all_trigger, restarts};
 use crate::pod;
 use crate::resources::qos_class;
 
@@ -235,6 +235,14 @@ fn container_status(situation: &Situation<'_>, container: &Container, kind: Kind
     if last_state.is_none() {
         last_state = remembered(before, newest, &node.runtime_name);
     }
+    let (state, last_state) = match restart_all_trigger(pod, observed) {
+        // What started this keeps its own end as the last state.
+        Some(trigger) => {
+            let own = newest.filter(|c| c.id == trigger.id).map(|c| terminated(c, &node.runtime_name));
+            (waiting(Some((RESTARTING_ALL, ""))), own.or_else(|| Some(ended_by_rule(newest, &node.runtime_name))))
+        }
+        None => (state, last_state),
+    };
     let runs = newest.filter(|c| c.state == State::Running);
     let probes = runs.and_then(|c| memory.probes.get(&c.id).copied());
     let started = runs.is_some_and(|c| !memory.is_hooked(c)) && probes.is_none_or(|p| p.started);
@@ -268,6 +276,21 @@ fn is_lost(situation: &Situation<'_>, kind: Kind) -> bool {
     let Situation { pod, observed, memory, .. } = *situation;
     let came_up = pod::spec(pod).containers.iter().any(|c| observed.newest(&c.name).is_some());
     verdict(memory).is_some() && !observed.is_alive() && came_up && matches!(kind, Kind::Regular)
+}
+
+/// Why containers wait, and how they ended, when a rule makes all of a pod begin again.
+const RESTARTING_ALL: &str = "RestartingAllContainers";
+
+fn ended_by_rule(newest: Option<&observed::Container>, runtime_name: &str) -> ContainerState {
+    ContainerState {
+        terminated: Some(ContainerStateTerminated {
+            exit_code: 137,
+            reason: Some(RESTARTING_ALL.to_owned()),
+            container_id: newest.map(|c| format!("{runtime_name}://{}", c.id)),
+            ..ContainerStateTerminated::default()
+        }),
+        ..ContainerState::default()
+    }
 }
 
 fn unlocated() -> ContainerState {
@@ -400,19 +423,21 @@ fn conditions(
             Verdict::no("ContainersNotReady", "containers with unready status", names)
         }
     };
-    let wanted = [
-        ("PodReadyToStartContainers", Verdict { status: sandbox_ready, reason: None, message: None }),
-        ("Initialized", init_verdict),
-        ("Ready", ready_verdict.clone()),
-        ("ContainersReady", ready_verdict),
-        ("PodScheduled", Verdict::yes()),
-    ];
     let before: BTreeMap<&str, &PodCondition> = memory
         .status
         .iter()
         .flat_map(|s| s.conditions.iter().flatten())
         .map(|condition| (condition.type_.as_str(), condition))
         .collect();
+    let gates = pod::spec(pod).readiness_gates.iter().flatten().map(|gate| gate.condition_type.as_str());
+    let pod_ready = if ready_verdict.status { gates_verdict(gates, &before) } else { ready_verdict.clone() };
+    let wanted = [
+        ("PodReadyToStartContainers", Verdict { status: sandbox_ready, reason: None, message: None }),
+        ("Initialized", init_verdict),
+        ("Ready", pod_ready),
+        ("ContainersReady", ready_verdict),
+        ("PodScheduled", Verdict::yes()),
+    ];
     let build = |(type_, verdict): (&str, Verdict)| {
         let status = if verdict.status { "True" } else { "False" };
         let same = before.get(type_).filter(|c| c.status == status);
@@ -426,11 +451,53 @@ fn conditions(
             ..PodCondition::default()
         }
     };
+    let restarting = can_restart_all(pod).then(|| {
+        let verdict = match restart_all_trigger(pod, observed) {
+            Some(_) => Verdict {
+                status: true,
+                reason: Some("RestartAllContainersStarted"),
+                message: Some("container exited with restart policy rule".to_owned()),
+            },
+            None => Verdict { status: false, reason: None, message: None },
+        };
+        ("AllContainersRestarting", verdict)
+    });
+    let resizing = resize_verdict(situation).map(|verdict| ("PodResizeInProgress", verdict));
     let disruption = memory.ending.as_ref().and_then(|ending| ending.disruption.clone()).filter(|_| phase == "Failed");
     let disruption = disruption.map(|message| {
         ("DisruptionTarget", Verdict { status: true, reason: Some("TerminationByKubelet"), message: Some(message) })
     });
-    disruption.into_iter().chain(wanted).map(build).collect()
+    resizing.into_iter().chain(disruption).chain(wanted).chain(restarting).map(build).collect()
+}
+
+/// Whether limits of running containers are still to change, and why they could not yet.
+fn resize_verdict(situation: &Situation<'_>) -> Option<Verdict> {
+    let Situation { pod, observed, memory, .. } = *situation;
+    let running = |c: &Container| observed.newest(&c.name).filter(|record| record.state == State::Running);
+    let differs = |c: &&Container| running(c).is_some_and(|record| resize_of(situation, c, record).is_some());
+    let tried = |record: &observed::Container| memory.resized.contains_key(&record.id);
+    let waiting = pod::spec(pod).containers.iter().chain(pod::sidecars(pod)).filter(differs).filter_map(running);
+    let first = waiting.filter(|record| !tried(record)).collect::<Vec<_>>();
+    let error = first.iter().find_map(|record| memory.resize_failures.get(&record.id));
+    (!first.is_empty()).then(|| Verdict {
+        status: true,
+        reason: error.map(|_| "Error"),
+        message: error.map(|failure| failure.message.clone()),
+    })
+}
+
+/// What a pod's readiness gates say. Nobody on this node sets their conditions: they come with a status from outside.
+fn gates_verdict<'a>(gates: impl Iterator<Item = &'a str>, known: &BTreeMap<&str, &PodCondition>) -> Verdict {
+    let problem = |gate: &str| match known.get(gate) {
+        Some(condition) if condition.status == "True" => None,
+        Some(condition) => Some(format!("the status of pod readiness gate {gate:?} is not \"True\", but {}", condition.status)),
+        None => Some(format!("corresponding condition of pod readiness gate {gate:?} does not exist.")),
+    };
+    let problems: Vec<String> = gates.filter_map(problem).collect();
+    match problems.is_empty() {
+        true => Verdict::yes(),
+        false => Verdict { status: false, reason: Some("ReadinessGatesNotReady"), message: Some(problems.join(", ")) },
+    }
 }
 
 #[derive(Clone)]
@@ -629,6 +696,30 @@ mod tests {
             assert_eq!((container.started, container.ready), (Some(ready), ready), "the hook of attempt {attempt}");
             assert_eq!(conditions(&status).starts_with("T T T"), ready);
         }
+    }
+
+    #[tokio::test]
+    async fn readiness_gates_keep_a_pod_from_being_ready() {
+        let spec = "{readinessGates: [{conditionType: example.org/up}], containers: [{name: c, image: i}]}";
+        let mut scene = Scene::new(spec).sandbox(0, true).container("c", 0, Running, 0);
+        let status = scene.status();
+        assert_eq!(conditions(&status), "T T F:ReadinessGatesNotReady T T");
+        let message = "corresponding condition of pod readiness gate \"example.org/up\" does not exist.";
+        assert_eq!(status.conditions.unwrap()[2].message.as_deref(), Some(message));
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_begins_again_says_so() {
+        let spec = "{containers: [{name: d, image: i}, {name: c, image: i, restartPolicy: Never, restartPolicyRules: \
+            [{action: RestartAllContainers, exitCodes: {operator: In, values: [42]}}]}]}";
+        let calm = Scene::new(spec).sandbox(0, true).container("d", 0, Running, 0).container("c", 0, Running, 0).status();
+        assert_eq!(conditions(&calm), "T T T T T F");
+        let status = Scene::new(spec).sandbox(0, true).container("d", 0, Running, 0).container("c", 0, Exited, 42).status();
+        assert!(conditions(&status).ends_with("T:RestartAllContainersStarted"), "{}", conditions(&status));
+        let states: Vec<_> = status.container_statuses.iter().flatten().collect();
+        let shown = |i: usize| (state(states[i].state.as_ref()), state(states[i].last_state.as_ref()));
+        let waiting = || "waiting RestartingAllContainers".to_owned();
+        assert_eq!((shown(0), shown(1)), ((waiting(), "exit 42".to_owned()), (waiting(), "exit 137".to_owned())));
     }
 
     #[tokio::test]

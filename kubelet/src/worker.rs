@@ -23,6 +23,7 @@ use crate::observed::{self, PodObserved, State};
 use crate::plan::{self, Plan, PodOp, Situation};
 use crate::pod::{self, PodUid};
 use crate::probe::{Kind, Probers};
+use crate::record::Weight;
 use crate::saved_status::SavedStatus;
 use crate::status;
 use crate::table::PodTable;
@@ -260,6 +261,7 @@ impl Worker {
                 self.hold = None;
                 self.last_ops.clear();
                 // Limits of the pod's cgroup may have changed.
+                self.memory.resize_failures.clear();
                 self.memory.prepared = false;
                 self.stale = true;
             }
@@ -402,6 +404,10 @@ impl Worker {
             {
                 self.memory.hooked.insert(name.clone(), *attempt);
             }
+        }
+        if ops.iter().any(|op| matches!(op, PodOp::Resize { .. })) {
+            let message = format!("Pod resize started: {}", outcome::resize_summary(&self.pod, None));
+            self.executor.recorder.event(&self.pod, None, Weight::Normal, "ResizeStarted", &message);
         }
         self.last_ops.clone_from(&ops);
         self.stale = false;

@@ -573,3 +573,83 @@ async fn probes_decide_about_start_readiness_and_life() {
         node.wait_pod("web-n1", "ready again", |p| ready(p) && p["status"]["containerStatuses"][0]["restartCount"] == 1).await;
     assert_eq!(again["status"]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"], 143);
 }
+
+#[tokio::test]
+async fn a_pod_has_a_user_namespace_of_its_own_where_the_runtime_can_make_one() {
+    let mut node = Node::new();
+    node.apply("web.yaml", &pod("web", "  hostUsers: false\n"));
+    let mut config = node.config().await;
+    config.timing.retry = Duration::from_millis(50);
+    config.subordinate_ids = [node.path("none"), node.path("none")];
+    node.start_with(config);
+    let refused = "FailedCreatePodSandBox: Failed to create pod sandbox: can't set `spec.hostUsers: false`, runtime does not support user namespaces";
+    eventually("the refusal", || node.events().contains(&refused.to_owned())).await;
+    assert!(node.cri.calls("RunPodSandbox").is_empty());
+    node.cri.lock().user_namespaces = true;
+    let found = node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+    let uid = found["metadata"]["uid"].as_str().unwrap();
+    let state = node.cri.lock();
+    let sandbox = state.sandboxes.values().next().unwrap().linux.clone().unwrap();
+    let users = sandbox.namespaces.unwrap().options.unwrap().userns_options.unwrap();
+    assert_eq!((users.uids[0].host_id, users.gids[0].length, users.mode), (65536, 65536, 0));
+    let container = state.configs.values().next().unwrap();
+    assert!(container.mounts.iter().all(|m| m.uid_mappings == users.uids && m.gid_mappings == users.gids));
+    let own = container.linux.clone().unwrap().security_context.unwrap().namespace_options.unwrap();
+    assert_eq!(own.userns_options, Some(users));
+    assert!(node.path("kubelet/pods").join(uid).join("userns").exists());
+}
+
+#[tokio::test]
+async fn a_rule_makes_all_containers_begin_again() {
+    let mut node = Node::new();
+    node.cri.behave("setup", [Behaviour::Exit(0), Behaviour::Exit(0)]);
+    let rule = "{action: RestartAllContainers, exitCodes: {operator: In, values: [42]}}";
+    let spec = format!(
+        "  initContainers: [{{name: setup, image: 'img:1'}}]\n  containers: [{{name: d, image: 'img:1'}}, \
+         {{name: c, image: 'img:1', restartPolicy: Never, restartPolicyRules: [{rule}]}}]\n"
+    );
+    let manifest =
+        format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec:\n  terminationGracePeriodSeconds: 3\n{spec}");
+    node.apply("web.yaml", &manifest);
+    node.start().await;
+    let ready = |p: &serde_json::Value| p["status"]["conditions"][2]["status"] == "True";
+    node.wait_pod("web-n1", "ready", ready).await;
+    node.cri.exit("c", 42);
+    node.cri.wait("the second life", |s| s.calls.iter().any(|(_, c)| c == "StartContainer c/1")).await;
+    let starts: Vec<_> = node.cri.calls("StartContainer").into_iter().map(|(_, c)| c.replace("StartContainer ", "")).collect();
+    assert_eq!(starts, ["setup/0", "d/0", "c/0", "setup/1", "d/1", "c/1"]);
+    assert_eq!(node.cri.calls("RunPodSandbox").len(), 1, "in the same sandbox");
+    let found = node.wait_pod("web-n1", "ready again", ready).await;
+    let states = &found["status"]["containerStatuses"];
+    assert_eq!((&states[0]["restartCount"], &states[1]["restartCount"]), (&1.into(), &1.into()));
+    assert_eq!(states[0]["lastState"]["terminated"]["exitCode"], 42, "what started it");
+    let uid = found["metadata"]["uid"].as_str().unwrap();
+    assert!(node.path("logs").join(format!("default_web-n1_{uid}/c/0.log")).exists(), "the last life's log stays");
+}
+
+#[tokio::test]
+async fn a_resize_that_fails_is_told_and_tried_again() {
+    let limits =
+        |cpu: &str| pod("web", "").replace("image: 'img:1'", &format!("image: 'img:1', resources: {{limits: {{cpu: {cpu}}}}}"));
+    let mut node = Node::new();
+    node.apply("web.yaml", &limits("100m"));
+    let mut config = node.config().await;
+    config.timing.retry = Duration::from_millis(300);
+    node.start_with(config);
+    node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+    node.cri.fail("UpdateContainerResources", [Status::unknown("no room"), Status::unknown("no room")]);
+    node.apply("web.yaml", &limits("200m"));
+    let first = |p: &serde_json::Value| p["status"]["conditions"][0].clone();
+    let failing = node.wait_pod("web-n1", "the error", |p| first(p)["reason"] == "Error").await;
+    let shown = first(&failing);
+    assert_eq!((&shown["type"], &shown["message"]), (&"PodResizeInProgress".into(), &"no room".into()));
+    node.wait_pod("web-n1", "the end of it", |p| first(p)["type"] != "PodResizeInProgress").await;
+    assert_eq!(node.cri.calls("UpdateContainerResources").len(), 3);
+    let events = node.events();
+    for reason in
+        ["ResizeStarted: Pod resize started: {", "ResizeError: Pod resize error: {", "ResizeCompleted: Pod resize completed: {"]
+    {
+        assert!(events.iter().any(|event| event.starts_with(reason)), "{reason} in {events:#?}");
+    }
+    assert_eq!(node.cri.calls("StartContainer").len(), 1);
+}

@@ -122,6 +122,11 @@ impl Executor {
             Ok(config) => cri::ContainerConfig { stop_signal: super::stop::stop_signal(container), ..config },
             Err(text) => return config_error(text),
         };
+        match self.host_ids.ensure(pod) {
+            Ok(Some(first)) => crate::userns::apply_to_container(&mut config, first),
+            Ok(None) => {}
+            Err(text) => return config_error(text),
+        }
         if self.config.seccomp_default
             && let Some(security) = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut())
         {

@@ -15,7 +15,7 @@ const PRESENCE_CHECK: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// A running container stays unless its definition, its limits or its health have changed.
 pub(super) fn plan_running(situation: &Situation<'_>, container: &Container, running: &observed::Container, plan: &mut Plan) {
-    let Situation { pod, memory, node, .. } = *situation;
+    let Situation { pod, memory, .. } = *situation;
     let grace = pod::grace_seconds(pod);
     let name = &container.name;
     if !running.hash.is_empty() && running.hash != container_hash(container) {
@@ -31,11 +31,29 @@ pub(super) fn plan_running(situation: &Situation<'_>, container: &Container, run
         plan.ops.push(stop(running, unhealthy.grace.unwrap_or(grace), message));
         return;
     }
-    let wanted = Limits::from(&container_resources(pod, container, &node.capacity));
-    let tried = memory.resized.get(&running.id) == Some(&wanted);
-    if running.resources.is_some_and(|now| differs(now, wanted)) && !tried {
+    let Some((now, wanted)) = resize_of(situation, container, running) else { return };
+    if needs_restart(container, now, wanted) {
+        plan.ops.push(stop(running, grace, format!("Container {name} resize requires restart")));
+    } else if let Some(failure) = memory.resize_failures.get(&running.id).filter(|f| f.until > situation.now.mono) {
+        plan.wake = sooner(plan.wake, Some(failure.until));
+    } else if memory.resized.get(&running.id) != Some(&wanted) {
         plan.ops.push(PodOp::Resize { id: running.id.clone(), name: name.clone() });
     }
+}
+
+/// The limits that a running container has and those that it is to have, where they differ.
+pub fn resize_of(situation: &Situation<'_>, container: &Container, running: &observed::Container) -> Option<(Limits, Limits)> {
+    let Situation { pod, node, .. } = *situation;
+    let wanted = Limits::from(&container_resources(pod, container, &node.capacity));
+    running.resources.filter(|now| differs(*now, wanted)).map(|now| (now, wanted))
+}
+
+/// Whether what changes may not change in a running container.
+fn needs_restart(container: &Container, now: Limits, wanted: Limits) -> bool {
+    let cpu = now.cpu_shares != wanted.cpu_shares || now.cpu_quota != wanted.cpu_quota;
+    let changes = |name: &str| if name == "memory" { now.memory != wanted.memory } else { cpu };
+    let policies = container.resize_policy.iter().flatten();
+    policies.into_iter().any(|policy| policy.restart_policy == "RestartContainer" && changes(&policy.resource_name))
 }
 
 /// Whether limits in force differ from the wanted ones; what the runtime does not tell (zero) is not compared.

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::backoff::BackoffPolicy;
-use crate::memory::{PullFailure, Unhealthy};
+use crate::memory::{PodMemory, PullFailure, Unhealthy};
 use crate::observed::Limits;
 use crate::observed::State::{Created, Exited, Running, Unknown};
 use crate::scene::Scene;
@@ -14,6 +14,8 @@ const TWO_SIDES: &str = "{initContainers: [{name: s, image: i, restartPolicy: Al
     containers: [{name: c, image: i}]}";
 const RULES: &str = "{restartPolicy: Always, containers: [{name: c, image: i, restartPolicy: Never, \
     restartPolicyRules: [{action: Restart, exitCodes: {operator: In, values: [42]}}]}]}";
+const ALL: &str = "{restartPolicy: Always, initContainers: [{name: x, image: i}], containers: [{name: d, image: i}, {name: c, image: i, \
+    restartPolicy: Never, restartPolicyRules: [{action: RestartAllContainers, exitCodes: {operator: In, values: [42]}}]}]}";
 const INIT: &str = "{initContainers: [{name: x, image: i}, {name: z, image: i}], containers: [{name: c, image: i}]}";
 
 #[tokio::test]
@@ -252,4 +254,38 @@ async fn a_sidecar_with_a_startup_probe_holds_the_next_one_up_until_it_has_start
     };
     assert_eq!(scene(false).steps(), "");
     assert_eq!(scene(true).steps(), "start x/0");
+}
+
+#[tokio::test]
+async fn a_rule_makes_all_containers_begin_again_in_the_same_sandbox() {
+    let ended = |code| {
+        let scene = Scene::new(ALL).sandbox(0, true).container("x", 0, Exited, 0).container("d", 0, Running, 0);
+        scene.container("c", 0, Exited, code)
+    };
+    assert_eq!(ended(42).steps(), "stop d0 30, clear d0, clear x0, clear c0");
+    assert_eq!(ended(1).steps(), "", "another exit code is the policy's");
+    // When the records are gone it begins from the first init container, without a delay.
+    let begun = |m: &mut PodMemory, now: Now| {
+        m.attempts = [("x".to_owned(), 0), ("d".to_owned(), 0), ("c".to_owned(), 0)].into();
+        m.crash.advance("c", now.mono, now.mono);
+    };
+    assert_eq!(Scene::new(ALL).sandbox(0, true).remembering(begun).steps(), "start x/1");
+}
+
+#[tokio::test]
+async fn new_limits_restart_a_container_only_where_its_policy_says_so() {
+    let scene = |policy: &str, change: fn(&mut Limits)| {
+        let resources = "resources: {limits: {cpu: 200m, memory: 64Mi}}";
+        let policy = format!("resizePolicy: [{{resourceName: memory, restartPolicy: {policy}}}]");
+        let mut scene = Scene::new(&format!("{{containers: [{{name: c, image: i, {resources}, {policy}}}]}}"));
+        scene = scene.sandbox(0, true).container("c", 0, Running, 0);
+        let mut now = Limits { cpu_shares: 204, cpu_quota: 20_000, memory: 64 << 20 };
+        change(&mut now);
+        scene.observed.containers[0].resources = Some(now);
+        scene
+    };
+    assert_eq!(scene("NotRequired", |_| {}).steps(), "");
+    assert_eq!(scene("NotRequired", |now| now.memory = 1 << 20).steps(), "resize c0");
+    assert_eq!(scene("RestartContainer", |now| now.memory = 1 << 20).steps(), "stop c0 30");
+    assert_eq!(scene("RestartContainer", |now| now.cpu_quota = 10_000).steps(), "resize c0");
 }

@@ -28,6 +28,7 @@ const POD: &[&str] = &[
     "spec.nodeName",
     "spec.os.name",
     "spec.overhead.*",
+    "spec.readinessGates.**",
     "spec.preemptionPolicy",
     "spec.priority",
     "spec.priorityClassName",

@@ -75,8 +75,9 @@ fn validate_spec(spec: &PodSpec, allowed_unsafe_sysctls: &[String], problems: &m
     if spec.active_deadline_seconds.is_some_and(|s| s < 1) {
         problems.add("spec.activeDeadlineSeconds", "must be at least 1");
     }
-    if spec.host_users == Some(false) {
-        problems.add("spec.hostUsers", "user namespaces of pods are not supported by berth yet");
+    let host = [("hostNetwork", spec.host_network), ("hostPID", spec.host_pid), ("hostIPC", spec.host_ipc)];
+    for (name, _) in host.into_iter().filter(|(_, set)| spec.host_users == Some(false) && *set == Some(true)) {
+        problems.add("spec.hostUsers", format!("cannot be false when {name} is true"));
     }
     if spec.runtime_class_name.as_deref().is_some_and(|name| !is_dns_subdomain(name)) {
         problems.add("spec.runtimeClassName", "is not a DNS subdomain");
@@ -316,7 +317,7 @@ mod tests {
             ("{containers: [{name: c, image: i}, {name: c, image: i}]}".to_owned(), "spec.containers[1].name"),
             ("{restartPolicy: Sometimes, containers: [{name: c, image: i}]}".to_owned(), "spec.restartPolicy"),
             ("{dnsPolicy: None, containers: [{name: c, image: i}]}".to_owned(), "spec.dnsConfig.nameservers"),
-            ("{hostUsers: false, containers: [{name: c, image: i}]}".to_owned(), "spec.hostUsers"),
+            ("{hostUsers: false, hostNetwork: true, containers: [{name: c, image: i}]}".to_owned(), "spec.hostUsers"),
             ("{hostname: A.b, containers: [{name: c, image: i}]}".to_owned(), "spec.hostname"),
             (container("volumeMounts: [{name: absent, mountPath: /x}]"), "spec.containers[0].volumeMounts[0].name"),
             (container("livenessProbe: {periodSeconds: 1}"), "spec.containers[0].livenessProbe"),

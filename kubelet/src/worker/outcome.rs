@@ -1,11 +1,11 @@
 //! What a pass has done: successes are remembered, failures become delays and reasons. Decides no steps.
 
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use tokio::time::Instant;
 
 use super::Worker;
 use crate::execute::{OpResult, PassResults};
-use crate::memory::{PullFailure, Reason};
+use crate::memory::{PullFailure, Reason, ResizeFailure};
 use crate::observed::Limits;
 use crate::plan::PodOp;
 use crate::pod;
@@ -74,7 +74,12 @@ impl Worker {
                     self.memory.pulls.forget(&image);
                 }
             }
-            PodOp::Resize { id, name } => self.note_resize(id, &name),
+            PodOp::Resize { id, name } => {
+                self.memory.resize_failures.remove(&id);
+                self.note_resize(id, &name);
+                let message = format!("Pod resize completed: {}", resize_summary(&self.pod, None));
+                self.executor.recorder.event(&self.pod, None, Weight::Normal, "ResizeCompleted", &message);
+            }
             _ => {}
         }
     }
@@ -119,9 +124,12 @@ impl Worker {
     fn start_failed(&mut self, op: PodOp, reason: Reason, now: Instant) {
         let name = match op {
             PodOp::StartContainer { name, .. } => name,
-            PodOp::Resize { id, name } => {
-                self.note_resize(id, &name);
-                name
+            PodOp::Resize { id, .. } => {
+                let message = format!("Pod resize error: {}", resize_summary(&self.pod, Some(&reason.message)));
+                self.warn(None, "ResizeError", &message);
+                let until = now + self.executor.config.timing.retry;
+                self.memory.resize_failures.insert(id, ResizeFailure { until, message: reason.message });
+                return;
             }
             _ => return,
         };
@@ -133,16 +141,13 @@ impl Worker {
                 self.warn(Some(&name), "Failed", &format!("Error: {own}"));
             }
             "InvalidImageName" => self.warn(Some(&name), "InspectFailed", &reason.message),
-            "ResizeError" => self.warn(None, "ResizeError", &reason.message),
             _ => self.warn(Some(&name), "Failed", &format!("Error: {}", reason.message)),
         }
         // A container that ran, or tried to, leaves a record and backs off by it.
-        if !matches!(reason.reason.as_str(), "RunContainerError" | "PostStartHookError" | "ResizeError") {
+        if !matches!(reason.reason.as_str(), "RunContainerError" | "PostStartHookError") {
             self.memory.holds.insert(name.clone(), now + self.executor.config.timing.retry);
         }
-        if reason.reason != "ResizeError" {
-            self.memory.reasons.insert(name, reason);
-        }
+        self.memory.reasons.insert(name, reason);
     }
 
     fn pull_failed(&mut self, op: PodOp, image: String, reason: Reason, pulled: bool, now: Instant) {
@@ -163,4 +168,22 @@ impl Worker {
         self.memory.pull_failures.insert(image, PullFailure { failed_at: now, checked_at: now, reason: reason.clone() });
         self.memory.reasons.insert(name, reason);
     }
+}
+
+/// What a pod's events say of its new resources.
+pub(super) fn resize_summary(pod: &Pod, error: Option<&str>) -> String {
+    let entry = |c: &Container| serde_json::json!({ "name": c.name, "resources": c.resources });
+    let mut summary = serde_json::Map::new();
+    let sidecars: Vec<_> = pod::sidecars(pod).map(entry).collect();
+    if !sidecars.is_empty() {
+        summary.insert("initContainers".to_owned(), sidecars.into());
+    }
+    summary.insert("containers".to_owned(), pod::spec(pod).containers.iter().map(entry).collect());
+    if let Some(generation) = pod.metadata.generation {
+        summary.insert("generation".to_owned(), generation.into());
+    }
+    if let Some(error) = error {
+        summary.insert("error".to_owned(), error.into());
+    }
+    serde_json::Value::Object(summary).to_string()
 }

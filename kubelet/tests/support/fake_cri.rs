@@ -40,6 +40,7 @@ pub struct State {
     pub calls: Vec<(Instant, String)>,
     pub network_ready: bool,
     pub without_events: bool,
+    pub user_namespaces: bool,
     /// What exec, attach and port-forward answer.
     pub streaming: String,
     behaviours: HashMap<String, VecDeque<Behaviour>>,
@@ -426,7 +427,11 @@ impl RuntimeService for FakeCri {
             message: "because".into(),
         };
         let conditions = vec![condition("RuntimeReady", true), condition("NetworkReady", self.lock().network_ready)];
-        Ok(Response::new(cri::StatusResponse { status: Some(cri::RuntimeStatus { conditions }), ..Default::default() }))
+        let user_namespaces = self.lock().user_namespaces;
+        let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts: false, user_namespaces };
+        let runtime_handlers = vec![cri::RuntimeHandler { name: String::new(), features: Some(features) }];
+        let status = Some(cri::RuntimeStatus { conditions });
+        Ok(Response::new(cri::StatusResponse { status, runtime_handlers, ..Default::default() }))
     }
 
     async fn runtime_config(&self, _: Request<cri::RuntimeConfigRequest>) -> Answer<cri::RuntimeConfigResponse> {

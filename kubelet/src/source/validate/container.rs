@@ -87,7 +87,7 @@ pub(super) fn validate_container(
     validate_ports(path, container.ports.as_deref().unwrap_or_default(), spec, problems);
     validate_resources(&format!("{path}.resources"), container.resources.as_ref(), problems);
     validate_mounts(path, container, volumes, problems);
-    validate_container_security(path, container, problems);
+    validate_container_security(path, container, spec, problems);
     for (name, probe) in [
         ("livenessProbe", &container.liveness_probe),
         ("readinessProbe", &container.readiness_probe),
@@ -117,11 +117,7 @@ fn validate_restarts(path: &str, container: &Container, problems: &mut Problems)
     }
     for (i, rule) in rules.iter().enumerate() {
         let path = format!("{path}.restartPolicyRules[{i}]");
-        if rule.action == "RestartAllContainers" {
-            problems.add(format!("{path}.action"), "RestartAllContainers is not supported by berth yet");
-        } else {
-            problems.one_of(&format!("{path}.action"), Some(&rule.action), &["Restart"]);
-        }
+        problems.one_of(&format!("{path}.action"), Some(&rule.action), &["Restart", "RestartAllContainers"]);
         let Some(codes) = &rule.exit_codes else {
             problems.add(format!("{path}.exitCodes"), "is required");
             continue;
@@ -359,14 +355,14 @@ fn validate_propagation(path: &str, mount: &VolumeMount, privileged: bool, probl
     }
 }
 
-fn validate_container_security(path: &str, container: &Container, problems: &mut Problems) {
+fn validate_container_security(path: &str, container: &Container, spec: &PodSpec, problems: &mut Problems) {
     let Some(context) = &container.security_context else { return };
     let base = format!("{path}.securityContext");
     validate_id(&format!("{base}.runAsUser"), context.run_as_user, problems);
     validate_id(&format!("{base}.runAsGroup"), context.run_as_group, problems);
     problems.one_of(&format!("{base}.procMount"), context.proc_mount.as_deref(), &["Default", "Unmasked"]);
-    if context.proc_mount.as_deref() == Some("Unmasked") {
-        problems.add(format!("{base}.procMount"), "Unmasked needs hostUsers: false, which berth does not support yet");
+    if context.proc_mount.as_deref() == Some("Unmasked") && spec.host_users != Some(false) {
+        problems.add(format!("{base}.procMount"), "Unmasked needs hostUsers: false");
     }
     validate_seccomp(&format!("{base}.seccompProfile"), context.seccomp_profile.as_ref(), problems);
     if context.allow_privilege_escalation == Some(false) {
