@@ -1,6 +1,7 @@
 #!/bin/bash
 # critest and the scenarios again and again, ROUNDS (10) times; ends at the first failure. Prints what a round took and left.
 set -euo pipefail
+export BERTH_ROUNDS=200
 HERE=$(cd "$(dirname "$0")" && pwd)
 . "$HERE/lib.sh"
 cd "$HERE/.."

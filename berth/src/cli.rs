@@ -42,7 +42,7 @@ pub enum Verb {
     Kubelet(Kubelet),
     /// Ends the agent of this instance and then its pods (SIGTERM alone ends the agent and leaves the pods running)
     Stop(Stop),
-    /// Says what manifests would do: defaults, errors and warnings; does nothing else
+    /// Says what manifests would do: defaults, errors, warnings, changes of what runs; does nothing else
     Plan(Plan),
     /// Lists pods, as `kubectl get pods -A` does
     Pods(Output),

@@ -102,7 +102,7 @@ fn run(mut cli: Cli) -> Result<ExitCode> {
         Verb::Cri(args) => verbs::cri::run(global, args),
         Verb::Kubelet(args) => verbs::kubelet::run(global, args),
         Verb::Stop(args) => verbs::stop::run(global, args),
-        Verb::Plan(args) => verbs::plan::run(global, args),
+        Verb::Plan(args) => runtime(1)?.block_on(verbs::plan::run(&kubelet_socket(global), global, args)),
         Verb::Pods(args) => asking(async { verbs::pods::run(&kubelet_socket(global), &cri_socket(global)?, args).await }),
         Verb::Ps(args) => asking(async { verbs::ps::run(&cri_socket(global)?, args).await }),
         Verb::Logs(args) => asking(async { verbs::logs::run(&cri_socket(global)?, &kubelet_socket(global), args).await }),

@@ -4,6 +4,7 @@
 //! what a user sees.
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used, reason = "test code")]
 
+pub mod conformance;
 pub mod containerd;
 pub mod cri;
 pub mod crictl;

@@ -1,7 +1,7 @@
 //! Pure: whether a new pod may run on this node, and if not, the upstream's reason and message. Keeps nothing.
 //!
 //! Not judged here: sysctls and AppArmor (a manifest that asks for what the node refuses is refused with its file), host ports
-//! (the pod waits for its turn), labels and taints (there is no Node object without a control plane).
+//! (the pod waits for its turn), taints (there is no Node object without a control plane).
 
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -11,6 +11,7 @@ use crate::node::NodeView;
 use crate::pod;
 use crate::quantity::Amount;
 use crate::resources::{QosClass, pod_request, qos_class};
+use crate::volume::claim::{node_labels, selects_node};
 
 /// Pods of at least this priority are critical (`system-cluster-critical`).
 pub const CRITICAL_PRIORITY: i32 = 2_000_000_000;
@@ -76,6 +77,7 @@ pub fn admit(pod: &Pod, others: &[&Pod], node: &NodeView, max_pods: usize, condi
     check_pressure(pod, conditions)?;
     check_system(pod, node)?;
     check_resources(pod, others, node, max_pods)?;
+    check_labels(pod, node)?;
     let wanted = pod::spec(pod).node_name.as_deref().filter(|name| !name.is_empty());
     if wanted.is_some_and(|name| name != node.name) {
         let text = "Predicate NodeName failed: node(s) didn't match the requested node name";
@@ -116,6 +118,20 @@ fn check_system(pod: &Pod, _node: &NodeView) -> Result<(), Rejection> {
         return Err(Rejection::new("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS"));
     }
     Ok(())
+}
+
+/// The labels that every node has are what a pod can choose by.
+fn check_labels(pod: &Pod, node: &NodeView) -> Result<(), Rejection> {
+    let spec = pod::spec(pod);
+    let labels = node_labels(&node.name);
+    let selected = spec.node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
+    let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+    let required = affinity.and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
+    if selected && required.is_none_or(|selector| selects_node(selector, &labels, &node.name)) {
+        return Ok(());
+    }
+    let text = "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
+    Err(Rejection::new("NodeAffinity", text))
 }
 
 /// A resource as admission counts it: its name, and what of it is asked for, used and there.

@@ -135,7 +135,9 @@ pub fn volume_mounts(
             Some("Bidirectional") => cri::MountPropagation::PropagationBidirectional,
             _ => cri::MountPropagation::PropagationPrivate,
         };
-        let readonly = mount.read_only == Some(true) || matches!(source, MountSource::ReadOnlyPath(_));
+        // An image is never written, and runtimes refuse to mount one otherwise.
+        let always = matches!(source, MountSource::ReadOnlyPath(_) | MountSource::Image { .. });
+        let readonly = always || mount.read_only == Some(true);
         let (host_path, image, image_sub_path) = match source {
             MountSource::Path(path) | MountSource::ReadOnlyPath(path) => (path, None, String::new()),
             MountSource::Image { image, sub_path } => (String::new(), Some(image), sub_path),

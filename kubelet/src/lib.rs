@@ -66,10 +66,13 @@ pub use config::{Config, LogLimits, Timing};
 pub use control::{Ending, PodControl};
 pub use error::Error;
 pub use housekeeping::remove_all;
+/// The API type that a manifest describes.
+pub use k8s_openapi::api::core::v1::Pod;
 pub use kubelet::Kubelet;
 pub use leaks::leaks;
 pub use plan_files::{PlanReport, plan_files};
 pub use server::config::{Authentication, Authorization, ServerConfig, TlsConfig};
+pub use source::compare::{Change, compare};
 
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

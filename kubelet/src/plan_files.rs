@@ -1,14 +1,16 @@
 //! What manifests would do, without doing it: the pure entry behind `berth plan FILE|DIR`. Reads the named files only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 
+use crate::objects::{Object, ObjectName};
 use crate::pod::{CONFIG_SEEN, FullName};
 use crate::source::manifest::{is_manifest_name, read_manifest};
+use crate::source::references::Reference;
 use crate::source::static_pod::Origin;
 
 /// What a set of manifest files amounts to.
@@ -22,43 +24,76 @@ pub struct PlanReport {
     pub warnings: Vec<String>,
 }
 
-/// Reads manifests (files, or folders of them) as the file source would for the node `node_name`.
-pub fn plan_files(paths: &[PathBuf], node_name: &str) -> PlanReport {
-    let mut report = PlanReport::default();
-    let mut owners: BTreeMap<FullName, PathBuf> = BTreeMap::new();
+/// One file after the other.
+#[derive(Default)]
+struct Reader {
+    report: PlanReport,
+    owners: BTreeMap<FullName, PathBuf>,
+    objects: BTreeSet<ObjectName>,
+    references: Vec<(String, Reference)>,
+}
+
+/// Reads manifests (files, or folders of them) as the file source would for the node `node_name`. What they refer to may also
+/// stand in the folder `beside`, where the node's manifests are.
+pub fn plan_files(paths: &[PathBuf], node_name: &str, beside: Option<&Path>) -> PlanReport {
+    let node_name = node_name.to_lowercase();
+    let mut reader = Reader::default();
     for path in paths.iter().flat_map(|path| files_of(path)) {
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(e) => {
-                report.errors.push(format!("{}: {e}", path.display()));
-                continue;
+        match fs::read(&path) {
+            Ok(bytes) => reader.read(&path, &bytes, &node_name),
+            Err(e) => reader.report.errors.push(format!("{}: {e}", path.display())),
+        }
+    }
+    for path in beside.into_iter().filter(|folder| folder.is_dir()).flat_map(files_of) {
+        let bytes = fs::read(&path).unwrap_or_default();
+        let manifest = read_manifest(&bytes, &origin(&path, &node_name), &[]);
+        reader.objects.extend(manifest.objects.iter().map(Object::name));
+    }
+    reader.finish()
+}
+
+fn origin<'a>(path: &'a Path, node_name: &'a str) -> Origin<'a> {
+    Origin { path, node_name, seen: Timestamp::UNIX_EPOCH, allowed_unsafe_sysctls: &[] }
+}
+
+impl Reader {
+    fn read(&mut self, path: &Path, bytes: &[u8], node_name: &str) {
+        let manifest = read_manifest(bytes, &origin(path, node_name), &[]);
+        self.report.warnings.extend(manifest.warnings);
+        self.report.errors.extend(manifest.errors);
+        self.references.extend(manifest.references);
+        for object in &manifest.objects {
+            let name = object.name();
+            if !self.objects.insert(name.clone()) {
+                self.report.errors.push(format!("{}: {name} is already defined by another file", path.display()));
             }
-        };
-        let origin = Origin {
-            path: &path,
-            node_name: &node_name.to_lowercase(),
-            seen: Timestamp::UNIX_EPOCH,
-            allowed_unsafe_sysctls: &[],
-        };
-        let manifest = read_manifest(&bytes, &origin, &[]);
-        report.warnings.extend(manifest.warnings);
-        report.errors.extend(manifest.errors);
+        }
         for mut pod in manifest.pods {
             let name = pod.full_name();
             // A time that belongs to a running source; a plan of the same files is always the same text.
             pod.pod.metadata.annotations.get_or_insert_default().remove(CONFIG_SEEN);
-            match owners.get(&name) {
-                Some(owner) => {
-                    report.errors.push(format!("{}: pod {name} is already defined by {}", path.display(), owner.display()))
-                }
-                None => {
-                    owners.insert(name, path.clone());
-                    report.pods.push((path.clone(), pod.pod));
-                }
+            if let Some(owner) = self.owners.get(&name) {
+                let message = format!("{}: pod {name} is already defined by {}", path.display(), owner.display());
+                self.report.errors.push(message);
+                continue;
             }
+            self.owners.insert(name, path.to_owned());
+            self.report.pods.push((path.to_owned(), pod.pod));
         }
     }
-    report
+
+    fn finish(mut self) -> PlanReport {
+        for (place, Reference { path, object, needed }) in &self.references {
+            if self.objects.contains(object) {
+                continue;
+            }
+            match needed {
+                true => self.report.errors.push(format!("{place}: {path}: no file has {object}, and the pod waits for it")),
+                false => self.report.warnings.push(format!("{place}: {path}: no file has {object}")),
+            }
+        }
+        self.report
+    }
 }
 
 /// The file itself, or the manifests of a folder by name.
@@ -85,7 +120,7 @@ mod tests {
         write("c.json", "{\"apiVersion\": \"v1\", \"kind\": \"Service\"}");
         write(".hidden.yaml", "broken: [");
         write("readme.txt", "not a manifest");
-        let report = plan_files(&[root.path().to_owned()], "Edge");
+        let report = plan_files(&[root.path().to_owned()], "Edge", None);
         assert_eq!(report.pods.len(), 1);
         assert_eq!(report.pods[0].1.metadata.name.as_deref(), Some("web-edge"));
         assert_eq!(crate::pod::annotation(&report.pods[0].1, CONFIG_SEEN), None, "a plan carries no time");
@@ -108,14 +143,30 @@ mod tests {
     #[test]
     fn the_sample_manifests_have_neither_errors_nor_warnings() {
         let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests");
-        let report = plan_files(&[samples], "edge-1");
+        let report = plan_files(&[samples], "edge-1", None);
         assert_eq!((report.errors, report.warnings), (Vec::new(), Vec::new()));
         assert!(!report.pods.is_empty());
     }
 
     #[test]
+    fn a_missing_object_is_an_error_where_the_pod_waits_for_it() {
+        let root = tempfile::tempdir().unwrap();
+        let (folder, file) = (root.path().join("node"), root.path().join("a.yaml"));
+        fs::create_dir(&folder).unwrap();
+        let spec = "containers: [{name: c, image: i}]\n  imagePullSecrets: [{name: s}]\n  volumes:\n  - {name: v, configMap: {name: m}}\n";
+        fs::write(&file, format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec:\n  {spec}")).unwrap();
+        let report = plan_files(&[file.clone()], "n", Some(&folder));
+        let at = file.display();
+        let error = format!("{at}:8: spec.volumes[0].configMap.name: no file has ConfigMap default/m, and the pod waits for it");
+        assert_eq!(report.errors, [error]);
+        assert_eq!(report.warnings, [format!("{at}:6: spec.imagePullSecrets[0].name: no file has Secret default/s")]);
+        fs::write(folder.join("m.yaml"), "{apiVersion: v1, kind: ConfigMap, metadata: {name: m}}").unwrap();
+        assert_eq!(plan_files(&[file], "n", Some(&folder)).errors, [""; 0]);
+    }
+
+    #[test]
     fn a_missing_file_is_an_error() {
-        let report = plan_files(&[PathBuf::from("/nonexistent/x.yaml")], "n");
+        let report = plan_files(&[PathBuf::from("/nonexistent/x.yaml")], "n", None);
         assert!(report.errors[0].starts_with("/nonexistent/x.yaml: No such file"));
     }
 }

@@ -4,6 +4,7 @@
 //! depend on it.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests are told what happens")]
 
+pub mod editors;
 pub mod image;
 pub mod registry;
 pub mod rootfs;

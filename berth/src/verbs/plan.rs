@@ -1,20 +1,34 @@
-//! `berth plan FILE|DIR`: what manifests would do, with every default filled in. Reads the named files and does nothing else.
+//! `berth plan FILE|DIR`: what manifests would do, with every default filled in, and what that changes on this node. Reads the
+//! named files, the node's manifests and the kubelet's list of pods, and does nothing else.
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use berth_kubelet::{Change, PlanReport, Pod, compare};
+use serde_json::Value;
 
-use crate::{cli, config, wire};
+use crate::{cli, config, kubelet_api, wire};
 
-/// Prints the pods as YAML on standard output, errors and warnings on standard error; the exit code is 1 when there are errors,
-/// and with `--strict` when there are warnings.
+/// Prints the pods as YAML and what they would change as comments on standard output, errors and warnings on standard error; the
+/// exit code is 1 when there are errors, and with `--strict` when there are warnings.
 #[allow(clippy::print_stderr)]
-pub fn run(global: &cli::Global, args: &cli::Plan) -> Result<ExitCode> {
+pub async fn run(kubelet: &Path, global: &cli::Global, args: &cli::Plan) -> Result<ExitCode> {
     let file = config::load(global.config.as_deref())?;
     let name = args.node_name.clone().or(file.node.node_name).unwrap_or_else(wire::host_name);
-    let report = berth_kubelet::plan_files(&args.paths, &name);
+    let manifests = file.node.manifests.or_else(|| file.kubelet.text("staticPodPath").map(PathBuf::from));
+    let manifests = manifests.unwrap_or_else(|| "/etc/kubernetes/manifests".into());
+    let report = berth_kubelet::plan_files(&args.paths, &name, Some(&manifests));
     for (path, pod) in &report.pods {
         crate::out(&format!("---\n# {}\n{}", path.display(), serde_yaml_ng::to_string(pod)?.trim_end()));
+    }
+    // Without an agent there is nothing to compare with: what runs then is not known.
+    if let Some(list) = kubelet_api::pods(kubelet).await? {
+        let whole = args.paths.contains(&manifests);
+        for line in changes(&report, &running(list)?, whole) {
+            crate::out(&line);
+        }
     }
     for warning in &report.warnings {
         eprintln!("warning: {warning}");
@@ -24,4 +38,68 @@ pub fn run(global: &cli::Global, args: &cli::Plan) -> Result<ExitCode> {
     }
     let refused = !report.errors.is_empty() || args.strict && !report.warnings.is_empty();
     Ok(if !refused { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The pods of a list by namespace and name.
+fn running(mut list: Value) -> Result<BTreeMap<String, Pod>> {
+    let items = list["items"].take().as_array().cloned().unwrap_or_default();
+    let pods = items.into_iter().map(|item| serde_json::from_value(item).context("reading the kubelet's pods"));
+    pods.map(|pod| pod.map(|pod| (full_name(&pod), pod))).collect()
+}
+
+fn full_name(pod: &Pod) -> String {
+    let part = |part: &Option<String>| part.clone().unwrap_or_default();
+    format!("{}/{}", part(&pod.metadata.namespace), part(&pod.metadata.name))
+}
+
+/// What would change, as comments; `whole` says that the files are all that the node has.
+fn changes(report: &PlanReport, running: &BTreeMap<String, Pod>, whole: bool) -> Vec<String> {
+    let mut lines = vec!["---".to_owned()];
+    let planned: BTreeMap<String, &(PathBuf, Pod)> = report.pods.iter().map(|entry| (full_name(&entry.1), entry)).collect();
+    for (name, (_, pod)) in &planned {
+        match compare(pod, running.get(name)) {
+            Change::New => lines.push(format!("# {name}: new")),
+            Change::None => lines.push(format!("# {name}: runs as it is here")),
+            Change::Fields(fields) => {
+                lines.push(format!("# {name}: changes"));
+                lines.extend(fields.iter().map(|field| format!("#   {field}")));
+            }
+        }
+    }
+    if whole && report.errors.is_empty() {
+        lines.extend(running.keys().filter(|name| !planned.contains_key(*name)).map(|name| format!("# {name}: ends")));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(name: &str, image: &str) -> Pod {
+        let value = serde_json::json!({"metadata": {"name": name, "namespace": "n"}, "spec": {"containers": [{"name": "c", "image": image}]}});
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn what_changes_is_told_by_pod() {
+        let report =
+            PlanReport { pods: ["a", "b", "c"].map(|n| (PathBuf::from("f"), pod(n, "i"))).to_vec(), ..PlanReport::default() };
+        let items = serde_json::json!({"items": [pod("b", "i"), pod("c", "j"), pod("d", "i")]});
+        let running = running(items).unwrap();
+        let mut lines = changes(&report, &running, true);
+        assert_eq!(
+            lines,
+            [
+                "---",
+                "# n/a: new",
+                "# n/b: runs as it is here",
+                "# n/c: changes",
+                "#   spec.containers[0].image: \"j\" → \"i\"",
+                "# n/d: ends"
+            ]
+        );
+        lines.pop();
+        assert_eq!(changes(&report, &running, false), lines, "files that are not all say nothing about others");
+    }
 }

@@ -19,6 +19,9 @@ pub fn apply_defaults(pod: &mut Pod) {
     default(&mut spec.scheduler_name, "default-scheduler");
     spec.termination_grace_period_seconds.get_or_insert(30);
     spec.enable_service_links.get_or_insert(true);
+    // The old name of the field and the new one stand for each other.
+    let account = spec.service_account_name.clone().or_else(|| spec.service_account.clone()).filter(|name| !name.is_empty());
+    (spec.service_account_name, spec.service_account) = (account.clone(), account);
     spec.security_context.get_or_insert_with(PodSecurityContext::default);
     let host_network = spec.host_network == Some(true);
     default_containers(spec, host_network);

@@ -1,8 +1,11 @@
-//! Which fields of a v1 Pod berth carries out. A field that the API knows and this table does not is refused by name;
-//! nothing is ignored silently. Extend the table together with the code that carries the field out.
+//! Which fields of a v1 Pod berth carries out, and which have no effect on a node without a control plane. A field that the API
+//! knows and these tables do not is refused by name; nothing is ignored silently. Extend the
+//! table together with the code that carries the field out.
 
 /// `[]` stands for any index, `*` for any key, a trailing `.**` for everything below.
 const POD: &[&str] = &[
+    "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.**",
+    "spec.nodeSelector.*",
     "apiVersion",
     "kind",
     "metadata.name",
@@ -13,10 +16,8 @@ const POD: &[&str] = &[
     "metadata.generation",
     "metadata.creationTimestamp",
     "spec.activeDeadlineSeconds",
-    "spec.automountServiceAccountToken",
     "spec.dnsConfig.**",
     "spec.dnsPolicy",
-    "spec.enableServiceLinks",
     "spec.hostAliases.**",
     "spec.hostIPC",
     "spec.hostNetwork",
@@ -25,7 +26,6 @@ const POD: &[&str] = &[
     "spec.hostname",
     "spec.imagePullSecrets[].name",
     "spec.hostnameOverride",
-    "spec.nodeName",
     "spec.os.name",
     "spec.overhead.*",
     "spec.readinessGates.**",
@@ -36,7 +36,6 @@ const POD: &[&str] = &[
     "spec.resources.requests.*",
     "spec.restartPolicy",
     "spec.runtimeClassName",
-    "spec.schedulerName",
     "spec.securityContext.fsGroup",
     "spec.securityContext.fsGroupChangePolicy",
     "spec.securityContext.runAsGroup",
@@ -54,7 +53,6 @@ const POD: &[&str] = &[
     "spec.shareProcessNamespace",
     "spec.subdomain",
     "spec.terminationGracePeriodSeconds",
-    "spec.tolerations.**",
     "spec.volumes[].name",
     "spec.volumes[].emptyDir.medium",
     "spec.volumes[].emptyDir.sizeLimit",
@@ -70,6 +68,22 @@ const POD: &[&str] = &[
     "spec.volumes[].projected.sources[].configMap.**",
     "spec.volumes[].projected.sources[].secret.**",
     "spec.volumes[].projected.sources[].downwardAPI.**",
+];
+
+/// What has no effect where nobody schedules pods and no Services exist, and why. Such a field is warned of, unless it says what
+/// happens anyway ([`says_nothing`]).
+const MEANINGLESS: &[(&str, &str)] = &[
+    ("spec.affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution", "the pod runs where its file is"),
+    ("spec.affinity.podAffinity", "the pod runs where its file is"),
+    ("spec.affinity.podAntiAffinity", "the pod runs where its file is"),
+    ("spec.automountServiceAccountToken", "static pods have no service account"),
+    ("spec.enableServiceLinks", "there are no Services to tell of"),
+    ("spec.nodeName", "the pod runs where its file is"),
+    ("spec.preemptionPolicy", "nothing is scheduled, so nothing is preempted for it"),
+    ("spec.schedulerName", "nothing is scheduled"),
+    ("spec.schedulingGroup", "nothing is scheduled"),
+    ("spec.tolerations", "static pods tolerate everything"),
+    ("spec.topologySpreadConstraints", "the pod runs where its file is"),
 ];
 
 /// Below `spec.containers[]` and `spec.initContainers[]`.
@@ -158,6 +172,23 @@ pub fn is_supported(path: &str) -> bool {
     lists.iter().any(|l| segments == *l) || POD.iter().any(|p| matches(p, &segments))
 }
 
+/// Why the field at `path` has no effect on a node without a control plane, where that is so.
+pub fn meaningless(path: &str) -> Option<&'static str> {
+    let segments = split(path);
+    MEANINGLESS.iter().find(|(field, _)| segments == split(field)).map(|(_, why)| *why)
+}
+
+/// Whether a field without effect asks for nothing else than what happens: what clusters fill in by default.
+pub fn says_nothing(path: &str, value: &serde_json::Value) -> bool {
+    match path {
+        "spec.automountServiceAccountToken" => value == false,
+        "spec.enableServiceLinks" => value == false,
+        "spec.schedulerName" => value == "default-scheduler",
+        "spec.preemptionPolicy" => value == "PreemptLowerPriority",
+        _ => false,
+    }
+}
+
 /// Every supported field with its full path, for the documentation and `berth explain`-like tools.
 pub fn supported() -> impl Iterator<Item = String> {
     let below = |prefix: &'static str, fields: &'static [&'static str]| fields.iter().map(move |f| format!("{prefix}{f}"));
@@ -224,7 +255,7 @@ mod tests {
             assert!(is_supported(path), "{path}");
         }
         for path in [
-            "spec.affinity",
+            "spec.schedulingGates",
             "spec.volumes[0].iscsi",
             "spec.volumes[0].ephemeral",
             "spec.volumes[0].projected.sources[0].serviceAccountToken",

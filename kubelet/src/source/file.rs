@@ -217,6 +217,8 @@ impl Scanner {
             return;
         }
         state.digest = digest;
+        let accepted = self.accepted(path);
+        let state = self.files.entry(path.to_owned()).or_default();
         let origin = Origin {
             path,
             node_name: &self.config.node_name,
@@ -224,7 +226,7 @@ impl Scanner {
             allowed_unsafe_sysctls: &self.config.allowed_unsafe_sysctls,
         };
         let read = content.and_then(|bytes| {
-            let manifest = read_manifest(&bytes, &origin, &state.pods);
+            let manifest = read_manifest(&bytes, &origin, &accepted);
             for warning in &manifest.warnings {
                 tracing::warn!("{warning}");
             }
@@ -236,7 +238,7 @@ impl Scanner {
             Ok((pods, objects)) => {
                 state.problems.clear();
                 let uid = |pod: &StaticPod| pod.pod.metadata.uid.clone().unwrap_or_default();
-                self.fresh.extend(pods.iter().map(uid).filter(|new| !state.pods.iter().any(|old| uid(old) == *new)));
+                self.fresh.extend(pods.iter().map(uid).filter(|new| !accepted.iter().any(|old| uid(old) == *new)));
                 (state.pods, state.objects) = (pods, objects);
                 if let Err(error) = self.store.save(path, &state.pods, &state.objects) {
                     tracing::warn!(%error, "accepted pods are not on record");
@@ -249,6 +251,13 @@ impl Scanner {
                 state.problems = problems;
             }
         }
+    }
+
+    /// The pods that are accepted, the file's own first: a file that was renamed or copied stands for the pod that runs.
+    fn accepted(&self, path: &Path) -> Vec<StaticPod> {
+        let own = self.files.get(path).into_iter();
+        let others = self.files.iter().filter(|(other, _)| *other != path).map(|(_, state)| state);
+        own.chain(others).flat_map(|state| state.pods.iter().cloned()).collect()
     }
 
     fn settle_missing(&mut self, present: &BTreeSet<PathBuf>, now: Instant, scan: &mut Scan) {

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use super::parse::{Problem, parse_manifest};
+use super::references::{Reference, references};
 use super::static_pod::{Origin, StaticPod, complete};
 use crate::objects::Object;
 
@@ -20,6 +21,8 @@ pub struct Manifest {
     pub pods: Vec<StaticPod>,
     /// Its objects; none where there are errors.
     pub objects: Vec<Object>,
+    /// What its pods refer to, each with its place, `file:line`.
+    pub references: Vec<(String, Reference)>,
     /// What cannot be carried out, as `file:line: message`.
     pub errors: Vec<String>,
     /// What has no effect, as `file:line: message`.
@@ -51,19 +54,28 @@ pub fn read_manifest(bytes: &[u8], origin: &Origin<'_>, accepted: &[StaticPod]) 
         manifest.objects.push(object);
     }
     for pod in parsed.pods {
-        let line = pod.lines.start();
+        let lines = pod.lines.clone();
+        let line = lines.start();
         match complete(pod, origin, accepted) {
             Ok(pod) if manifest.pods.iter().any(|other| other.full_name() == pod.full_name()) => {
                 let message = format!("pod {} is defined twice in this file", pod.full_name());
                 manifest.errors.push(locate(Problem { line, message }));
             }
-            Ok(pod) => manifest.pods.push(pod),
+            Ok(pod) => {
+                let place = |r: &Reference| match lines.of(&r.path) {
+                    0 => path.to_string(),
+                    line => format!("{path}:{line}"),
+                };
+                manifest.references.extend(references(&pod.pod).into_iter().map(|r| (place(&r), r)));
+                manifest.pods.push(pod);
+            }
             Err(found) => manifest.errors.extend(found.into_iter().map(locate)),
         }
     }
     if !manifest.errors.is_empty() {
         manifest.pods.clear();
         manifest.objects.clear();
+        manifest.references.clear();
     }
     manifest
 }

@@ -1,12 +1,14 @@
 //! Where pods come from: text → v1::Pod → defaults → validation → static identity.
 
 pub mod accepted;
+pub mod compare;
 pub mod defaults;
 pub mod fields;
 pub mod file;
 pub mod manifest;
 pub mod object;
 pub mod parse;
+pub mod references;
 pub mod static_pod;
 mod storage;
 pub mod validate;

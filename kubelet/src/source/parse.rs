@@ -133,6 +133,13 @@ fn check_fields(
     warnings: &mut Vec<Problem>,
     errors: &mut Vec<Problem>,
 ) {
+    if let Some(why) = fields::meaningless(&path) {
+        if !fields::says_nothing(&path, written) {
+            let message = format!("{path}: has no effect without a control plane: {why}");
+            warnings.push(Problem { line: lines.of(&path), message });
+        }
+        return;
+    }
     if !path.is_empty() && !fields::is_supported(&path) {
         let message = format!("{path}: {}", why_not(&path));
         errors.push(Problem { line: lines.of(&path), message });

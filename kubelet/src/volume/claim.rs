@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
-    NodeSelectorRequirement, NodeSelectorTerm, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec,
+    NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde::{Deserialize, Serialize};
@@ -147,7 +147,12 @@ fn selects(selector: &LabelSelector, volume: &PersistentVolume) -> bool {
 /// Whether the volume can be used on the node.
 pub fn fits_node(spec: &PersistentVolumeSpec, labels: &BTreeMap<String, String>, node: &str) -> bool {
     let Some(required) = spec.node_affinity.as_ref().and_then(|a| a.required.as_ref()) else { return true };
-    required.node_selector_terms.iter().any(|term| fits_term(term, labels, node))
+    selects_node(required, labels, node)
+}
+
+/// Whether one of the selector's terms fits the node.
+pub fn selects_node(selector: &NodeSelector, labels: &BTreeMap<String, String>, node: &str) -> bool {
+    selector.node_selector_terms.iter().any(|term| fits_term(term, labels, node))
 }
 
 /// A term without any requirement fits nothing.

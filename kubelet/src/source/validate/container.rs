@@ -4,8 +4,11 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, FileKeySelector, PodSpec, Probe, ResourceFieldSelector, ResourceRequirements, VolumeMount,
+    Container, ContainerPort, FileKeySelector, HTTPGetAction, PodSpec, Probe, ResourceFieldSelector, ResourceRequirements,
+    VolumeMount,
 };
+
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::{Problems, is_dns_label, validate_amount, validate_id, validate_seccomp};
 use crate::quantity::Amount;
@@ -37,6 +40,7 @@ pub(super) fn validate_container(
     );
     validate_restarts(path, container, problems);
     validate_lifecycle(path, container, spec, problems);
+    validate_calls(path, container, problems);
     for (i, env) in container.env.iter().flatten().enumerate() {
         if !crate::env::is_variable_name(&env.name) {
             problems.add(format!("{path}.env[{i}].name"), format!("{:?} is not an environment variable name", env.name));
@@ -59,6 +63,13 @@ pub(super) fn validate_container(
                 problems.add(format!("{path}.env[{i}].valueFrom"), "must have one source");
             }
             let path = format!("{path}.env[{i}].valueFrom");
+            let keys = [
+                ("configMapKeyRef", from.config_map_key_ref.as_ref().map(|r| &r.key)),
+                ("secretKeyRef", from.secret_key_ref.as_ref().map(|r| &r.key)),
+            ];
+            for (field, _) in keys.iter().filter(|(_, key)| key.is_some_and(String::is_empty)) {
+                problems.add(format!("{path}.{field}.key"), "is required");
+            }
             if let Some(file) = &from.file_key_ref {
                 validate_file_key(&format!("{path}.fileKeyRef"), file, spec, problems);
             }
@@ -237,8 +248,7 @@ fn validate_ports(path: &str, ports: &[ContainerPort], spec: &PodSpec, problems:
             problems.add(format!("{path}.hostIP"), format!("{ip:?} is not an IP address"));
         }
         if let Some(name) = &port.name {
-            let letters = name.chars().any(|c| c.is_ascii_lowercase());
-            if name.len() > 15 || !is_dns_label(name) || !letters || name.contains("--") {
+            if !is_port_name(name) {
                 problems.add(format!("{path}.name"), format!("{name:?} is not a port name (at most 15 characters)"));
             }
             if !names.insert(name) {
@@ -295,6 +305,50 @@ fn validate_file_key(path: &str, from: &FileKeySelector, spec: &PodSpec, problem
 }
 
 /// What a value of a container's resources may be: the API's resources and divisors.
+/// What probes and hooks call: ports and headers.
+fn validate_calls(path: &str, container: &Container, problems: &mut Problems) {
+    let probes = [
+        ("livenessProbe", &container.liveness_probe),
+        ("readinessProbe", &container.readiness_probe),
+        ("startupProbe", &container.startup_probe),
+    ];
+    for (name, probe) in probes.into_iter().filter_map(|(name, probe)| Some((name, probe.as_ref()?))) {
+        if let Some(tcp) = &probe.tcp_socket {
+            validate_port(&format!("{path}.{name}.tcpSocket.port"), &tcp.port, problems);
+        }
+        if let Some(get) = &probe.http_get {
+            validate_http_get(&format!("{path}.{name}.httpGet"), get, problems);
+        }
+    }
+    let hooks = container.lifecycle.iter().flat_map(|l| [("postStart", &l.post_start), ("preStop", &l.pre_stop)]);
+    for (name, get) in hooks.filter_map(|(name, hook)| Some((name, hook.as_ref()?.http_get.as_ref()?))) {
+        validate_http_get(&format!("{path}.lifecycle.{name}.httpGet"), get, problems);
+    }
+}
+
+fn validate_http_get(path: &str, get: &HTTPGetAction, problems: &mut Problems) {
+    validate_port(&format!("{path}.port"), &get.port, problems);
+    for (i, header) in get.http_headers.iter().flatten().enumerate() {
+        let token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+        if header.name.is_empty() || !header.name.chars().all(token) {
+            problems.add(format!("{path}.httpHeaders[{i}].name"), format!("{:?} is not the name of a header", header.name));
+        }
+    }
+}
+
+fn validate_port(path: &str, port: &IntOrString, problems: &mut Problems) {
+    match port {
+        IntOrString::Int(number) if !(1..=65535).contains(number) => problems.add(path, "must be between 1 and 65535"),
+        IntOrString::String(name) if !is_port_name(name) => problems.add(path, format!("{name:?} is not a port name")),
+        _ => {}
+    }
+}
+
+fn is_port_name(name: &str) -> bool {
+    let letters = name.chars().any(|c| c.is_ascii_lowercase());
+    name.len() <= 15 && is_dns_label(name) && letters && !name.contains("--")
+}
+
 pub(super) fn validate_resource_field(path: &str, from: &ResourceFieldSelector, problems: &mut Problems) {
     let name = from.resource.strip_prefix("limits.").or_else(|| from.resource.strip_prefix("requests.")).unwrap_or_default();
     if !matches!(name, "cpu" | "memory" | "ephemeral-storage") && !name.starts_with("hugepages-") {
