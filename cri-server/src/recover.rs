@@ -13,7 +13,7 @@ use berth_linux::pidfd::PidFd;
 use berth_shim::protocol::{ContainerState as ShimContainer, Phase, Reply, Request};
 use tokio::sync::{mpsc, oneshot};
 
-use drain::{drain, drain_strays};
+use drain::{drain, drain_strays, end_plugins};
 use fate::{as_recorded, container_of, fate, fate_in_shim};
 
 use crate::Server;
@@ -157,6 +157,15 @@ async fn bring_back(server: &Arc<Server>, record: SandboxRecord, containers: Vec
     if expected && matches!(reached, Reached::Gone) {
         // Before the containers': a creator that still works there could make a container's cgroup anew.
         end(server, &record.cgroup, id.as_str()).await;
+    }
+    if expected && !record.ready {
+        let id = id.clone();
+        let ends = crate::blocking(move || {
+            end_plugins(&id);
+            Ok(())
+        });
+        // It tells by itself what does not end.
+        let _ = ends.await;
     }
     let mut machine_containers = BTreeMap::new();
     for container in containers {

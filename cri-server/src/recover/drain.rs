@@ -1,13 +1,16 @@
-//! What no record owns goes: containers that a shim has, cgroups, and what is left of the network.
+//! What no record owns goes: containers that a shim has, cgroups, what is left of the network, and plugins at work for a dead agent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
+use berth_linux::pidfd::PidFd;
 use berth_shim::protocol::{ContainerState as ShimContainer, Request};
 
 use super::ids;
 use crate::Server;
 use crate::id::{ContainerId, SandboxId, is_id};
+use crate::processes::{Process, plugins_of};
 use crate::sandbox::holdings::Live;
 use crate::sandbox::run;
 use crate::sandbox::state::Container;
@@ -21,6 +24,27 @@ pub(super) async fn drain_strays(live: &Live, states: &[ShimContainer], known: &
             if let Err(error) = shim.call("delete container", request, Vec::new()).await {
                 tracing::warn!(container = %stray.id, error = %crate::error::text(&error), "draining a container");
             }
+        }
+    }
+}
+
+/// How long a killed plugin may take to end. One in uninterruptible sleep is left to its disk.
+const PLUGIN_ENDS: Duration = Duration::from_secs(2);
+
+/// Ends the CNI plugins that a dead agent left at work for a sandbox which is to be undone: what an ADD makes after the DEL of the
+/// undoing nobody would take away. Blocking.
+pub(super) fn end_plugins(sandbox: &SandboxId) {
+    for plugin in plugins_of(sandbox.as_str()).into_iter().map(|plugin| plugin.process) {
+        let Some(pidfd) = rustix::process::Pid::from_raw(plugin.pid).and_then(|pid| PidFd::open(pid).ok()) else { continue };
+        // Asked again with the descriptor in hand: the number can not have changed its owner.
+        if Process::of(plugin.pid).is_none_or(|now| now.started != plugin.started) {
+            continue;
+        }
+        tracing::info!(%sandbox, %plugin, "CNI plugin of an agent that has died: killed");
+        match pidfd.signal(9).and_then(|()| pidfd.wait_ended(Some(PLUGIN_ENDS))) {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!(%sandbox, %plugin, "a killed CNI plugin has not ended"),
+            Err(error) => tracing::warn!(%sandbox, %plugin, %error, "killing a CNI plugin"),
         }
     }
 }
@@ -89,5 +113,28 @@ pub(super) async fn drain(server: &Arc<Server>) {
     .await;
     if let Err(error) = result {
         tracing::warn!(error = %crate::error::text(&error), "draining what nobody claims");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn plugins_that_a_dead_agent_left_at_work_for_a_sandbox_are_ended_and_no_others() {
+        let id = |n: u8| format!("{n}-of-test-{}", std::process::id());
+        let start = |id: String| Command::new("sleep").arg("1000").env("CNI_CONTAINERID", id).env("CNI_COMMAND", "ADD").spawn();
+        let (mut left, mut other) = (start(id(1)).unwrap(), start(id(2)).unwrap());
+        end_plugins(&id(1).into());
+        let ended = berth_testkit::wait_for(Duration::from_secs(10), || left.try_wait().unwrap());
+        let others = other.try_wait().unwrap();
+        for child in [&mut left, &mut other] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert_eq!((ended.and_then(|status| status.signal()), others), (Some(9), None));
     }
 }

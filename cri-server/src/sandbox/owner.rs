@@ -168,7 +168,6 @@ pub(crate) async fn own(server: Arc<Server>, mut machine: Machine, mail: Mail, m
             server.progress.over(id.as_str());
         }
         for (id, change) in &out.events {
-            report(&machine, id, *change);
             server.events.announce(&server.board, || sandbox_view(&machine, &server), id, *change);
             if *change == Change::Stopped {
                 nri::stopped(&server, id);
@@ -176,6 +175,10 @@ pub(crate) async fn own(server: Arc<Server>, mut machine: Machine, mail: Mail, m
         }
         for answer in out.answers {
             answer();
+        }
+        // A log that takes its time keeps no client waiting.
+        for (id, change) in &out.events {
+            report(&machine, id, *change);
         }
         // What was done can be seen: plugins may be told of it.
         drop(out.pass);
@@ -335,9 +338,9 @@ impl About {
             Task::ReopenLog { id, .. } => ("ReopenContainerLog", Some(id)),
             Task::Checkpoint { id, .. } => ("CheckpointContainer", Some(id)),
             Task::Bury { .. } => ("burial", None),
-            Task::TearDown { .. } | Task::Erase if machine.remains() => (UNDO, None),
+            Task::TearDown { .. } | Task::Erase { .. } if machine.remains() => (UNDO, None),
             Task::TearDown { .. } | Task::KillShim { .. } => ("StopPodSandbox", None),
-            Task::Erase => ("RemovePodSandbox", None),
+            Task::Erase { .. } => ("RemovePodSandbox", None),
             Task::Resize { .. } => ("UpdatePodSandboxResources", None),
         };
         let m = &machine.spec.metadata;
@@ -443,7 +446,9 @@ async fn work(
         }
         Task::Bury { live, containers } => Done::Lost(container::control::bury(&server, &live, containers).await),
         Task::TearDown { live, told } => {
-            nri::pod(&server, &id, NriEvent::StopPodSandbox).await;
+            if told {
+                nri::pod(&server, &id, NriEvent::StopPodSandbox).await;
+            }
             // With the shim go its exit records, and the durable ones are written off this path: the state folder has them.
             container::control::note_exits(&server, &id).await;
             let result = live.give_back(&server).await;
@@ -456,8 +461,10 @@ async fn work(
             let rest = result.is_err().then_some(live);
             Done::TornDown { rest, result }
         }
-        Task::Erase => {
-            nri::pod(&server, &id, NriEvent::RemovePodSandbox).await;
+        Task::Erase { told } => {
+            if told {
+                nri::pod(&server, &id, NriEvent::RemovePodSandbox).await;
+            }
             Done::Erased(run::erase(&server, &id).await)
         }
         Task::KillShim { live } => {

@@ -88,8 +88,7 @@ impl Machine {
         let stuck = |c: &Container| shimless && matches!(c.phase, Phase::Creating) && c.overdue.is_some();
         let ends = |c: &Container| stuck(c) || (!c.deleting && matches!(c.phase, Phase::Exited(_)));
         let busy = self.resizing || !self.containers.values().all(ends);
-        // On record as half made, until it is gone.
-        let told = !self.hidden && self.remains.is_none();
+        let told = self.is_told();
         match &mut self.lifecycle {
             Lifecycle::Ready(live) if !busy => {
                 out.tasks.push(Task::TearDown { live: live.clone(), told });
@@ -123,7 +122,7 @@ impl Machine {
         }
         if self.containers.is_empty() {
             self.lifecycle = Lifecycle::Erasing;
-            out.tasks.push(Task::Erase);
+            out.tasks.push(Task::Erase { told: self.is_told() });
         }
     }
 }

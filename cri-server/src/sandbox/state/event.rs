@@ -266,10 +266,13 @@ pub(crate) enum Task {
     },
     TearDown {
         live: Arc<H>,
-        /// Somebody was told of the sandbox: it is on record as stopped from then on.
+        /// As in [`Self::Erase`]; it is on record as stopped from then on.
         told: bool,
     },
-    Erase,
+    Erase {
+        /// Clients and plugins have heard of the sandbox: it ran.
+        told: bool,
+    },
     /// Of a pod that is to end and whose shim answers nobody.
     KillShim {
         live: Arc<H>,
@@ -281,7 +284,12 @@ impl Task {
     pub(crate) fn changes_what_there_is(&self) -> bool {
         matches!(
             self,
-            Self::Run | Self::Create { .. } | Self::Start { .. } | Self::Delete { .. } | Self::TearDown { .. } | Self::Erase
+            Self::Run
+                | Self::Create { .. }
+                | Self::Start { .. }
+                | Self::Delete { .. }
+                | Self::TearDown { .. }
+                | Self::Erase { .. }
         )
     }
 }

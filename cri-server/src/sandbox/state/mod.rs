@@ -394,6 +394,7 @@ impl Machine {
                     self.lifecycle = Lifecycle::NotReady(None);
                     self.goal = Goal::Run;
                     self.still_there(now);
+                    out.sandbox_changed = true;
                 }
                 if let Err(error) = &result {
                     self.not_removed(error, out);

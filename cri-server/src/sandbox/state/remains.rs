@@ -50,6 +50,11 @@ impl Machine {
         self.remains.is_some()
     }
 
+    /// Whether it was made once: plugins have heard of it, and its record says so until the last.
+    pub(super) fn is_told(&self) -> bool {
+        !self.hidden && self.remains.is_none()
+    }
+
     /// When what is left is given back again by itself.
     pub(crate) fn undo_again(&self) -> Option<Instant> {
         let idle = self.goal == Goal::Run && matches!(self.lifecycle, Lifecycle::NotReady(_));

@@ -140,7 +140,7 @@ fn name(task: &Task) -> &'static str {
         Task::Checkpoint { .. } => "checkpoint",
         Task::Bury { .. } => "bury",
         Task::TearDown { .. } => "tear down",
-        Task::Erase => "erase",
+        Task::Erase { .. } => "erase",
         Task::KillShim { .. } => "kill shim",
     }
 }
@@ -660,6 +660,27 @@ fn a_resized_pod_is_what_was_put_on_record_and_the_teardown_waits_for_that() {
     assert_eq!((spec.resources.clone(), spec.overhead.clone()), (Some(limits(3)), Some(limits(2))));
     assert_eq!(rig.take(), ["tear down"]);
     assert!(answer_of(rig.op(op(None, None))).is_err(), "a stopped pod can not be resized");
+}
+
+#[test]
+fn what_can_not_be_erased_is_shown_and_plugins_hear_of_the_end_of_those_that_ran_alone() {
+    let mut rig = Rig::new();
+    let mut machine = Machine::recovered("s".into(), Arc::default(), 1, false, None, BTreeMap::new());
+    machine.hide();
+    rig.machine = machine;
+    let _removal = rig.op(Op::Remove);
+    assert!(matches!(rig.tasks.pop(), Some(Task::Erase { told: false })));
+    let out = rig.machine.apply(Event::Done(Done::Erased(Err(failure())), None), rig.now);
+    assert!(out.sandbox_changed && rig.machine.listed());
+    rig.now += Duration::from_secs(10);
+    rig.apply(Event::Tick);
+    assert!(matches!(rig.tasks.pop(), Some(Task::Erase { told: false })), "it never ran, shown or not");
+
+    let mut ran = Rig::ready();
+    let _removal = ran.op(Op::Remove);
+    assert!(matches!(ran.tasks.pop(), Some(Task::TearDown { told: true, .. })));
+    ran.done(Done::TornDown { rest: None, result: Ok(()) });
+    assert!(matches!(ran.tasks.pop(), Some(Task::Erase { told: true })));
 }
 
 /// Begins a checkpoint: what cuts it, and the answer.
