@@ -2,9 +2,11 @@
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use berth_kubelet::shutdown::Shutdown;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -21,18 +23,32 @@ pub fn log_to_stderr(level: &str) -> Result<()> {
     Ok(())
 }
 
-/// A token that SIGTERM and SIGINT cancel.
-pub fn stop_on_signals() -> Result<CancellationToken> {
+/// What has to be asked about SIGTERM, once there is a kubelet: the machine may be going down.
+pub type AskOfShutdown = Arc<OnceLock<Shutdown>>;
+
+/// A token that SIGINT cancels at once, and SIGTERM when the pods have ended, should it mean the machine's end.
+pub fn stop_on_signals(ask: &AskOfShutdown) -> Result<CancellationToken> {
     let stop = CancellationToken::new();
-    let token = stop.clone();
+    let (token, ask) = (stop.clone(), ask.clone());
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        tracing::info!("ending: the pods keep running");
+        let pods = tokio::select! {
+            _ = interrupt.recv() => "keep running",
+            _ = terminate.recv() => {
+                let end_pods = async {
+                    match ask.get() {
+                        Some(shutdown) => shutdown.on_sigterm().await,
+                        None => false,
+                    }
+                };
+                tokio::select! {
+                    ended = end_pods => if ended { "have ended" } else { "keep running" },
+                    _ = interrupt.recv() => "may still be ending",
+                }
+            }
+        };
+        tracing::info!("ending: the pods {pods}");
         token.cancel();
     });
     Ok(stop)

@@ -45,6 +45,8 @@ pub struct NodeConfiguration {
     /// `--node-ip`
     #[serde(rename = "nodeIP")]
     pub node_ip: Option<IpAddr>,
+    /// Pods of files are evicted too when the node runs short; else only what is not used is removed, as upstream.
+    pub evict_static_pods: bool,
     /// How long steps may take; no flag.
     pub deadlines: Deadlines,
 }

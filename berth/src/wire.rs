@@ -175,6 +175,7 @@ pub fn kubelet(
         config.cgroup_root = Some(format!("/berth-{}", InstanceId::of_state_dir(&global.state)));
     }
     kubelet.apply(&mut config)?;
+    config.eviction.static_pods = file.node.evict_static_pods;
     if let Some(manifests) = flags.manifests.clone().or_else(|| file.node.manifests.clone()) {
         config.manifests = Some(manifests);
     }

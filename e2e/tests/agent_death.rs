@@ -114,7 +114,8 @@ fn an_agent_that_is_killed_again_and_again_under_load_shows_in_no_status_and_los
         assert!(wait_until(SOON * 3, || all_ready(&node.pods())), "{}", node.agent_log());
         let (ids, since) = (containers(&node.pods()), readiness(&node.pods()));
         let kept = |name: &str| {
-            let text = fs::read_to_string(node.dir.path().join("kubelet/pods").join(name).join("status.json")).unwrap_or_default();
+            let text =
+                fs::read_to_string(node.dir.path().join("kubelet/pods").join(name).join("status.json")).unwrap_or_default();
             text.contains("\"ready\":true")
         };
         let uids: Vec<String> = node.pods().iter().map(|p| p["metadata"]["uid"].as_str().unwrap().to_owned()).collect();

@@ -16,12 +16,25 @@ pub enum Driver {
     Systemd,
 }
 
+/// What all pods of the node may have together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AllLimits {
+    /// Bytes of memory.
+    pub memory: i64,
+    /// Processors, in thousandths: a weight, not a limit.
+    pub cpu_millis: i64,
+    /// Processes; `None`: no limit.
+    pub pids: Option<i64>,
+}
+
 /// The pod cgroups of one node.
 #[derive(Clone, Debug)]
 pub struct PodCgroups {
     root: String,
     driver: Driver,
     layout: Option<Layout>,
+    /// What all pods together may have; `None`: everything.
+    all: Option<AllLimits>,
     /// One change at a time: a parent is not removed while a child is being made.
     changes: Arc<Mutex<()>>,
 }
@@ -30,7 +43,12 @@ impl PodCgroups {
     /// Below `root` (`/` for the whole machine).
     pub fn new(root: &str, driver: Driver) -> PodCgroups {
         let layout = Layout::detect().inspect_err(|error| tracing::warn!(%error, "pods get no cgroups of their own")).ok();
-        PodCgroups { root: root.trim_end_matches('/').to_owned(), driver, layout, changes: Arc::default() }
+        PodCgroups { root: root.trim_end_matches('/').to_owned(), driver, layout, all: None, changes: Arc::default() }
+    }
+
+    /// With limits for all pods together (`enforceNodeAllocatable`).
+    pub fn limited(self, all: Option<AllLimits>) -> PodCgroups {
+        PodCgroups { all, ..self }
     }
 
     /// The cgroup parent of a pod's sandbox.
@@ -54,6 +72,8 @@ impl PodCgroups {
     pub fn ensure_pod(&self, qos: QosClass, uid: &str, limits: &PodLimits) -> Result<(), berth_cgroup::Error> {
         let Some(layout) = self.folders() else { return Ok(()) };
         let _one = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        // The first pod is not to run a moment without them.
+        self.limit_all(layout)?;
         let cgroup = Cgroup::create(layout, &CgroupPath::parse(&self.pod_path(qos, uid))?)?;
         let huge = limits.huge_pages.iter().filter(|(_, bytes)| *bytes > 0);
         cgroup.apply(&Resources {
@@ -108,10 +128,45 @@ impl PodCgroups {
         Ok(uids)
     }
 
+    /// Memory of all pods without the page cache that could go; `None` while no pod has a cgroup. With systemd all kubelets share it.
+    pub fn working_set(&self) -> Result<Option<u64>, berth_cgroup::Error> {
+        let Some(layout) = &self.layout else { return Ok(None) };
+        let cgroup = self.top(layout)?;
+        if !cgroup.exists() {
+            return Ok(None);
+        }
+        Ok(Some(cgroup.brief_stats()?.memory.working_set))
+    }
+
+    /// The cgroup of all pods.
+    fn top(&self, layout: &Layout) -> Result<Cgroup, berth_cgroup::Error> {
+        let path = match self.driver {
+            Driver::Cgroupfs => CgroupPath::parse(&format!("{}/kubepods", self.root))?,
+            Driver::Systemd => {
+                let text = format!("{}/kubepods.slice", self.root);
+                CgroupPath::of_slice(&text).map_or_else(|| CgroupPath::parse(&text), Ok)?
+            }
+        };
+        Cgroup::at(layout, &path)
+    }
+
+    /// Sets the limits of all pods together.
+    fn limit_all(&self, layout: &Layout) -> Result<(), berth_cgroup::Error> {
+        let Some(all) = self.all else { return Ok(()) };
+        let cgroup = Cgroup::create(layout, self.top(layout)?.path())?;
+        cgroup.apply(&Resources {
+            cpu: Some(Cpu { shares: u64::try_from(cpu_shares(all.cpu_millis)).ok(), ..Default::default() }),
+            memory: Some(Memory { limit: Some(all.memory), ..Default::default() }),
+            pids: all.pids.map(|limit| Pids { limit: Some(limit) }),
+            ..Default::default()
+        })
+    }
+
     /// Sets the shares of the QoS cgroups: together the burstable pods weigh what they request.
     pub fn update_qos(&self, burstable_millis: i64) -> Result<(), berth_cgroup::Error> {
         let Some(layout) = self.folders() else { return Ok(()) };
         let _one = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        self.limit_all(layout)?;
         for (name, shares) in [("burstable", cpu_shares(burstable_millis)), ("besteffort", 2)] {
             let cgroup = Cgroup::create(layout, &CgroupPath::parse(&format!("{}/kubepods/{name}", self.root))?)?;
             let cpu = Cpu { shares: u64::try_from(shares).ok(), ..Default::default() };

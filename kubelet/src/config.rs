@@ -181,6 +181,8 @@ pub struct Eviction {
     pub max_pod_grace: i64,
     /// Limits of local storage are enforced.
     pub local_storage: bool,
+    /// Pods of files go too when the node runs short. The upstream never evicts them, since nothing starts them elsewhere.
+    pub static_pods: bool,
 }
 
 impl Default for Eviction {
@@ -191,6 +193,7 @@ impl Default for Eviction {
             pressure_transition: Duration::from_secs(300),
             max_pod_grace: 0,
             local_storage: true,
+            static_pods: false,
         }
     }
 }

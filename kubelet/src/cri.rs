@@ -1,6 +1,7 @@
 //! The runtime as the kubelet sees it: CRI clients with the contract's time limits. The only caller of the generated
 //! clients; decides nothing about pods.
 
+mod care;
 mod serving;
 
 use std::future::Future;

@@ -6,15 +6,18 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::cgroup::{Driver, PodCgroups};
+use crate::care::{self, Care};
+use crate::cgroup::{AllLimits, Driver, PodCgroups};
 use crate::control::{Order, PodControl};
 use crate::cri::Runtime;
 use crate::execute::Executor;
 use crate::main_loop::Main;
-use crate::node::{Capacity, NodeView};
+use crate::node::{Capacity, NodeView, Reserved};
+use crate::node_state::NodeState;
 use crate::objects::LocalObjects;
 use crate::record::Recorder;
 use crate::server::{self, Health};
+use crate::shutdown::Shutdown;
 use crate::table::PodTable;
 use crate::userns::HostIds;
 use crate::volume::Services;
@@ -29,6 +32,8 @@ pub struct Kubelet {
     control: PodControl,
     orders: mpsc::UnboundedReceiver<Order>,
     recorder: Recorder,
+    state: NodeState,
+    shutdown: Shutdown,
 }
 
 impl Kubelet {
@@ -45,12 +50,19 @@ impl Kubelet {
         }
         let (control, orders) = PodControl::new();
         let recorder = Recorder::new(&config.node_name, config.clock.clone());
-        Ok(Kubelet { config, control, orders, recorder })
+        let state = NodeState::new(control.clone());
+        let shutdown = Shutdown::new(&config.shutdown_steps, state.clone(), recorder.clone());
+        Ok(Kubelet { config, control, orders, recorder, state, shutdown })
     }
 
     /// By which shutdown, eviction and `stop --all` end this kubelet's pods.
     pub fn control(&self) -> PodControl {
         self.control.clone()
+    }
+
+    /// By which the end of the machine ends this kubelet's pods.
+    pub fn shutdown(&self) -> Shutdown {
+        self.shutdown.clone()
     }
 
     /// Where this kubelet's events are.
@@ -60,6 +72,7 @@ impl Kubelet {
 
     /// Runs until `shutdown` is cancelled. The pods keep running.
     pub async fn run(self, shutdown: CancellationToken) -> Result<()> {
+        let watcher = self.shutdown.clone();
         let mut config = self.config;
         crate::volume::create_private_dir(&config.kubelet_root)
             .map_err(|source| Error::CreateDir { path: config.kubelet_root.clone(), source })?;
@@ -77,6 +90,17 @@ impl Kubelet {
             server.stopped().await;
             return Ok(());
         };
+        let care = Care {
+            config: config.clone(),
+            runtime: executor.runtime.clone(),
+            table: table.clone(),
+            state: self.state,
+            recorder: executor.recorder.clone(),
+            cgroups: executor.cgroups.clone(),
+            images: Arc::default(),
+        };
+        care::start(&care, &executor.node.runtime_name, &stop);
+        tokio::spawn(watcher.watch(stop.clone()));
         let mut main = Main::new(executor, table, health, (self.control, self.orders), stop);
         main.run().await;
         main.stop().await;
@@ -116,10 +140,15 @@ async fn connect(config: &Arc<Config>, runtime: Runtime, recorder: Recorder, shu
         name: config.node_name.clone(),
         host_ips: config.node_ips.iter().map(ToString::to_string).collect(),
         runtime_name: version.runtime_name.clone(),
-        capacity: Capacity { policy: config.policy, ..Capacity::read(&config.kubelet_root) },
+        capacity: Capacity {
+            policy: config.policy,
+            reserved: Reserved::of(&config.reservations),
+            ..Capacity::read(&config.kubelet_root)
+        },
     };
     tracing::info!(node = node.name, runtime = version.runtime_name, version = version.runtime_version, "kubelet runs");
-    let cgroups = config.cgroup_root.as_deref().map(|root| PodCgroups::new(root, driver));
+    let all = all_limits(config, &node.capacity);
+    let cgroups = config.cgroup_root.as_deref().map(|root| PodCgroups::new(root, driver).limited(all));
     let volumes = Services {
         node_name: config.node_name.clone(),
         claims: Bindings::load(&config.kubelet_root),
@@ -130,4 +159,18 @@ async fn connect(config: &Arc<Config>, runtime: Runtime, recorder: Recorder, shu
     let host_ids = HostIds::new(&config.kubelet_root, subuid, subgid, config.max_pods);
     let (config, node) = (config.clone(), Arc::new(node));
     Some(Executor { config, runtime, node, objects: LocalObjects::default(), volumes, cgroups, recorder, host_ids })
+}
+
+/// What all pods may have together, where something is reserved and the pods' share is enforced.
+fn all_limits(config: &Config, capacity: &Capacity) -> Option<AllLimits> {
+    let reserved = capacity.reserved;
+    if !config.reservations.enforce_pods || reserved == Reserved::default() {
+        return None;
+    }
+    let most = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok().and_then(|text| text.trim().parse::<i64>().ok());
+    Some(AllLimits {
+        memory: (capacity.memory_bytes - reserved.memory_bytes).max(0),
+        cpu_millis: (capacity.cpu_millis - reserved.cpu_millis).max(0),
+        pids: most.filter(|_| reserved.pids > 0).map(|most| (most - reserved.pids).max(0)),
+    })
 }

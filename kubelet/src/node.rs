@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use crate::config::ResourcePolicy;
+use crate::config::{Reservations, ResourcePolicy};
 use crate::quantity::Amount;
 
 /// The node as plans and statuses see it.
@@ -39,6 +39,33 @@ pub struct Capacity {
     pub thermal_paths: Vec<String>,
     /// How it is given to pods.
     pub policy: ResourcePolicy,
+    /// What of it is not for pods.
+    pub reserved: Reserved,
+}
+
+/// What is kept from pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reserved {
+    /// Processors, in thousandths.
+    pub cpu_millis: i64,
+    /// Bytes of memory.
+    pub memory_bytes: i64,
+    /// Bytes of disk.
+    pub storage_bytes: i64,
+    /// Processes.
+    pub pids: i64,
+}
+
+impl Reserved {
+    /// By the configuration.
+    pub fn of(reservations: &Reservations) -> Reserved {
+        Reserved {
+            cpu_millis: reservations.of("cpu").millis(),
+            memory_bytes: reservations.of("memory").units(),
+            storage_bytes: reservations.of("ephemeral-storage").units(),
+            pids: reservations.of("pid").units(),
+        }
+    }
 }
 
 impl Capacity {
@@ -67,15 +94,16 @@ impl Capacity {
                 .filter(|path| Path::new(path).exists())
                 .collect(),
             policy: ResourcePolicy::default(),
+            reserved: Reserved::default(),
         }
     }
 
-    /// The capacity of a resource by its Kubernetes name; zero when unknown.
+    /// What pods can have of a resource by its Kubernetes name; zero when unknown.
     pub fn amount(&self, resource: &str) -> Amount {
         let text = match resource {
-            "cpu" => format!("{}m", self.cpu_millis),
-            "memory" => self.memory_bytes.to_string(),
-            "ephemeral-storage" => self.storage_bytes.to_string(),
+            "cpu" => format!("{}m", (self.cpu_millis - self.reserved.cpu_millis).max(0)),
+            "memory" => (self.memory_bytes - self.reserved.memory_bytes).max(0).to_string(),
+            "ephemeral-storage" => (self.storage_bytes - self.reserved.storage_bytes).max(0).to_string(),
             _ => return Amount::default(),
         };
         Amount::parse(&text).unwrap_or_default()
@@ -140,6 +168,19 @@ mod tests {
         assert_eq!(huge_page_name(2 << 20), "2MB");
         assert_eq!(huge_page_name(1 << 30), "1GB");
         assert_eq!(huge_page_name(64 << 10), "64KB");
+    }
+
+    #[test]
+    fn pods_can_have_what_is_not_reserved() {
+        let reserved = Reserved { cpu_millis: 500, memory_bytes: 1 << 30, ..Reserved::default() };
+        let capacity = Capacity { cpu_millis: 2000, memory_bytes: 4 << 30, reserved, ..Capacity::default() };
+        assert_eq!((capacity.amount("cpu").millis(), capacity.amount("memory").units()), (1500, 3 << 30));
+    }
+
+    #[test]
+    fn processor_lists_are_sets() {
+        assert_eq!(parse_cpu_list("0-2,5").map(|cpus| cpus.into_iter().collect::<Vec<_>>()), Some(vec![0, 1, 2, 5]));
+        assert_eq!((parse_cpu_list("2-1"), parse_cpu_list("a"), parse_cpu_list("0-99999")), (None, None, None));
     }
 
     #[test]

@@ -82,6 +82,21 @@ impl Recorder {
         self.keep(object, weight, reason, message);
     }
 
+    /// An event of the node itself.
+    pub fn node_event(&self, weight: Weight, reason: &str, message: &str) {
+        match weight {
+            Weight::Normal => tracing::info!(reason, "{message}"),
+            Weight::Warning => tracing::warn!(reason, "{message}"),
+        }
+        let object = ObjectReference {
+            kind: Some("Node".to_owned()),
+            name: Some(self.node.to_string()),
+            uid: Some(self.node.to_string()),
+            ..ObjectReference::default()
+        };
+        self.keep(object, weight, reason, message);
+    }
+
     fn keep(&self, object: ObjectReference, weight: Weight, reason: &str, message: &str) {
         let now = self.clock.now();
         let mut kept = self.lock();
@@ -114,7 +129,8 @@ impl Recorder {
         };
         let name = event.involved_object.name.clone().unwrap_or_default();
         event.metadata.name = Some(format!("{name}.{:x}{:04x}", now.as_nanosecond(), kept.next & 0xffff));
-        event.metadata.namespace.clone_from(&event.involved_object.namespace);
+        // Events of the node are in the default namespace, as the upstream's.
+        event.metadata.namespace = event.involved_object.namespace.clone().or_else(|| Some("default".to_owned()));
         if kept.events.len() == KEPT {
             kept.events.pop_front();
         }

@@ -16,7 +16,7 @@ pub fn run(global: &cli::Global, args: &cli::Cri) -> Result<ExitCode> {
     let _held = state_dir::hold(&global.state)?;
     let _root = state_dir::hold_root(&global.root)?;
     crate::runtime(agent::WORKERS)?.block_on(async {
-        let stop = agent::stop_on_signals()?;
+        let stop = agent::stop_on_signals(&agent::AskOfShutdown::default())?;
         let server =
             Arc::new(CriServer::start(wire::serving_cri(global, args, &file)?).await.context("starting the CRI server")?);
         admin::spawn(&server, &global.state, stop.clone())?;

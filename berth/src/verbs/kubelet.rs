@@ -16,13 +16,15 @@ pub fn run(global: &cli::Global, args: &cli::Kubelet) -> Result<ExitCode> {
     let file = config::load(global.config.as_deref())?;
     let _held = state_dir::hold(&global.state)?;
     crate::runtime(agent::WORKERS)?.block_on(async {
-        let stop = agent::stop_on_signals()?;
+        let ask = agent::AskOfShutdown::default();
+        let stop = agent::stop_on_signals(&ask)?;
         let configuration = wire::kubelet_configuration(&args.kubelet, &file)?;
         let endpoint = args.container_runtime_endpoint.as_deref().or_else(|| configuration.text("containerRuntimeEndpoint"));
         let socket = client::socket_path(endpoint.filter(|text| !text.is_empty()).unwrap_or(CONTAINERD))?;
         let channel = client::connect(&socket).await?;
         let kubelet = Kubelet::new(wire::kubelet(global, &args.kubelet, &file, &configuration, channel)?)
             .context("starting the kubelet")?;
+        let _ = ask.set(kubelet.shutdown());
         agent::notify_ready();
         agent::drain(&stop, async { kubelet.run(stop.clone()).await.context("the kubelet") }).await
     })?;

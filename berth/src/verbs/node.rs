@@ -19,7 +19,8 @@ pub fn run(global: &cli::Global, args: &cli::Node) -> Result<ExitCode> {
     let _held = state_dir::hold(&global.state)?;
     let _root = state_dir::hold_root(&global.root)?;
     crate::runtime(agent::WORKERS)?.block_on(async {
-        let stop = agent::stop_on_signals()?;
+        let ask = agent::AskOfShutdown::default();
+        let stop = agent::stop_on_signals(&ask)?;
         let server =
             Arc::new(CriServer::start(wire::serving_cri(global, &args.cri, &file)?).await.context("starting the CRI server")?);
         admin::spawn(&server, &global.state, stop.clone())?;
@@ -31,6 +32,7 @@ pub fn run(global: &cli::Global, args: &cli::Node) -> Result<ExitCode> {
         let note = state_dir::KubeletNote { kubelet_root: config.kubelet_root.clone(), cgroup_root: config.cgroup_root.clone() };
         state_dir::note_kubelet(&global.state, &note)?;
         let kubelet = Kubelet::new(config).context("starting the kubelet")?;
+        let _ = ask.set(kubelet.shutdown());
         tracing::info!(socket = %path.display(), "serving the CRI");
         agent::notify_ready();
         let both = async {

@@ -1,6 +1,8 @@
 //! The table of KubeletConfiguration v1beta1: every field of Kubernetes 1.36 with its type, default, flag and what becomes of
 //! it here. The page `docs/kubelet-configuration.md` is made from it. Knows no values but defaults.
 
+use serde_json::Value;
+
 /// How a value is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -62,12 +64,11 @@ use Kind::{Bool, Duration, Float, Gates, Int, Map, Structure, Text, Texts};
 use Support::{Cluster, Ignored, Inert, Refused, Works};
 
 const NO_METRICS: &str = "berth has no such diagnostics";
-const NO_SERVER: &str = "the kubelet's API is on its root-only socket";
 const NO_NUMA: &str = "there is no alignment by NUMA node";
 
 /// All fields, in the order of the upstream's type.
 pub const FIELDS: &[Field] = &[
-    f("enableServer", Bool, "true", "enable-server", Ignored(NO_SERVER)),
+    f("enableServer", Bool, "true", "enable-server", Works("false")),
     f("staticPodPath", Text, "", "pod-manifest-path", Works("\"/m\"")),
     f("podLogsDir", Text, "\"/var/log/pods\"", "", Works("\"/l\"")),
     f(
@@ -81,9 +82,9 @@ pub const FIELDS: &[Field] = &[
     f("httpCheckFrequency", Duration, "\"20s\"", "http-check-frequency", Ignored("there is no HTTP source of pods")),
     f("staticPodURL", Text, "", "manifest-url", Refused("there is no HTTP source of pods")),
     f("staticPodURLHeader", Structure, "", "", Ignored("there is no HTTP source of pods")),
-    f("address", Text, "\"0.0.0.0\"", "address", Ignored(NO_SERVER)),
-    f("port", Int, "10250", "port", Ignored(NO_SERVER)),
-    f("readOnlyPort", Int, "0", "read-only-port", Refused("there is no read-only port")),
+    f("address", Text, "\"0.0.0.0\"", "address", Works("\"127.0.0.1\"")),
+    f("port", Int, "10250", "port", Works("10999")),
+    f("readOnlyPort", Int, "0", "read-only-port", Works("10998")),
     f(
         "volumePluginDir",
         Text,
@@ -92,20 +93,32 @@ pub const FIELDS: &[Field] = &[
         Ignored("there are no FlexVolumes"),
     ),
     f("providerID", Text, "", "", Cluster),
-    f("tlsCertFile", Text, "", "tls-cert-file", Ignored(NO_SERVER)),
-    f("tlsPrivateKeyFile", Text, "", "tls-private-key-file", Ignored(NO_SERVER)),
-    f("tlsCipherSuites", Texts, "", "tls-cipher-suites", Ignored(NO_SERVER)),
-    f("tlsMinVersion", Text, "", "tls-min-version", Ignored(NO_SERVER)),
-    f("tlsCurvePreferences", Structure, "", "", Ignored(NO_SERVER)),
+    f("tlsCertFile", Text, "", "tls-cert-file", Works("\"/c\"")),
+    f("tlsPrivateKeyFile", Text, "", "tls-private-key-file", Works("\"/k\"")),
+    f("tlsCipherSuites", Texts, "", "tls-cipher-suites", Works("[\"TLS_AES_128_GCM_SHA256\"]")),
+    f("tlsMinVersion", Text, "", "tls-min-version", Works("\"VersionTLS13\"")),
+    f("tlsCurvePreferences", Texts, "", "", Works("[\"X25519\"]")),
     f("rotateCertificates", Bool, "false", "rotate-certificates", Cluster),
     f("serverTLSBootstrap", Bool, "false", "rotate-server-certificates", Cluster),
-    f("authentication.x509.clientCAFile", Text, "", "client-ca-file", Ignored(NO_SERVER)),
-    f("authentication.webhook.enabled", Bool, "true", "authentication-token-webhook", Cluster),
-    f("authentication.webhook.cacheTTL", Duration, "\"2m\"", "authentication-token-webhook-cache-ttl", Cluster),
-    f("authentication.anonymous.enabled", Bool, "false", "anonymous-auth", Ignored(NO_SERVER)),
-    f("authorization.mode", Text, "\"Webhook\"", "authorization-mode", Ignored(NO_SERVER)),
-    f("authorization.webhook.cacheAuthorizedTTL", Duration, "\"5m\"", "authorization-webhook-cache-authorized-ttl", Cluster),
-    f("authorization.webhook.cacheUnauthorizedTTL", Duration, "\"30s\"", "authorization-webhook-cache-unauthorized-ttl", Cluster),
+    f("authentication.x509.clientCAFile", Text, "", "client-ca-file", Works("\"/ca\"")),
+    f("authentication.webhook.enabled", Bool, "true", "authentication-token-webhook", Works("true")),
+    f("authentication.webhook.cacheTTL", Duration, "\"2m\"", "authentication-token-webhook-cache-ttl", Works("\"9m\"")),
+    f("authentication.anonymous.enabled", Bool, "false", "anonymous-auth", Works("true")),
+    f("authorization.mode", Text, "\"Webhook\"", "authorization-mode", Works("\"AlwaysAllow\"")),
+    f(
+        "authorization.webhook.cacheAuthorizedTTL",
+        Duration,
+        "\"5m\"",
+        "authorization-webhook-cache-authorized-ttl",
+        Works("\"9m\""),
+    ),
+    f(
+        "authorization.webhook.cacheUnauthorizedTTL",
+        Duration,
+        "\"30s\"",
+        "authorization-webhook-cache-unauthorized-ttl",
+        Works("\"9m\""),
+    ),
     f("registryPullQPS", Int, "5", "registry-qps", Ignored("pulls are bounded by their number, not their rate")),
     f("registryBurst", Int, "10", "registry-burst", Ignored("pulls are bounded by their number, not their rate")),
     f(
@@ -118,10 +131,10 @@ pub const FIELDS: &[Field] = &[
     f("preloadedImagesVerificationAllowlist", Texts, "", "", Ignored("who pulled an image is not recorded")),
     f("eventRecordQPS", Int, "50", "event-qps", Cluster),
     f("eventBurst", Int, "100", "event-burst", Cluster),
-    f("enableDebuggingHandlers", Bool, "true", "enable-debugging-handlers", Ignored(NO_SERVER)),
+    f("enableDebuggingHandlers", Bool, "true", "enable-debugging-handlers", Works("false")),
     f("enableContentionProfiling", Bool, "false", "contention-profiling", Ignored(NO_METRICS)),
     f("healthzPort", Int, "10248", "healthz-port", Works("10999")),
-    f("healthzBindAddress", Text, "\"127.0.0.1\"", "healthz-bind-address", Ignored("/healthz is on loopback alone")),
+    f("healthzBindAddress", Text, "\"127.0.0.1\"", "healthz-bind-address", Works("\"0.0.0.0\"")),
     f("oomScoreAdj", Int, "-999", "oom-score-adj", Works("-5")),
     f("clusterDomain", Text, "", "cluster-domain", Works("\"cluster.local\"")),
     f("clusterDNS", Texts, "", "cluster-dns", Works("[\"10.96.0.10\"]")),
@@ -211,8 +224,8 @@ pub const FIELDS: &[Field] = &[
     f("logging.verbosity", Int, "0", "v", Ignored("`--log-level` sets what is logged")),
     f("logging.vmodule", Structure, "", "vmodule", Ignored("`--log-level` sets what is logged")),
     f("logging.options", Structure, "", "", Ignored("`--log-level` sets what is logged")),
-    f("enableSystemLogHandler", Bool, "true", "", Ignored(NO_SERVER)),
-    f("enableSystemLogQuery", Bool, "false", "", Ignored(NO_SERVER)),
+    f("enableSystemLogHandler", Bool, "true", "", Works("false")),
+    f("enableSystemLogQuery", Bool, "false", "", Works("true")),
     f("shutdownGracePeriod", Duration, "\"0s\"", "", Works("\"30s\"")),
     f("shutdownGracePeriodCriticalPods", Duration, "\"0s\"", "", Works("\"0s\"")),
     f("shutdownGracePeriodByPodPriority", Structure, "", "", Works("[{\"priority\":0,\"shutdownGracePeriodSeconds\":5}]")),
@@ -247,6 +260,18 @@ pub fn field(path: &str) -> Option<&'static Field> {
 /// Whether the path is a structure around fields of the table.
 pub fn is_parent(path: &str) -> bool {
     FIELDS.iter().any(|field| field.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
+}
+
+/// The document with every default that it does not replace: what `/configz` shows.
+pub(super) fn in_effect(document: &serde_json::Map<String, Value>) -> Value {
+    let mut whole = serde_json::Map::new();
+    for field in FIELDS.iter().filter(|field| !field.default.is_empty()) {
+        if let Ok(default) = serde_json::from_str(field.default) {
+            super::value::set(&mut whole, field.path, default);
+        }
+    }
+    super::merge_patch(&mut whole, document.clone());
+    Value::Object(whole)
 }
 
 /// The table of the documentation.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
@@ -12,6 +13,7 @@ use super::value::{at, parse_duration};
 use crate::config::{Config, ImageGc, Reservations, ShutdownStep, SwapBehavior};
 use crate::eviction::threshold::{Given, thresholds};
 use crate::quantity::Amount;
+use crate::server::config::{Authentication, Authorization};
 use crate::{Error, Result};
 
 fn wrong<T>(field: &str, problem: impl Into<String>) -> Result<T> {
@@ -159,6 +161,8 @@ pub(super) fn apply(document: &Map<String, Value>, config: &mut Config) -> Resul
     apply_eviction(&reader, config)?;
     apply_images(&reader, config)?;
     config.shutdown_steps = shutdown_steps(&reader)?;
+    apply_server(&reader, config)?;
+    config.server.configz = Arc::new(super::fields::in_effect(document));
     Ok(())
 }
 
@@ -380,6 +384,50 @@ fn apply_images(reader: &Reader<'_>, config: &mut Config) -> Result<()> {
         return wrong("imageMaximumGCAge", "is less than imageMinimumGCAge");
     }
     config.image_gc = gc;
+    Ok(())
+}
+
+/// The servers on TCP: none listens unless its port is given, since without a cluster nobody has to reach them.
+fn apply_server(reader: &Reader<'_>, config: &mut Config) -> Result<()> {
+    let server = &mut config.server;
+    let port = |path| Ok(reader.int(path, 0, 65535)?.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0));
+    let address = |path| match reader.text(path).filter(|text| !text.is_empty()) {
+        None => Ok(None),
+        Some(text) => text.parse::<IpAddr>().map(Some).or_else(|_| wrong(path, format!("{text:?} is no address"))),
+    };
+    if let Some(address) = address("address")? {
+        server.address = address;
+    }
+    if let Some(address) = address("healthzBindAddress")? {
+        server.healthz_address = address;
+    }
+    let enabled = reader.bool("enableServer").unwrap_or(true);
+    server.port = port("port")?.filter(|_| enabled);
+    server.read_only_port = port("readOnlyPort")?.filter(|_| enabled);
+    server.tls.cert_file = reader.path("tlsCertFile");
+    server.tls.key_file = reader.path("tlsPrivateKeyFile");
+    server.tls.min_version = reader.text("tlsMinVersion").filter(|text| !text.is_empty()).map(str::to_owned);
+    server.tls.cipher_suites = reader.texts("tlsCipherSuites").unwrap_or_default();
+    server.tls.curves = reader.texts("tlsCurvePreferences").unwrap_or_default();
+    server.authentication.client_ca_file = reader.path("authentication.x509.clientCAFile");
+    server.authentication.anonymous = reader.bool("authentication.anonymous.enabled").unwrap_or(false);
+    let ttl = reader.period("authentication.webhook.cacheTTL")?.unwrap_or(Authentication::WEBHOOK_TTL);
+    // Without an API server there is nobody to ask: on only where it is asked for by name, and then refused.
+    server.authentication.webhook = reader.bool("authentication.webhook.enabled").filter(|on| *on).map(|_| ttl);
+    server.authorization = match reader.text("authorization.mode").unwrap_or_default() {
+        "" | "Webhook" => {
+            let ttl = |path, default: u64| Ok::<_, Error>(reader.period(path)?.unwrap_or(Duration::from_secs(default)));
+            Authorization::Webhook {
+                allowed_ttl: ttl("authorization.webhook.cacheAuthorizedTTL", 300)?,
+                denied_ttl: ttl("authorization.webhook.cacheUnauthorizedTTL", 30)?,
+            }
+        }
+        "AlwaysAllow" => Authorization::AlwaysAllow,
+        other => return wrong("authorization.mode", format!("{other:?} is neither AlwaysAllow nor Webhook")),
+    };
+    server.debugging_handlers = reader.bool("enableDebuggingHandlers").unwrap_or(true);
+    server.system_log_handler = reader.bool("enableSystemLogHandler").unwrap_or(true);
+    server.system_log_query = reader.bool("enableSystemLogQuery").unwrap_or(false);
     Ok(())
 }
 

@@ -21,7 +21,17 @@ fn applied(configuration: &Configuration) -> Config {
     configuration.check().unwrap();
     let mut config = config();
     configuration.apply(&mut config).unwrap();
+    // It holds the document itself: every field would seem to have an effect.
+    config.server.configz = Default::default();
     config
+}
+
+#[tokio::test]
+async fn configz_shows_defaults_and_what_was_set() {
+    let mut config = config();
+    of("maxPods: 7\nlogging: {verbosity: 3}\n").apply(&mut config).unwrap();
+    let shown = &config.server.configz;
+    assert_eq!((&shown["maxPods"], &shown["logging"]["verbosity"], &shown["podPidsLimit"]), (&7.into(), &3.into(), &(-1).into()));
 }
 
 /// A document with one field.
@@ -42,6 +52,8 @@ async fn every_field_that_works_changes_the_configuration() {
             "evictionSoft" => Some(("evictionSoftGracePeriod", "{\"memory.available\":\"90s\"}")),
             "evictionSoftGracePeriod" => Some(("evictionSoft", "{\"memory.available\":\"9Mi\"}")),
             "mergeDefaultEvictionSettings" => Some(("evictionHard", "{\"pid.available\":\"5%\"}")),
+            "enableServer" => Some(("port", "10250")),
+            "authentication.webhook.cacheTTL" => Some(("authentication.webhook.enabled", "true")),
             "shutdownGracePeriodCriticalPods" => Some(("shutdownGracePeriod", "\"30s\"")),
             _ => None,
         };
