@@ -74,6 +74,8 @@ impl Berth {
                 command.args([verb, "--manifests", &self.path("manifests"), "--kubelet-root", &self.path("kubelet")]);
                 command.args(["--pod-logs-dir", &self.path("logs"), "--container-logs-dir", &self.path("links")]);
                 command.args(["--node-name", "e2e", "--node-ip", NODE_IP]);
+                // The machine's own disk may be as full as it likes: images that a test has not used yet stay.
+                command.args(["--image-gc-high-threshold=100", "--eviction-hard=memory.available<1Mi"]);
             }
             Half::Cri => {
                 command.arg("cri");

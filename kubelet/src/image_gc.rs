@@ -73,7 +73,8 @@ impl Memory {
 
 /// How many bytes have to be freed; 0: the file system is not full.
 pub fn bytes_to_free(gc: &ImageGc, seen: Observation) -> i64 {
-    if seen.capacity <= 0 {
+    // A threshold of 100 % switches this off, as upstream.
+    if seen.capacity <= 0 || gc.high_percent >= 100 {
         return 0;
     }
     let percent = |part: i64| i128::from(seen.capacity) * i128::from(part) / 100;
@@ -238,6 +239,8 @@ mod tests {
         let free = |available: i64| bytes_to_free(&gc, Observation { available, capacity: 1000 });
         assert_eq!((free(500), free(160), free(150), free(10), free(1000)), (0, 0, 50, 190, 0));
         assert_eq!(bytes_to_free(&gc, Observation { available: 0, capacity: 0 }), 0);
+        let off = ImageGc { high_percent: 100, ..gc };
+        assert_eq!(bytes_to_free(&off, Observation { available: 0, capacity: 1000 }), 0);
     }
 
     #[test]
