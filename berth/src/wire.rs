@@ -176,6 +176,7 @@ pub fn kubelet(
     }
     kubelet.apply(&mut config)?;
     config.eviction.static_pods = file.node.evict_static_pods;
+    config.server.configz = Arc::new(kubelet.effective());
     if let Some(manifests) = flags.manifests.clone().or_else(|| file.node.manifests.clone()) {
         config.manifests = Some(manifests);
     }

@@ -15,6 +15,8 @@ use tonic::transport::Channel;
 use tonic::{Code, Response, Status, Streaming};
 
 use crate::config::Timing;
+use crate::metrics::calls::Counted;
+use crate::metrics::{Metrics, families};
 use crate::{Error, Result};
 
 /// Label and annotation keys of the contract.
@@ -56,9 +58,10 @@ pub fn status_text(status: &Status) -> String {
 /// Clients of the runtime and image services.
 #[derive(Clone, Debug)]
 pub struct Runtime {
-    runtime: RuntimeServiceClient<Channel>,
-    images: ImageServiceClient<Channel>,
+    runtime: RuntimeServiceClient<Counted>,
+    images: ImageServiceClient<Counted>,
     timing: Timing,
+    metrics: Metrics,
 }
 
 /// Runs a call within its limit.
@@ -101,13 +104,20 @@ fn by_uid(uid: Option<&str>) -> std::collections::HashMap<String, String> {
 impl Runtime {
     /// Clients on one channel.
     pub fn new(channel: Channel, timing: Timing) -> Runtime {
+        let metrics = Metrics::default();
+        let channel = Counted::new(channel, metrics.clone());
         let runtime = RuntimeServiceClient::new(channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let images = ImageServiceClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        Runtime { runtime, images, timing }
+        Runtime { runtime, images, timing, metrics }
+    }
+
+    /// The kubelet's own numbers: whoever has the runtime can count.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Name and version of the runtime.
@@ -155,10 +165,18 @@ impl Runtime {
 
     /// Makes a sandbox with a runtime handler (empty: the default one); its ID.
     pub async fn run_pod_sandbox(&self, config: cri::PodSandboxConfig, handler: String) -> Result<String> {
-        let request = cri::RunPodSandboxRequest { config: Some(config), runtime_handler: handler };
+        let request = cri::RunPodSandboxRequest { config: Some(config), runtime_handler: handler.clone() };
+        let labels = [handler.as_str()];
         let mut client = self.runtime.clone();
-        let answer = limited("RunPodSandbox", self.timing.cri_sandbox, client.run_pod_sandbox(request)).await?;
-        Ok(answer.pod_sandbox_id)
+        let begun = tokio::time::Instant::now();
+        let answer = limited("RunPodSandbox", self.timing.cri_sandbox, client.run_pod_sandbox(request)).await;
+        self.metrics.observe(&families::SANDBOX_SECONDS, &labels, begun.elapsed());
+        self.metrics.count(&families::STARTED_PODS, &[]);
+        if answer.is_err() {
+            self.metrics.count(&families::SANDBOX_ERRORS, &labels);
+            self.metrics.count(&families::STARTED_PODS_ERRORS, &[]);
+        }
+        Ok(answer?.pod_sandbox_id)
     }
 
     /// Stops a sandbox; an absent one is stopped.

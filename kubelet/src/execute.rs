@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::cri::{self as calls, Runtime};
 use crate::dns::NodeDns;
 use crate::memory::Reason;
+use crate::metrics::families;
 use crate::node::NodeView;
 use crate::objects::{LocalObjects, Objects};
 use crate::observed::{Limits, PodObserved};
@@ -123,6 +124,21 @@ pub async fn run_pass(
 }
 
 impl Executor {
+    /// Counts a container's start, under the upstream's labels.
+    fn count_start(&self, pod: &Pod, name: &str, result: &OpResult) {
+        let is_init = pod::init_containers(pod).iter().any(|c| c.name == name);
+        let kind = if is_init { "init_container" } else { "container" };
+        let metrics = self.runtime.metrics();
+        match result {
+            OpResult::StartFailed(reason) => {
+                metrics.count(&families::STARTED_CONTAINERS, &[kind]);
+                metrics.count(&families::STARTED_CONTAINERS_ERRORS, &[kind, &reason.reason]);
+            }
+            OpResult::Done => metrics.count(&families::STARTED_CONTAINERS, &[kind]),
+            _ => {}
+        }
+    }
+
     /// Folder of a pod.
     pub fn pod_dir(&self, pod: &Pod) -> PathBuf {
         volume::pod_dir(&self.config.kubelet_root, pod::uid(pod))
@@ -147,7 +163,9 @@ impl Executor {
             },
             PodOp::CreateSandbox { attempt } => self.create_sandbox(pod, *attempt).await,
             PodOp::StartContainer { name, attempt, pull, .. } => {
-                self.start_container(pod, name, *attempt, *pull, observed, cancel).await
+                let result = self.start_container(pod, name, *attempt, *pull, observed, cancel).await;
+                self.count_start(pod, name, &result);
+                result
             }
             PodOp::Resize { id, name } => self.resize(pod, id, name).await,
             PodOp::RemoveContainer { id } => match self.runtime.remove_container(id).await {

@@ -81,8 +81,8 @@ impl Kubelet {
         config.max_pods = crate::preflight::most_pods(&config, &capacity);
         let config = Arc::new(config);
         let health = Health::new(config.timing.stuck);
-        let table = PodTable::default();
         let runtime = Runtime::new(config.cri.clone(), config.timing);
+        let table = PodTable::counted(runtime.metrics().clone());
         let stop = shutdown.child_token();
         let _stop_all = stop.clone().drop_guard();
         let server = server::start(&config, table.clone(), runtime.clone(), health.clone(), stop.clone()).await?;

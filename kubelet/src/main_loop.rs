@@ -21,6 +21,7 @@ use crate::cri as calls;
 use crate::events::{self, RuntimeEvent};
 use crate::execute::Executor;
 use crate::memory::Termination;
+use crate::metrics::families;
 use crate::objects::Object;
 use crate::observed::{Listing, list_all};
 use crate::pod::{self, FullName, PodUid};
@@ -324,7 +325,12 @@ impl Main {
         if self.listing.is_none() {
             self.ended.clear();
             let runtime = self.executor.runtime.clone();
-            self.listing = Some(tokio::spawn(async move { list_all(&runtime).await }));
+            self.listing = Some(tokio::spawn(async move {
+                let begun = Instant::now();
+                let listed = list_all(&runtime).await;
+                runtime.metrics().observe(&families::RELIST_SECONDS, &[], begun.elapsed());
+                listed
+            }));
         }
     }
 

@@ -4,24 +4,50 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use tokio::time::Instant;
 
 use crate::memory::Reason;
+use crate::metrics::{Metrics, families};
 use crate::pod::PodUid;
 
 /// A shared table of pods.
 #[derive(Clone, Debug, Default)]
-pub struct PodTable(Arc<Mutex<BTreeMap<PodUid, Arc<Pod>>>>, Troubles);
+pub struct PodTable {
+    pods: Arc<Mutex<BTreeMap<PodUid, Arc<Pod>>>>,
+    troubles: Troubles,
+    /// Pods that have been seen and do not run yet, and since when.
+    starting: Arc<Mutex<BTreeMap<PodUid, Instant>>>,
+    metrics: Metrics,
+}
 
 /// What keeps whole pods from going on and is in no field of their statuses: upstream tells it by events alone.
 type Troubles = Arc<Mutex<BTreeMap<PodUid, Reason>>>;
 
 impl PodTable {
+    /// A table whose pods' starts are counted there.
+    pub fn counted(metrics: Metrics) -> PodTable {
+        PodTable { metrics, ..PodTable::default() }
+    }
+
+    /// A pod that ran when it was first seen has not been started by this kubelet.
+    fn measure_start(&self, uid: &PodUid, phase: Option<&str>) {
+        let mut starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        if phase == Some("Pending") {
+            starting.entry(uid.clone()).or_insert_with(Instant::now);
+        } else if let Some(since) = starting.remove(uid)
+            && phase == Some("Running")
+        {
+            self.metrics.observe(&families::POD_START_SECONDS, &[], since.elapsed());
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<PodUid, Arc<Pod>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Stores a pod with its status.
     pub fn set(&self, uid: &PodUid, pod: &Pod, status: PodStatus) {
+        self.measure_start(uid, status.phase.as_deref());
         let pod = Pod { status: Some(status), ..pod.clone() };
         self.lock().insert(uid.clone(), Arc::new(pod));
     }
@@ -33,7 +59,7 @@ impl PodTable {
 
     /// Says what keeps a pod from going on; none: nothing does.
     pub fn set_trouble(&self, uid: &PodUid, trouble: Option<&Reason>) {
-        let mut troubles = self.1.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
         match trouble {
             Some(trouble) => _ = troubles.insert(uid.clone(), trouble.clone()),
             None => _ = troubles.remove(uid),
@@ -42,12 +68,13 @@ impl PodTable {
 
     /// What keeps pods from going on.
     pub fn troubles(&self) -> BTreeMap<PodUid, Reason> {
-        self.1.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Forgets a pod.
     pub fn remove(&self, uid: &PodUid) {
         self.set_trouble(uid, None);
+        self.starting.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
         self.lock().remove(uid);
     }
 

@@ -418,3 +418,199 @@ async fn logs_are_followed_over_http_until_the_container_ends() {
     assert_eq!((code, body.as_str()), (200, "0\n1\n2\n3\n"));
     assert_eq!(get(port, None, "/containerLogs/default/web-n1/x", "").await.0, 404);
 }
+
+/// The names of a page's families, which must each have one head and one piece.
+fn families(page: &str) -> Vec<&str> {
+    let heads: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    let mut pieces: Vec<&str> = Vec::new();
+    for line in page.lines().filter(|line| !line.starts_with('#')) {
+        let name = line.split(['{', ' ']).next().unwrap();
+        let of = heads
+            .iter()
+            .find(|head| name.strip_prefix(**head).is_some_and(|rest| ["", "_bucket", "_sum", "_count"].contains(&rest)));
+        let family = of.unwrap_or_else(|| panic!("{name} has no head"));
+        if pieces.last() != Some(family) {
+            pieces.push(family);
+        }
+    }
+    let mut unique = pieces.clone();
+    unique.sort_unstable();
+    unique.dedup();
+    assert_eq!(unique.len(), pieces.len(), "a family is in several pieces: {pieces:?}");
+    heads
+}
+
+#[tokio::test]
+async fn metrics_have_the_names_that_dashboards_use() {
+    let mut node = Node::new();
+    let probe = "    readinessProbe: {exec: {command: [ready]}, periodSeconds: 1}\n";
+    node.apply(
+        "web.yaml",
+        &format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec:\n  containers:\n  - name: c\n    image: 'img:1'\n{probe}"
+        ),
+    );
+    let (config, port) = config(&node, |_| {}).await;
+    node.start_with(config);
+    node.wait_pod("web-n1", "ready", |p| p["status"]["containerStatuses"][0]["ready"] == true).await;
+    let page = async |path: &str| {
+        let (code, body) = get(port, None, path, "").await;
+        assert_eq!(code, 200, "{path}: {body}");
+        body
+    };
+    let own = page("/metrics").await;
+    let has = families(&own);
+    for name in [
+        "node_name",
+        "running_pods",
+        "running_containers",
+        "desired_pods",
+        "active_pods",
+        "mirror_pods",
+        "cgroup_version",
+        "runtime_operations_total",
+        "runtime_operations_duration_seconds",
+        "run_podsandbox_duration_seconds",
+        "started_pods_total",
+        "started_pods_errors_total",
+        "started_containers_total",
+        "pod_start_duration_seconds",
+        "pleg_relist_duration_seconds",
+        "container_log_filesystem_used_bytes",
+        "orphaned_runtime_pods_total",
+    ] {
+        assert!(has.contains(&format!("kubelet_{name}").as_str()), "{name}: {has:?}");
+    }
+    for name in ["process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds", "kubernetes_build_info"] {
+        assert!(has.contains(&name), "{name}");
+    }
+    for line in [
+        "kubelet_running_pods 1",
+        "kubelet_running_containers{container_state=\"running\"} 1",
+        "kubelet_desired_pods{static=\"true\"} 1",
+        "kubelet_started_containers_total{container_type=\"container\"} 1",
+        "kubelet_runtime_operations_total{operation_type=\"run_podsandbox\"} 1",
+        "kubelet_run_podsandbox_duration_seconds_count{runtime_handler=\"\"} 1",
+        "kubelet_pod_start_duration_seconds_count 1",
+        "kubelet_node_name{node=\"n1\"} 1",
+    ] {
+        assert!(own.contains(&format!("{line}\n")), "{line}\n{own}");
+    }
+    assert!(!own.contains("kubelet_runtime_operations_errors_total{operation_type=\"run_podsandbox\"}"), "{own}");
+    assert!(page("/metrics").await.contains(
+        "kubelet_http_requests_total{method=\"GET\",path=\"metrics\",server_type=\"readwrite\",long_running=\"false\"} "
+    ));
+
+    let probes = page("/metrics/probes").await;
+    assert_eq!(families(&probes), ["prober_probe_total", "prober_probe_duration_seconds"]);
+    assert!(probes.contains("prober_probe_total{probe_type=\"Readiness\",result=\"successful\",container=\"c\",pod=\"web-n1\",namespace=\"default\",pod_uid=\""));
+    assert!(page("/metrics/slis").await.contains("kubernetes_healthcheck{name=\"syncloop\",type=\"healthz\"} 1\n"));
+
+    let resource = page("/metrics/resource").await;
+    assert_eq!(
+        families(&resource),
+        [
+            "node_cpu_usage_seconds_total",
+            "node_memory_working_set_bytes",
+            "node_swap_usage_bytes",
+            "container_cpu_usage_seconds_total",
+            "container_memory_working_set_bytes",
+            "container_start_time_seconds",
+            "container_swap_usage_bytes",
+            "container_swap_limit_bytes",
+            "pod_cpu_usage_seconds_total",
+            "pod_memory_working_set_bytes",
+            "pod_swap_usage_bytes",
+            "scrape_error",
+            "resource_scrape_error",
+        ]
+    );
+    let of_container = "{container=\"c\",namespace=\"default\",pod=\"web-n1\"}";
+    for line in [
+        format!("container_cpu_usage_seconds_total{of_container} 1.5 5000"),
+        format!("container_memory_working_set_bytes{of_container} 1000 5000"),
+        format!("container_swap_limit_bytes{of_container} 7 5000"),
+        "pod_cpu_usage_seconds_total{namespace=\"default\",pod=\"web-n1\"} 3 5000".to_owned(),
+        "scrape_error 0".to_owned(),
+    ] {
+        assert!(resource.contains(&format!("{line}\n")), "{line}\n{resource}");
+    }
+
+    let cadvisor = page("/metrics/cadvisor").await;
+    let has = families(&cadvisor);
+    for name in [
+        "container_processes",
+        "container_cpu_usage_seconds_total",
+        "container_network_receive_bytes_total",
+        "container_memory_working_set_bytes",
+        "container_scrape_error",
+        "machine_cpu_cores",
+        "machine_memory_bytes",
+        "machine_scrape_error",
+        "cadvisor_version_info",
+    ] {
+        assert!(has.contains(&name), "{name}: {has:?}");
+    }
+    assert!(cadvisor.contains("container_cpu_usage_seconds_total{container=\"c\",id=\"/kubepods/c\",image=\"img:\\\"1\\\"\",namespace=\"default\",pod=\"web-n1\",name=\""), "{cadvisor}");
+    assert!(cadvisor.contains(",cpu=\"total\"} 1.5 5000\n"), "precise, not the runtime's whole seconds: {cadvisor}");
+}
+
+#[tokio::test]
+async fn the_summary_has_what_dashboards_read() {
+    let mut node = Node::new();
+    node.apply("web.yaml", &"apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  volumes: [{name: data, emptyDir: {}}]\n  containers: [{name: c, image: 'img:1', volumeMounts: [{name: data, mountPath: /d}]}]\n");
+    let port = free_port();
+    let mut config = node.config().await;
+    config.server.address = [127, 0, 0, 1].into();
+    config.server.read_only_port = Some(port);
+    node.start_with(config);
+    node.wait_pod("web-n1", "running", |p| p["status"]["phase"] == "Running").await;
+    let get = async |path| {
+        let (code, body) = ask(TcpStream::connect(("127.0.0.1", port)).await.unwrap(), "GET", path, "").await;
+        assert_eq!(code, 200, "{body}");
+        serde_json::from_str::<serde_json::Value>(&body).unwrap()
+    };
+    let summary = get("/stats/summary").await;
+    for pointer in [
+        "/node/nodeName",
+        "/node/startTime",
+        "/node/cpu/usageCoreNanoSeconds",
+        "/node/memory/workingSetBytes",
+        "/node/memory/availableBytes",
+        "/node/memory/rssBytes",
+        "/node/network/interfaces",
+        "/node/fs/capacityBytes",
+        "/node/fs/inodesFree",
+        "/node/runtime/imageFs/usedBytes",
+        "/node/runtime/containerFs/usedBytes",
+        "/node/rlimit/maxpid",
+        "/node/rlimit/curproc",
+        "/node/swap/swapUsageBytes",
+        "/node/systemContainers/0/name",
+        "/pods/0/podRef/uid",
+        "/pods/0/startTime",
+        "/pods/0/cpu/usageNanoCores",
+        "/pods/0/memory/workingSetBytes",
+        "/pods/0/network/rxBytes",
+        "/pods/0/network/interfaces/0/name",
+        "/pods/0/process_stats/process_count",
+        "/pods/0/ephemeral-storage/usedBytes",
+        "/pods/0/volume/0/name",
+        "/pods/0/volume/0/usedBytes",
+        "/pods/0/swap/swapUsageBytes",
+        "/pods/0/containers/0/name",
+        "/pods/0/containers/0/startTime",
+        "/pods/0/containers/0/cpu/time",
+        "/pods/0/containers/0/memory/rssBytes",
+        "/pods/0/containers/0/rootfs/usedBytes",
+        "/pods/0/containers/0/logs/usedBytes",
+        "/pods/0/containers/0/rootfs/inodesUsed",
+    ] {
+        assert!(summary.pointer(pointer).is_some_and(|v| !v.is_null()), "{pointer}: {summary:#}");
+    }
+    assert_eq!(summary["pods"][0]["containers"][0]["cpu"]["time"], "1970-01-01T00:00:05Z");
+    assert_eq!(summary["node"]["runtime"]["imageFs"]["usedBytes"], 1000);
+    assert_eq!(summary["pods"][0]["containers"][0]["rootfs"]["usedBytes"], 11);
+    let brief = get("/stats/summary?only_cpu_and_memory=true").await;
+    assert!(brief["pods"][0]["memory"].is_object() && brief["pods"][0]["network"].is_null() && brief["node"]["fs"].is_null());
+}

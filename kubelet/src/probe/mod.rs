@@ -20,6 +20,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::backoff::format_delay;
 use crate::container_config::expand_literal;
 use crate::cri::{self as calls, Runtime};
+use crate::metrics::families;
+use crate::pod;
 use crate::record::{Recorder, Weight};
 use crate::worker::Message;
 
@@ -225,7 +227,10 @@ impl Prober {
     /// The verdict of one look, with its event; `None` when the probe itself did not work, which counts for nothing.
     async fn is_well(&self) -> Option<bool> {
         let title = self.title();
-        match self.look().await {
+        let begun = Instant::now();
+        let verdict = self.look().await;
+        self.record(&verdict, begun.elapsed());
+        match verdict {
             Verdict::Success => Some(true),
             Verdict::Warning(output) => {
                 self.event("ProbeWarning", &format!("{title} probe warning: {output}"));
@@ -240,6 +245,19 @@ impl Prober {
                 None
             }
         }
+    }
+
+    /// Counts a look, under the upstream's labels.
+    fn record(&self, verdict: &Verdict, took: Duration) {
+        let result = match verdict {
+            Verdict::Success | Verdict::Warning(_) => "successful",
+            Verdict::Failure(_) => "failed",
+            Verdict::Error(_) => "unknown",
+        };
+        let (name, namespace, uid) = (pod::name(&self.pod), pod::namespace(&self.pod), pod::uid(&self.pod));
+        let metrics = self.tools.runtime.metrics();
+        metrics.count(&families::PROBES, &[self.title(), result, &self.container, name, namespace, uid]);
+        metrics.observe(&families::PROBE_SECONDS, &[self.title(), &self.container, name, namespace], took);
     }
 
     fn title(&self) -> &'static str {

@@ -11,6 +11,8 @@ use crate::auth::Reviewer;
 /// The servers besides the root-only socket. By default none of them listens.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
+    /// `enableServer`: off closes both ports, whatever they say.
+    pub enabled: bool,
     /// Where the authenticated TLS server binds (`address`).
     pub address: IpAddr,
     /// Its port (`port`, upstream 10250). `None`: it does not listen.
@@ -95,6 +97,7 @@ impl Authentication {
 impl Default for ServerConfig {
     fn default() -> Self {
         ServerConfig {
+            enabled: true,
             address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             port: None,
             read_only_port: None,

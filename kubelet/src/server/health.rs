@@ -58,10 +58,14 @@ impl Health {
         self.lock().runtime_answers = false;
     }
 
+    /// The checks and whether each is well.
+    pub(crate) fn checks(&self) -> [(&'static str, bool); 3] {
+        [("ping", true), ("log", true), ("syncloop", self.lock().turned.elapsed() < self.stuck)]
+    }
+
     /// `/healthz`, `/healthz/<check>`, `?verbose`.
     pub(crate) fn respond(&self, path: &str, query: Option<&str>) -> Response<Body> {
-        let loop_well = self.lock().turned.elapsed() < self.stuck;
-        let checks = [("ping", true), ("log", true), ("syncloop", loop_well)];
+        let checks = self.checks();
         let name = path.trim_matches('/').strip_prefix("healthz").unwrap_or_default().trim_start_matches('/');
         if !name.is_empty() {
             return match checks.iter().find(|(check, _)| *check == name) {

@@ -9,6 +9,7 @@ mod listen;
 mod log_reader;
 mod log_watch;
 mod lookup;
+mod numbers;
 mod pods;
 mod query;
 mod route;
@@ -46,6 +47,7 @@ pub(crate) struct Api {
     pub(crate) table: PodTable,
     pub(crate) runtime: Runtime,
     pub(crate) health: Health,
+    pub(crate) memory: Arc<numbers::Memory>,
     /// Ends what a request has begun and left behind: joined streams, followed logs.
     pub(crate) stop: CancellationToken,
 }
@@ -69,14 +71,14 @@ pub async fn start(
     shutdown: CancellationToken,
 ) -> Result<Server> {
     let wanted = &config.server;
-    let guarded = match wanted.port {
+    let guarded = match wanted.port.filter(|_| wanted.enabled) {
         Some(port) => {
             let guard = Guard::new(wanted, &config.node_name)?;
             Some((port, Arc::new(guard), Arc::new(tls::Tls::load(config)?)))
         }
         None => None,
     };
-    let api = Api { config: config.clone(), table, runtime, health, stop: shutdown.clone() };
+    let api = Api { config: config.clone(), table, runtime, health, memory: Arc::default(), stop: shutdown.clone() };
     let mut tasks = JoinSet::new();
     if let Some(path) = &config.socket {
         listen::unix(&mut tasks, path, &api)?;
@@ -85,7 +87,7 @@ pub async fn start(
         let address = SocketAddr::new(wanted.healthz_address, port);
         listen::tcp(&mut tasks, address, None, Surface::HealthOnly, &api).await?;
     }
-    if let Some(port) = wanted.read_only_port {
+    if let Some(port) = wanted.read_only_port.filter(|_| wanted.enabled) {
         listen::tcp(&mut tasks, SocketAddr::new(wanted.address, port), None, Surface::ReadOnly, &api).await?;
     }
     if let Some((port, guard, tls)) = guarded {

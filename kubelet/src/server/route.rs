@@ -3,13 +3,61 @@
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
+use tokio::time::Instant;
+
 use super::listen::Surface;
 use super::lookup::Asked;
-use super::{Api, Body, container_logs, json, pods, runtime_calls, streaming, system_logs, text};
+use super::{Api, Body, container_logs, json, numbers, pods, runtime_calls, streaming, system_logs, text};
 use crate::auth::{Peer, Refusal};
+use crate::metrics::families;
 
-/// The answer to a request.
+/// The answer to a request, counted.
 pub(super) async fn answer(api: &Api, surface: &Surface, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
+    let begun = Instant::now();
+    let method = request.method().clone();
+    let (path, long) = counted_as(request.uri().path(), request.uri().query());
+    let response = decide(api, surface, peer, request).await;
+    let server = if matches!(surface, Surface::ReadOnly) { "readonly" } else { "readwrite" };
+    if !matches!(surface, Surface::HealthOnly) {
+        // Anybody can make up a method: the known ones are counted.
+        let known = [Method::GET, Method::POST, Method::PUT, Method::HEAD].contains(&method);
+        let labels = [if known { method.as_str() } else { "other" }, path, server, if long { "true" } else { "false" }];
+        api.runtime.metrics().count(&families::HTTP_REQUESTS, &labels);
+        api.runtime.metrics().observe(&families::HTTP_SECONDS, &labels, begun.elapsed());
+    }
+    response
+}
+
+/// The upstream's name of a path in its metrics, and whether it is answered for as long as a client likes.
+fn counted_as(path: &str, query: Option<&str>) -> (&'static str, bool) {
+    const PAGES: [&str; 6] =
+        ["metrics", "metrics/cadvisor", "metrics/resource", "metrics/probes", "metrics/slis", "stats/summary"];
+    const FIRST: [&str; 12] = [
+        "pods",
+        "healthz",
+        "configz",
+        "run",
+        "exec",
+        "attach",
+        "portForward",
+        "containerLogs",
+        "runningpods",
+        "logs",
+        "checkpoint",
+        "debug",
+    ];
+    let path = path.trim_matches('/');
+    let first = path.split('/').next().unwrap_or_default();
+    let long = match first {
+        "exec" | "attach" | "portForward" => true,
+        "containerLogs" => query.is_some_and(|q| q.split('&').any(|pair| matches!(pair, "follow=true" | "follow=1" | "follow"))),
+        _ => false,
+    };
+    let page = PAGES.iter().find(|page| **page == path).or_else(|| FIRST.iter().find(|name| **name == first));
+    (page.copied().unwrap_or("other"), long)
+}
+
+async fn decide(api: &Api, surface: &Surface, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
     if let Surface::Guarded(guard) = surface
         && let Err(refusal) = guard.admit(peer, request.method(), request.uri().path(), request.headers()).await
     {
@@ -53,6 +101,12 @@ async fn shown(api: &Api, parts: &[&str], request: &Request<Incoming>) -> Respon
     }
     match parts {
         ["pods"] => pods::list(api),
+        ["metrics"] => numbers::metrics(api),
+        ["metrics", "cadvisor"] => numbers::cadvisor(api).await,
+        ["metrics", "resource"] => numbers::resource(api).await,
+        ["metrics", "probes"] => numbers::probes(api),
+        ["metrics", "slis"] => numbers::slis(api),
+        ["stats", "summary"] => numbers::stats_summary(api, request.uri().query()).await,
         _ => not_found(),
     }
 }

@@ -1,0 +1,163 @@
+//! `/metrics…` and `/stats/summary`: gathers what the pages are made of and lets them be written while they are sent. Every
+//! question takes its own samples.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_cri_api::v1 as cri;
+use futures::StreamExt;
+use http::{Response, StatusCode};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::query;
+use super::{Api, Body, stream, text};
+use crate::metrics::text::Text;
+use crate::metrics::{cadvisor, own, resource};
+use crate::node::Capacity;
+use crate::stats::node::{self, FileSystem, NodeStats};
+use crate::stats::volumes::Walks;
+use crate::stats::{Rate, summary};
+
+/// What Prometheus is told it reads.
+const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
+
+/// What is remembered between the questions: some numbers.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    node: Rate,
+    walks: Walks,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        // The upstream's volumeStatsAggPeriod.
+        Memory { node: Rate::default(), walks: Walks::new(Duration::from_secs(60)) }
+    }
+}
+
+/// Writes a page on a thread that may block, while it is sent.
+fn page(content_type: &'static str, write: impl FnOnce(&mut Text) + Send + 'static) -> Response<Body> {
+    let (sender, receiver) = tokio::sync::mpsc::channel(2);
+    tokio::task::spawn_blocking(move || write(&mut Text::sent(sender)));
+    let body = StreamBody::new(ReceiverStream::new(receiver).map(|piece: std::io::Result<_>| piece.map(Frame::data)));
+    stream(content_type, BodyExt::boxed_unsync(body))
+}
+
+fn now_ns(api: &Api) -> i64 {
+    i64::try_from(api.config.clock.now().as_nanosecond()).unwrap_or(0)
+}
+
+/// `/metrics`.
+pub(super) fn metrics(api: &Api) -> Response<Body> {
+    let api = api.clone();
+    page(PROMETHEUS, move |out| {
+        let about = own::About {
+            metrics: api.runtime.metrics(),
+            pods: &api.table.list(),
+            node: &api.config.node_name,
+            pod_logs: &api.config.pod_logs_dir,
+        };
+        own::write(&about, out);
+    })
+}
+
+/// `/metrics/probes`.
+pub(super) fn probes(api: &Api) -> Response<Body> {
+    let api = api.clone();
+    page(PROMETHEUS, move |out| own::write_probes(api.runtime.metrics(), &api.table.list(), out))
+}
+
+/// `/metrics/slis`.
+pub(super) fn slis(api: &Api) -> Response<Body> {
+    let checks = api.health.checks();
+    page(PROMETHEUS, move |out| own::write_slis(&checks, out))
+}
+
+/// When a running container was started, by its ID in the runtime.
+fn start_time(pods: &[Arc<Pod>], id: &str) -> Option<Timestamp> {
+    let status = |pod: &Arc<Pod>| {
+        let status = pod.status.as_ref()?;
+        let all = [&status.container_statuses, &status.init_container_statuses];
+        let is_it = |told: &str| told.rsplit("//").next() == Some(id);
+        let found = all.into_iter().flatten().flatten().find(|s| s.container_id.as_deref().is_some_and(is_it))?;
+        Some(found.state.as_ref()?.running.as_ref()?.started_at.as_ref()?.0)
+    };
+    pods.iter().find_map(status)
+}
+
+/// `/metrics/resource`.
+pub(super) async fn resource(api: &Api) -> Response<Body> {
+    let mut stats = told(api.runtime.list_pod_sandbox_stats().await);
+    let pods = api.table.list();
+    if let Some(stats) = &mut stats {
+        resource::add_start_times(stats, |id| start_time(&pods, id));
+    }
+    let now = now_ns(api);
+    page(PROMETHEUS, move |out| resource::write(&NodeStats::read(now), stats.as_deref(), out))
+}
+
+/// `/metrics/cadvisor`.
+pub(super) async fn cadvisor(api: &Api) -> Response<Body> {
+    let stats = told(api.runtime.list_pod_sandbox_stats().await).unwrap_or_default();
+    let descriptors = told(api.runtime.metric_descriptors().await);
+    let mut failed = descriptors.is_none();
+    let mut scrape = cadvisor::Scrape::new(descriptors.unwrap_or_default(), &stats);
+    if !failed {
+        failed = told(api.runtime.pod_sandbox_metrics(|pod| scrape.add(pod)).await).is_none();
+    }
+    let (now, root) = (now_ns(api), api.config.kubelet_root.clone());
+    page(PROMETHEUS, move |out| {
+        let node = NodeStats::read(now);
+        scrape.add_cgroups(&node, FileSystem::of(&root), &stats);
+        scrape.write(out);
+        cadvisor::write_machine(&node, &Capacity::read(&root), failed, out);
+    })
+}
+
+/// What the runtime does not tell is left out of the page, which says so.
+fn told<T>(answer: crate::Result<T>) -> Option<T> {
+    answer.inspect_err(|error| tracing::warn!(%error, "the runtime's statistics are not to be had")).ok()
+}
+
+/// `/stats/summary`.
+pub(super) async fn stats_summary(api: &Api, query: Option<&str>) -> Response<Body> {
+    let brief = query::flag(&query::pairs(query), "only_cpu_and_memory");
+    let stats: Vec<cri::PodSandboxStats> = match api.runtime.list_pod_sandbox_stats().await {
+        Ok(stats) => stats,
+        Err(error) => return text(StatusCode::INTERNAL_SERVER_ERROR, format!("failed to get pod stats: {error}\n")),
+    };
+    let runtime_fs = if brief { [None, None] } else { node::runtime_file_systems(&api.runtime).await };
+    let (api, now) = (api.clone(), now_ns(api));
+    page("application/json", move |out| {
+        let node = NodeStats::read(now);
+        let source = summary::Source {
+            node_name: &api.config.node_name,
+            node_nano_cores: api.memory.node.of(node.cpu_ns, Instant::now()),
+            node: &node,
+            own: own_usage(),
+            kubelet_root: &api.config.kubelet_root,
+            pod_logs: &api.config.pod_logs_dir,
+            walks: &api.memory.walks,
+            runtime_fs,
+            pods: &api.table.list(),
+            stats: &stats,
+            brief,
+        };
+        summary::write(&source, out);
+    })
+}
+
+/// Processor time in nanoseconds and resident bytes of this process.
+fn own_usage() -> (u64, u64) {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<u64> =
+        stat.rsplit(") ").next().unwrap_or_default().split(' ').map(|f| f.trim().parse().unwrap_or(0)).collect();
+    let at = |n: usize| fields.get(n).copied().unwrap_or(0);
+    // Hundredths of a second, and pages.
+    ((at(11) + at(12)) * 10_000_000, at(21) * rustix::param::page_size() as u64)
+}
