@@ -136,6 +136,9 @@ fn the_same_pods_run_over_a_stock_containerd() {
         let archive = image::archive(&containerd.dir, WEB.as_ref());
         containerd.run(&["-n", "k8s.io", "images", "import", "--all-platforms", &archive.to_string_lossy()]);
         let registry = private_registry(&containerd.dir.path().join("layout"));
+        // containerd asks with TLS unless told not to.
+        let host = registry.host();
+        containerd.dir.file(&format!("certs.d/{host}/hosts.toml"), format!("server = \"http://{host}\"\n"));
         let mut berth = Berth::prepare(Half::Kubelet);
         berth.flags = vec!["--container-runtime-endpoint".into(), format!("unix://{}", containerd.socket().display())];
         furnish(&mut berth);
