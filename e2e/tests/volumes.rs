@@ -54,10 +54,7 @@ fn a_secret_in_a_volume_reaches_a_running_pod_in_time_and_no_disk() {
         berth.write_manifest("secret.yaml", &manifest);
         let pod = berth.wait_running("secret");
         let run = |command: &str| berth.run(&["exec", "secret-e2e", "--", "sh", "-c", command]);
-        assert_eq!(
-            run("cat /key/password /all/password"),
-            "correct-horse-batterycorrect-horse-battery"
-        );
+        assert_eq!(run("cat /key/password /all/password"), "correct-horse-batterycorrect-horse-battery");
         let begun = Instant::now();
         berth.write_manifest("secret.yaml", &manifest.replace("correct-horse-battery", "staple-of-the-horse"));
         assert!(wait_until(SOON, || run("cat /key/password /all/password") == "staple-of-the-horsestaple-of-the-horse"));

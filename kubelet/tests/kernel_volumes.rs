@@ -145,7 +145,7 @@ fn a_local_volume_is_mounted_given_to_the_group_and_never_emptied() {
         fs::create_dir(disk.join("sub")).unwrap();
         fs::write(disk.join("sub/file"), "precious").unwrap();
         let (capacity, objects) = (Capacity::default(), local_volume(&disk));
-        let services = Services { node_name: "n1".into(), claims: Bindings::load(state.path()) };
+        let services = Services { node_name: "n1".into(), claims: Bindings::load(state.path()), drivers: Default::default() };
         let pod = pod_of_claim(false);
         for _ in 0..2 {
             try_set_up(&pod, &dir, &capacity, &objects, &services).unwrap();
