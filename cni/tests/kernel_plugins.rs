@@ -527,7 +527,7 @@ fn a_plugin_that_hangs_is_killed_with_its_children() {
             let namespace = Namespace::new("abc");
             std::fs::write("/run/t/first.hang.ADD", "").unwrap();
             let error = network.attach(&pod("abc"), namespace.netns()).await.unwrap_err();
-            assert_eq!(error.to_string(), r#"plugin "first" (ADD) did not end within 2s and was killed"#);
+            assert_eq!(error.to_string(), r#"plugin "first" of network "net" (ADD) did not end within 2s and was killed"#);
             let child = std::fs::read_to_string("/run/t/first.child").unwrap();
             let gone = || !Path::new("/proc").join(child.trim()).exists();
             assert!(berth_testkit::wait_until(PATIENCE, gone), "the plugin's child lives");

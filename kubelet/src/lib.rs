@@ -65,6 +65,7 @@ pub mod status;
 pub mod sysctl;
 pub mod table;
 pub mod termination;
+mod typed;
 pub mod userns;
 pub mod volume;
 pub mod worker;

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use k8s_openapi::api::core::v1::PodStatus;
 use serde::{Deserialize, Serialize};
 
+use crate::typed;
+
 /// Of the file's content.
 const VERSION: u32 = 1;
 
@@ -35,7 +37,7 @@ impl SavedStatus {
     /// The status of an earlier kubelet; `None` where there is none that can be read.
     pub(crate) fn load(&self) -> Option<PodStatus> {
         let text = fs::read(&self.path).ok()?;
-        let file: File = serde_json::from_slice(&text).ok()?;
+        let file: File = typed::from_bytes(&text).ok()?;
         (file.version == VERSION).then_some(file.status)
     }
 
@@ -46,7 +48,7 @@ impl SavedStatus {
 
     /// Writes a status in the background. Before the pod has its folder, and after, nothing is kept.
     pub(crate) fn save(&self, status: &PodStatus) {
-        let Ok(content) = serde_json::to_vec(&File { version: VERSION, status: status.clone() }) else { return };
+        let Ok(content) = typed::to_bytes(&File { version: VERSION, status: status.clone() }) else { return };
         *self.next.lock().unwrap_or_else(PoisonError::into_inner) = Some(content);
         let (path, next) = (self.path.clone(), self.next.clone());
         tokio::task::spawn_blocking(move || {

@@ -65,7 +65,7 @@ async fn health_and_unknown_paths_are_answered() {
     eventually("the socket", || node.path("kubelet.sock").exists()).await;
     assert_eq!(node.get("/healthz").await, (200, "ok".into()));
     assert!(node.get("/healthz?verbose").await.1.contains("[+]syncloop ok"));
-    assert_eq!(node.get("/exec/a/b/c").await.0, 404);
+    assert_eq!(node.get("/nothing/a/b").await.0, 404);
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(node.path("kubelet.sock")).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
 }

@@ -8,6 +8,7 @@ use super::static_pod::{AcceptedFile, StaticPod, digest};
 use crate::atomic_file;
 use crate::error::Error;
 use crate::objects::Object;
+use crate::typed;
 
 const VERSION: u32 = 1;
 
@@ -31,7 +32,7 @@ impl AcceptedStore {
             if path.extension().is_none_or(|e| e != "json") {
                 continue;
             }
-            match fs::read(&path).map(|bytes| serde_json::from_slice::<AcceptedFile>(&bytes)) {
+            match fs::read(&path).map(|bytes| typed::from_bytes::<AcceptedFile>(&bytes)) {
                 Ok(Ok(record)) if record.version == VERSION => records.push(record),
                 Ok(Ok(record)) => {
                     tracing::warn!(path = %path.display(), version = record.version, "record of another version");
@@ -49,7 +50,7 @@ impl AcceptedStore {
         fs::create_dir_all(&self.folder).map_err(|source| Error::CreateDir { path: self.folder.clone(), source })?;
         let record = AcceptedFile { version: VERSION, path: path.to_owned(), pods: pods.to_vec(), objects: objects.to_vec() };
         let file = self.file_of(path);
-        let text = serde_json::to_vec(&record).unwrap_or_default();
+        let text = typed::to_bytes(&record).unwrap_or_default();
         atomic_file::replace(&file, &text, 0o600).map_err(|source| Error::WriteFile { path: file, source })
     }
 

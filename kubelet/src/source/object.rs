@@ -13,6 +13,7 @@ use super::storage;
 use super::validate::{is_dns_label, is_dns_subdomain};
 use super::yaml::Lines;
 use crate::objects::Object;
+use crate::typed;
 
 /// Most that one object may hold: the API server's limit.
 const MAX_BYTES: usize = 1024 * 1024;
@@ -65,7 +66,7 @@ pub(super) fn decode(kind: &str, mut value: Value, lines: &Lines, warnings: &mut
 }
 
 fn typed<T: DeserializeOwned + Serialize>(value: &Value, lines: &Lines, warnings: &mut Vec<Problem>) -> Result<T, Vec<Problem>> {
-    let object: T = serde_path_to_error::deserialize(value).map_err(|e| {
+    let object: T = typed::read(value).map_err(|e| {
         let path = e.path().to_string();
         let hint = if path.starts_with("data") || path.starts_with("stringData") { " (quote the value)" } else { "" };
         vec![Problem { line: lines.of(&path), message: format!("{path}: {}{hint}", e.inner()) }]

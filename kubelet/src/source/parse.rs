@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::yaml::{self, Lines};
 use super::{fields, object};
 use crate::objects::Object;
+use crate::typed;
 
 /// Something to tell the author of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,7 +105,7 @@ fn decode_pod(mut value: Value, lines: Lines, file: &mut ParsedFile, errors: &mu
     }
     let document = value.clone();
     quantities_as_text(&mut value);
-    let pod: Pod = match serde_path_to_error::deserialize(&value) {
+    let pod: Pod = match typed::read(&value) {
         Ok(pod) => pod,
         Err(e) => {
             let path = e.path().to_string();

@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_reference_is_found_with_its_field() {
-        let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: n}\nspec:\n  runtimeClassName: r\n  priorityClassName: p\n\
+        let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: ns}\nspec:\n  runtimeClassName: r\n  priorityClassName: p\n\
             \x20 imagePullSecrets: [{name: pull}]\n\
             \x20 containers:\n  - name: c\n    image: i\n    envFrom: [{configMapRef: {name: m1, optional: true}}, {secretRef: {name: s1}}]\n\
             \x20   env: [{name: A, valueFrom: {configMapKeyRef: {name: m2, key: k}}}]\n\
@@ -107,15 +107,15 @@ mod tests {
         assert_eq!(
             sorted,
             [
-                "spec.containers[0].env[0].valueFrom.configMapKeyRef.name ConfigMap n/m2 needed",
-                "spec.containers[0].envFrom[0].configMapRef.name ConfigMap n/m1 -",
-                "spec.containers[0].envFrom[1].secretRef.name Secret n/s1 needed",
-                "spec.imagePullSecrets[0].name Secret n/pull -",
+                "spec.containers[0].env[0].valueFrom.configMapKeyRef.name ConfigMap ns/m2 needed",
+                "spec.containers[0].envFrom[0].configMapRef.name ConfigMap ns/m1 -",
+                "spec.containers[0].envFrom[1].secretRef.name Secret ns/s1 needed",
+                "spec.imagePullSecrets[0].name Secret ns/pull -",
                 "spec.priorityClassName PriorityClass p needed",
                 "spec.runtimeClassName RuntimeClass r needed",
-                "spec.volumes[0].secret.secretName Secret n/s2 needed",
-                "spec.volumes[1].projected.sources[0].secret.name Secret n/s3 needed",
-                "spec.volumes[1].projected.sources[1].configMap.name ConfigMap n/m3 needed",
+                "spec.volumes[0].secret.secretName Secret ns/s2 needed",
+                "spec.volumes[1].projected.sources[0].secret.name Secret ns/s3 needed",
+                "spec.volumes[1].projected.sources[1].configMap.name ConfigMap ns/m3 needed",
             ]
         );
     }
