@@ -11,10 +11,23 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+use crate::heap;
+
 /// Worker threads of the agent.
-pub const WORKERS: usize = 2;
+const WORKERS: usize = 2;
 /// How long calls under way may take after SIGTERM: below systemd's default of 90 s, above any ordinary call.
 const DRAIN: Duration = Duration::from_secs(10);
+
+/// Runs an agent to its end, on threads of its own.
+pub fn run<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    heap::prepare();
+    crate::runtime(WORKERS)?.block_on(async {
+        let heap = tokio::spawn(heap::give_back());
+        let ended = work.await;
+        heap.abort();
+        ended
+    })
+}
 
 /// Logs to standard error: the service manager keeps it.
 pub fn log_to_stderr(level: &str) -> Result<()> {

@@ -7,6 +7,7 @@ mod cli;
 mod client;
 mod config;
 mod find;
+mod heap;
 mod kubelet_api;
 mod kubelet_why;
 mod listen;

@@ -15,7 +15,7 @@ pub fn run(global: &cli::Global, args: &cli::Cri) -> Result<ExitCode> {
     let path = wire::listen(global, args, &file)?;
     let _held = state_dir::hold(&global.state)?;
     let _root = state_dir::hold_root(&global.root)?;
-    crate::runtime(agent::WORKERS)?.block_on(async {
+    agent::run(async {
         let stop = agent::stop_on_signals(&agent::AskOfShutdown::default())?;
         let server =
             Arc::new(CriServer::start(wire::serving_cri(global, args, &file)?).await.context("starting the CRI server")?);

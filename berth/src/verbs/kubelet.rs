@@ -15,7 +15,7 @@ pub fn run(global: &cli::Global, args: &cli::Kubelet) -> Result<ExitCode> {
     agent::log_to_stderr(&global.log_level)?;
     let file = config::load(global.config.as_deref())?;
     let _held = state_dir::hold(&global.state)?;
-    crate::runtime(agent::WORKERS)?.block_on(async {
+    agent::run(async {
         let ask = agent::AskOfShutdown::default();
         let stop = agent::stop_on_signals(&ask)?;
         let configuration = wire::kubelet_configuration(&args.kubelet, &file)?;

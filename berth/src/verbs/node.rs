@@ -18,7 +18,7 @@ pub fn run(global: &cli::Global, args: &cli::Node) -> Result<ExitCode> {
     let configuration = wire::kubelet_configuration(&args.kubelet, &file)?;
     let _held = state_dir::hold(&global.state)?;
     let _root = state_dir::hold_root(&global.root)?;
-    crate::runtime(agent::WORKERS)?.block_on(async {
+    agent::run(async {
         let ask = agent::AskOfShutdown::default();
         let stop = agent::stop_on_signals(&ask)?;
         let server =

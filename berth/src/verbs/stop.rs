@@ -76,7 +76,7 @@ pub fn run(global: &cli::Global, args: &cli::Stop) -> Result<ExitCode> {
     let held = state_dir::hold(&global.state)?;
     let _root = state_dir::hold_root(&global.root)?;
     let flags = cli::Cri::default();
-    crate::runtime(agent::WORKERS)?.block_on(async {
+    agent::run(async {
         let server = CriServer::start(wire::cri(global, &flags, &file)?).await.context("reading the records")?;
         let ended = server.stop_all(Duration::from_secs(args.timeout.into())).await.context("ending the pods");
         server.shutdown().await;
