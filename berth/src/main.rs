@@ -10,6 +10,7 @@ mod find;
 mod kubelet_api;
 mod kubelet_why;
 mod listen;
+mod log;
 mod shim;
 mod state_dir;
 mod table;

@@ -174,7 +174,6 @@ pub(crate) async fn own(server: Arc<Server>, mut machine: Machine, mail: Mail, m
             }
         }
         let unheard: Vec<Arc<Error>> = out.answers.into_iter().filter_map(|answer| answer()).collect();
-        // A log that takes its time keeps no client waiting.
         for (id, change) in &out.events {
             report(&machine, id, *change);
         }
