@@ -70,11 +70,13 @@ pub(crate) async fn run(server: &Arc<Server>, id: &ContainerId, wanted: &Wanted,
         }
         () = server.closed() => Err(Error::Closing),
     };
-    disk.leave().await;
     drop(under);
     let folder = folder(&server.paths.kept_container(id));
     let object = folder.display().to_string();
-    let clear = crate::blocking(move || crate::sandbox::run::remove_folder(&folder));
+    let clear = async {
+        disk.leave().await;
+        crate::blocking(move || crate::sandbox::run::remove_folder(&folder)).await
+    };
     done.and(server.progress.step(id.as_str(), Step::Erase, object, clear).await)
 }
 
