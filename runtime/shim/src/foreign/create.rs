@@ -43,6 +43,8 @@ pub struct Order<'a> {
     pub trees: BTreeMap<String, OwnedFd>,
     /// The pod.
     pub pod: &'a Pod,
+    /// How the machine has its cgroups.
+    pub layout: &'a Layout,
     /// The shim, whose descriptors of the pod's namespaces the runtime opens.
     pub shim: Pid,
     /// The PID namespace of another container that is wanted.
@@ -106,7 +108,7 @@ fn place(instance: &Instance, order: &Order<'_>, root: RootSource) -> Result<Pla
         namespaces: namespaces(instance, order)?,
         cgroup: order.ext.cgroup.clone(),
         lowest_oom_score: lowest_oom_score(),
-        hugetlb: Layout::detect().is_ok_and(|layout| limits_huge_pages(&layout)),
+        hugetlb: limits_huge_pages(order.layout),
     })
 }
 
