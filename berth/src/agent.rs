@@ -1,4 +1,4 @@
-//! What the long-running verbs share: logging, signals, readiness and the bounded drain at the end.
+//! What the long-running verbs share: signals, readiness and the bounded drain at the end.
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -9,7 +9,6 @@ use anyhow::{Context, Result};
 use berth_kubelet::shutdown::Shutdown;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 use crate::heap;
 
@@ -27,13 +26,6 @@ pub fn run<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
         heap.abort();
         ended
     })
-}
-
-/// Logs to standard error: the service manager keeps it.
-pub fn log_to_stderr(level: &str) -> Result<()> {
-    let filter = EnvFilter::try_new(level).with_context(|| format!("--log-level {level:?}"))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
-    Ok(())
 }
 
 /// What has to be asked about SIGTERM, once there is a kubelet: the machine may be going down.

@@ -11,6 +11,7 @@ mod heap;
 mod kubelet_api;
 mod kubelet_why;
 mod listen;
+mod log;
 mod shim;
 mod state_dir;
 mod table;

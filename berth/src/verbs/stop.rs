@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
 
-use crate::{agent, cli, config, kubelet_api, state_dir, wire};
+use crate::{agent, cli, config, kubelet_api, log, state_dir, wire};
 
 /// How long the agent may take to end: its own drain and a little more.
 const AGENT_ENDS: Duration = Duration::from_secs(15);
@@ -65,7 +65,7 @@ fn tell_hooks(global: &cli::Global) -> Result<()> {
 
 /// Ends everything of this instance.
 pub fn run(global: &cli::Global, args: &cli::Stop) -> Result<ExitCode> {
-    agent::log_to_stderr(&global.log_level)?;
+    let _log = log::to_stderr(&global.log_level)?;
     if !global.state.exists() && !global.root.exists() {
         return Ok(ExitCode::SUCCESS);
     }
