@@ -5,6 +5,7 @@
 //! ```
 
 pub mod admission;
+pub mod ages;
 mod atomic_file;
 pub mod auth;
 pub mod backoff;

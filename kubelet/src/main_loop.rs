@@ -6,7 +6,7 @@ mod orders;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -20,6 +20,7 @@ use crate::control::{Order, PodControl};
 use crate::cri as calls;
 use crate::events::{self, RuntimeEvent};
 use crate::execute::Executor;
+use crate::housekeeping::Strays;
 use crate::memory::Termination;
 use crate::metrics::families;
 use crate::objects::Object;
@@ -90,6 +91,8 @@ pub(crate) struct Main {
     ended: BTreeSet<PodUid>,
     relist_at: Instant,
     garbage_at: Instant,
+    /// Locked by the task that collects, which is one at a time.
+    strays: Arc<Mutex<Strays>>,
 }
 
 impl Main {
@@ -144,6 +147,7 @@ impl Main {
             listed: false,
             ended: BTreeSet::new(),
             relist_at: now,
+            strays: Arc::default(),
         }
     }
 
@@ -394,7 +398,11 @@ impl Main {
         let known: Vec<PodUid> = self.workers.keys().chain(self.queued.keys()).cloned().collect();
         let (config, cgroups) = (self.executor.config.clone(), self.executor.cgroups.clone());
         let drivers = self.executor.volumes.drivers.clone();
-        tokio::task::spawn_blocking(move || housekeeping::collect(&config, cgroups.as_ref(), &drivers, &known));
+        let strays = self.strays.clone();
+        tokio::task::spawn_blocking(move || {
+            let mut strays = strays.lock().unwrap_or_else(PoisonError::into_inner);
+            housekeeping::collect(&config, cgroups.as_ref(), &drivers, &known, &mut strays);
+        });
         self.update_qos();
     }
 

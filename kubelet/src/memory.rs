@@ -7,8 +7,9 @@ use k8s_openapi::api::core::v1::PodStatus;
 use k8s_openapi::jiff::Timestamp;
 use tokio::time::Instant;
 
+use crate::ages::{self, Ages};
 use crate::backoff::Backoff;
-use crate::clock::Now;
+use crate::clock::{Now, Uptime};
 use crate::config::Config;
 use crate::control::Ending;
 use crate::observed::{self, PodObserved, State};
@@ -61,8 +62,12 @@ pub struct Termination {
 /// The memory of one worker.
 #[derive(Clone, Debug)]
 pub struct PodMemory {
-    /// First sight of the pod.
+    /// First sight of the pod, for users.
     pub start_time: Timestamp,
+    /// The start time is an earlier kubelet's, or the oldest record's.
+    start_known: bool,
+    /// The same by the monotonic clock: the active deadline counts from it.
+    pub active_since: Instant,
     /// Set once the pod is to end; can only become shorter.
     pub terminating: Option<Termination>,
     /// When that was asked first.
@@ -79,6 +84,8 @@ pub struct PodMemory {
     pub holds: BTreeMap<String, Instant>,
     /// When each exit was first seen, by container ID.
     pub exits: BTreeMap<String, Instant>,
+    /// Since when containers run, by ID: the wall clock may have jumped since their start.
+    pub running: BTreeMap<String, Instant>,
     /// Last errors, by container name.
     pub reasons: BTreeMap<String, Reason>,
     /// Highest attempt known, by container name.
@@ -132,6 +139,8 @@ impl PodMemory {
     pub fn new(config: &Config, now: Now, attempts: BTreeMap<String, u32>) -> PodMemory {
         PodMemory {
             start_time: now.wall,
+            start_known: false,
+            active_since: now.mono,
             terminating: None,
             terminating_since: None,
             ending: None,
@@ -140,6 +149,7 @@ impl PodMemory {
             pull_failures: BTreeMap::new(),
             holds: BTreeMap::new(),
             exits: BTreeMap::new(),
+            running: BTreeMap::new(),
             reasons: BTreeMap::new(),
             attempts,
             probes: BTreeMap::new(),
@@ -159,14 +169,31 @@ impl PodMemory {
 
     /// Goes on from what an earlier kubelet last said of the pod: since when, what was ready, how containers ended. Whether the pod is
     /// over is found out anew: what ended it may have been that kubelet's shutdown.
-    pub fn resume(&mut self, mut status: PodStatus) {
+    pub fn resume(&mut self, mut status: PodStatus, kept: Ages, now: Instant) {
         if let Some(start) = &status.start_time {
-            self.start_time = self.start_time.min(start.0);
+            (self.start_time, self.start_known) = (start.0, true);
         }
+        let instants = |ages: BTreeMap<String, u64>| ages.into_iter().map(|(id, age)| (id, ages::before(now, age))).collect();
+        self.active_since = ages::before(now, kept.active);
+        self.running = instants(kept.running);
+        self.exits = instants(kept.exits);
+        self.crash.resume(kept.delays, now);
         if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
             (status.phase, status.reason, status.message) = (None, None, None);
         }
         self.status = Some(status);
+    }
+
+    /// What the next kubelet counts on from.
+    pub fn ages(&self, at: Uptime, now: Instant) -> Ages {
+        let ages = |times: &BTreeMap<String, Instant>| times.iter().map(|(id, at)| (id.clone(), ages::age(*at, now))).collect();
+        Ages {
+            at,
+            active: ages::age(self.active_since, now),
+            running: ages(&self.running),
+            exits: ages(&self.exits),
+            delays: self.crash.kept(now),
+        }
     }
 
     /// Whether a container's postStart hook is not over.
@@ -182,21 +209,27 @@ impl PodMemory {
             if container.state == State::Exited {
                 self.exits.entry(container.id.clone()).or_insert(now.mono);
             }
+            if container.state == State::Running {
+                // Of one that ran before this process, and is on no record of its own, the runtime's word is all there is.
+                let told = now.wall.as_nanosecond() - i128::from(container.started_at);
+                let age = if self.adopted.contains(&container.id) { u64::try_from(told / 1_000_000).unwrap_or(0) } else { 0 };
+                self.running.entry(container.id.clone()).or_insert_with(|| ages::before(now.mono, age));
+            }
         }
         let known = |id: &String| observed.containers.iter().any(|c| c.id == *id);
         let runs = |id: &String| observed.containers.iter().any(|c| c.id == *id && c.state == State::Running);
         self.exits.retain(|id, _| known(id));
+        self.running.retain(|id, _| runs(id));
         self.probes.retain(|id, _| runs(id));
         self.adopted.retain(&runs);
         self.unhealthy.retain(|id, _| runs(id));
         self.resized.retain(|id, _| runs(id));
         self.resize_failures.retain(|id, _| runs(id));
-        if let Some(first) =
-            observed.containers.iter().map(|c| c.created_at).chain(observed.sandboxes.iter().map(|s| s.created_at)).min()
-            && first > 0
-        {
+        if !std::mem::replace(&mut self.start_known, true) {
             // A pod that ran before this process started is as old as its oldest record.
-            self.start_time = self.start_time.min(crate::observed::timestamp(first));
+            let records = observed.containers.iter().map(|c| c.created_at).chain(observed.sandboxes.iter().map(|s| s.created_at));
+            let oldest = records.min().filter(|first| *first > 0).map(observed::timestamp);
+            self.start_time = oldest.map_or(self.start_time, |oldest| self.start_time.min(oldest));
         }
         if let Some(sandbox) = observed.sandbox().filter(|s| s.ready && !s.ips.is_empty()) {
             self.ips.clone_from(&sandbox.ips);

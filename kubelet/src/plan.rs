@@ -208,12 +208,10 @@ fn plan_restart_all(pod: &Pod, observed: &PodObserved, ops: &mut Vec<PodOp>) {
     ops.extend(others.chain(trigger).map(|id| PodOp::ClearContainer { id: id.to_owned() }));
 }
 
-/// When the pod's active deadline passes.
+/// When the pod's active deadline passes. By the monotonic clock: a wall clock that jumps ends no pod.
 fn deadline(situation: &Situation<'_>) -> Option<Instant> {
-    let seconds = pod::spec(situation.pod).active_deadline_seconds?;
-    let start = situation.memory.start_time.as_second();
-    let left = start.saturating_add(seconds).saturating_sub(situation.now.wall.as_second());
-    Some(situation.now.mono + std::time::Duration::from_secs(u64::try_from(left).unwrap_or(0)))
+    let seconds = u64::try_from(pod::spec(situation.pod).active_deadline_seconds?).ok()?;
+    situation.memory.active_since.checked_add(std::time::Duration::from_secs(seconds))
 }
 
 /// Whether the pod has been active for longer than it may.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use k8s_openapi::api::core::v1::PodStatus;
 use serde::{Deserialize, Serialize};
 
+use crate::ages::Ages;
 use crate::typed;
 
 /// Of the file's content.
@@ -18,6 +19,9 @@ const VERSION: u32 = 1;
 struct File {
     version: u32,
     status: PodStatus,
+    /// Of files that do not have it nothing has been measured.
+    #[serde(default)]
+    ages: Ages,
 }
 
 /// One pod's file.
@@ -34,11 +38,11 @@ impl SavedStatus {
         SavedStatus { path: pod_dir.join("status.json"), next: Arc::default() }
     }
 
-    /// The status of an earlier kubelet; `None` where there is none that can be read.
-    pub(crate) fn load(&self) -> Option<PodStatus> {
+    /// The status of an earlier kubelet and what it had measured; `None` where there is none that can be read.
+    pub(crate) fn load(&self) -> Option<(PodStatus, Ages)> {
         let text = fs::read(&self.path).ok()?;
         let file: File = typed::from_bytes(&text).ok()?;
-        (file.version == VERSION).then_some(file.status)
+        (file.version == VERSION).then_some((file.status, file.ages))
     }
 
     /// Forgets what was kept.
@@ -47,8 +51,8 @@ impl SavedStatus {
     }
 
     /// Writes a status in the background. Before the pod has its folder, and after, nothing is kept.
-    pub(crate) fn save(&self, status: &PodStatus) {
-        let Ok(content) = typed::to_bytes(&File { version: VERSION, status: status.clone() }) else { return };
+    pub(crate) fn save(&self, status: &PodStatus, ages: Ages) {
+        let Ok(content) = typed::to_bytes(&File { version: VERSION, status: status.clone(), ages }) else { return };
         *self.next.lock().unwrap_or_else(PoisonError::into_inner) = Some(content);
         let (path, next) = (self.path.clone(), self.next.clone());
         tokio::task::spawn_blocking(move || {
@@ -81,10 +85,12 @@ mod tests {
         let saved = SavedStatus::new(root.path());
         assert_eq!(saved.load(), None);
         let status = |n: usize| PodStatus { message: Some(n.to_string()), ..PodStatus::default() };
-        (0..20).for_each(|n| saved.save(&status(n)));
-        assert!(berth_testkit::wait_until(std::time::Duration::from_secs(20), || saved.load() == Some(status(19))));
+        (0..20).for_each(|n| saved.save(&status(n), Ages::default()));
+        assert!(berth_testkit::wait_until(std::time::Duration::from_secs(20), || saved.load() == Some((status(19), Ages::default()))));
         let gone = SavedStatus::new(&root.path().join("gone"));
-        gone.save(&status(0));
+        gone.save(&status(0), Ages::default());
+        fs::write(root.path().join("status.json"), r#"{"version":1,"status":{"message":"old"}}"#).unwrap();
+        assert_eq!(saved.load().unwrap().0.message.as_deref(), Some("old"), "of a kubelet that measured nothing");
         fs::write(root.path().join("status.json"), "{half").unwrap();
         assert_eq!(saved.load(), None);
         assert!(!root.path().join("gone").exists());

@@ -126,8 +126,8 @@ impl Worker {
         let logs = crate::logs::pod_log_dir(&executor.config.pod_logs_dir, &pod);
         let mut memory = PodMemory::new(&executor.config, now, crate::logs::highest_attempts(&logs));
         let saved = SavedStatus::new(&executor.pod_dir(&pod));
-        if let Some(status) = saved.load() {
-            memory.resume(status);
+        if let Some((status, ages)) = saved.load() {
+            memory.resume(status, ages.at(&executor.config.clock.uptime()), now.mono);
         }
         Worker {
             uid,
@@ -374,7 +374,7 @@ impl Worker {
             tracing::info!(pod = %pod::format_pod(&self.pod), steps = plan.ops.len(), "pod is {phase}");
         }
         if self.memory.status.as_ref() != Some(&status) && self.memory.terminating.is_none() {
-            self.saved.save(&status);
+            self.saved.save(&status, self.memory.ages(self.executor.config.clock.uptime(), now.mono));
         }
         self.memory.status = Some(status.clone());
         self.table.set_trouble(&self.uid, self.memory.pod_error.as_ref());

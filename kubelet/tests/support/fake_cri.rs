@@ -821,11 +821,20 @@ impl ImageService for FakeCri {
         }))
     }
 
+    async fn list_images(&self, _: Request<cri::ListImagesRequest>) -> Answer<cri::ListImagesResponse> {
+        Ok(Response::new(cri::ListImagesResponse { images: self.lock().images.values().cloned().collect() }))
+    }
+
+    async fn remove_image(&self, request: Request<cri::RemoveImageRequest>) -> Answer<cri::RemoveImageResponse> {
+        let id = request.into_inner().image.unwrap_or_default().image;
+        self.enter("RemoveImage", &id, None).await?;
+        self.lock().images.retain(|_, image| image.id != id);
+        Ok(Response::new(cri::RemoveImageResponse {}))
+    }
+
     type StreamImagesStream = AnswerStream<cri::StreamImagesResponse>;
 
     not_faked! {
-        list_images(ListImagesRequest) -> cri::ListImagesResponse;
         stream_images(StreamImagesRequest) -> Self::StreamImagesStream;
-        remove_image(RemoveImageRequest) -> cri::RemoveImageResponse;
     }
 }
