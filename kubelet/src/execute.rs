@@ -27,6 +27,7 @@ use crate::plan::PodOp;
 use crate::pod;
 use crate::record::{Recorder, Weight};
 use crate::resources::{container_resources, pod_limits, qos_class};
+use crate::saved_status::{STATUS, STATUS_NEW};
 use crate::sandbox_config::{SandboxContext, sandbox_config};
 use crate::userns::{self, HostIds};
 use crate::volume::VolumeContext;
@@ -195,7 +196,8 @@ impl Executor {
                 };
                 removed.map_or_else(|e| failed("ContainerGCFailed", "error removing a sandbox", &e), |()| OpResult::Done)
             }
-            PodOp::Release { forget } => self.release(pod, *forget).await,
+            PodOp::PostStart { id, name } => self.post_start_again(pod, name, id, observed, cancel).await,
+            PodOp::Release { forget, keep_status } => self.release(pod, *forget, *keep_status).await,
         }
     }
 
@@ -256,8 +258,8 @@ impl Executor {
         volume::set_up(&self.volume_context(pod, &dir), self.config.clock.now()).map_err(|e| Reason::new("FailedMount", e))
     }
 
-    /// Volumes, cgroup and, when nothing of the pod is kept, its folder.
-    async fn release(&self, pod: &Arc<Pod>, forget: bool) -> OpResult {
+    /// Volumes and cgroup, and the pod's folder but for what says how it ended.
+    async fn release(&self, pod: &Arc<Pod>, forget: bool, keep_status: bool) -> OpResult {
         let (this, pod) = (self.clone(), pod.clone());
         let release = move || -> Result<(), Reason> {
             let failed = |e: String| Reason::new("FailedKillPod", format!("error killing pod: {e}"));
@@ -270,7 +272,12 @@ impl Executor {
                 // The containers' logs went with their records: what is left are folders.
                 logs::remove_pod(&this.config.pod_logs_dir, &pod);
             }
-            match volume::remove_folder(&dir) {
+            let kept: &[&str] = if keep_status { &[volume::OURS, STATUS, STATUS_NEW] } else { &[] };
+            let removed = match kept {
+                [] => volume::remove_folder(&dir),
+                kept => volume::remove_folder_but(&dir, kept),
+            };
+            match removed {
                 Err(e) if forget => Err(failed(e)),
                 _ => Ok(()),
             }

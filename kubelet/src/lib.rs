@@ -25,6 +25,7 @@ pub mod error;
 pub mod events;
 pub mod eviction;
 pub mod execute;
+mod hook_record;
 pub mod hooks;
 pub mod host_ports;
 pub mod hosts;

@@ -33,7 +33,7 @@ use crate::source::file::{self, FileSourceConfig};
 use crate::source::{SourceName, SourceUpdate};
 use crate::table::PodTable;
 use crate::worker::{Message, Worker};
-use crate::{Result, housekeeping, logs, orphan};
+use crate::{Result, hook_record, housekeeping, logs, orphan, status};
 
 /// A worker seen from outside.
 struct Handle {
@@ -269,6 +269,14 @@ impl Main {
             // An earlier life's logs and status would count as restarts of this one.
             logs::remove_pod(&self.executor.config.pod_logs_dir, &pod);
             SavedStatus::new(&self.executor.pod_dir(&pod)).remove();
+            hook_record::forget(&self.executor.pod_dir(&pod));
+        }
+        if self.present.contains(&uid)
+            && let Some((status, _)) = SavedStatus::new(&self.executor.pod_dir(&pod)).load()
+            && status::is_terminal_phase(status.phase.as_deref())
+        {
+            // Until its worker has looked: what is over takes no room and no ports from the pods that come with it.
+            self.table.set(&uid, &pod, status);
         }
         let (inbox, messages) = mpsc::unbounded_channel();
         let worker = Worker::new(

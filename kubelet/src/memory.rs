@@ -59,6 +59,9 @@ pub struct Termination {
     pub forget: bool,
 }
 
+/// The status' reason of a pod that was active for longer than it may.
+pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
+
 /// The memory of one worker.
 #[derive(Clone, Debug)]
 pub struct PodMemory {
@@ -114,6 +117,8 @@ pub struct PodMemory {
     pub deadline_exceeded: bool,
     /// Containers whose start may be in its postStart hook, with their attempts: until it is over they have not come up.
     pub hooked: BTreeMap<String, u32>,
+    /// The same of an earlier kubelet that was killed meanwhile: their hooks have to run again.
+    pub unfinished_hooks: BTreeMap<String, u32>,
 }
 
 /// What probes say of a running container.
@@ -164,11 +169,13 @@ impl PodMemory {
             ips: Vec::new(),
             deadline_exceeded: false,
             hooked: BTreeMap::new(),
+            unfinished_hooks: BTreeMap::new(),
         }
     }
 
     /// Goes on from what an earlier kubelet last said of the pod: since when, what was ready, how containers ended. Whether the pod is
-    /// over is found out anew: what ended it may have been that kubelet's shutdown.
+    /// over is found out anew by its records, as the upstream does: what ended it may have been that kubelet's shutdown. A deadline
+    /// that has passed has passed.
     pub fn resume(&mut self, mut status: PodStatus, kept: Ages, now: Instant) {
         if let Some(start) = &status.start_time {
             (self.start_time, self.start_known) = (start.0, true);
@@ -178,6 +185,7 @@ impl PodMemory {
         self.running = instants(kept.running);
         self.exits = instants(kept.exits);
         self.crash.resume(kept.delays, now);
+        self.deadline_exceeded = status.reason.as_deref() == Some(DEADLINE_EXCEEDED);
         if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
             (status.phase, status.reason, status.message) = (None, None, None);
         }
@@ -198,7 +206,7 @@ impl PodMemory {
 
     /// Whether a container's postStart hook is not over.
     pub fn is_hooked(&self, record: &observed::Container) -> bool {
-        self.hooked.get(&record.name) == Some(&record.attempt)
+        [&self.hooked, &self.unfinished_hooks].iter().any(|hooks| hooks.get(&record.name) == Some(&record.attempt))
     }
 
     /// Takes note of what the runtime has.
@@ -219,6 +227,9 @@ impl PodMemory {
         let known = |id: &String| observed.containers.iter().any(|c| c.id == *id);
         let runs = |id: &String| observed.containers.iter().any(|c| c.id == *id && c.state == State::Running);
         self.exits.retain(|id, _| known(id));
+        self.unfinished_hooks.retain(|name, attempt| {
+            observed.newest(name).is_some_and(|c| c.attempt == *attempt && c.state == State::Running)
+        });
         self.running.retain(|id, _| runs(id));
         self.probes.retain(|id, _| runs(id));
         self.adopted.retain(&runs);

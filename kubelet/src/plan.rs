@@ -79,10 +79,19 @@ pub enum PodOp {
         /// Sandbox's ID.
         id: String,
     },
-    /// Volumes, cgroup and, when the pod is forgotten, its folder.
+    /// Volumes and cgroup, and the pod's folder but for what is to be kept of it.
     Release {
-        /// The folder goes too.
+        /// The logs go too, and nothing may be left.
         forget: bool,
+        /// The last status stays: the pod has ended, and the next kubelet is to know how.
+        keep_status: bool,
+    },
+    /// Runs the postStart hook that an earlier kubelet has not seen the end of.
+    PostStart {
+        /// Container's ID.
+        id: String,
+        /// Its name.
+        name: String,
     },
 }
 
@@ -238,7 +247,7 @@ fn plan_end(pod: &Pod, observed: &PodObserved, memory: &PodMemory, termination: 
         plan.ops.extend(observed.sandboxes.iter().map(|s| PodOp::RemoveSandbox { id: s.id.clone() }));
     }
     if !memory.released {
-        plan.ops.push(PodOp::Release { forget: termination.forget });
+        plan.ops.push(PodOp::Release { forget: termination.forget, keep_status: false });
     }
     // A pod that only the node ends is still wanted: it stays known, with its status.
     plan.finished = plan.ops.is_empty() && termination.forget;
@@ -250,7 +259,7 @@ fn plan_rest(pod: &Pod, observed: &PodObserved, memory: &PodMemory) -> Plan {
     let mut plan = Plan::default();
     stop_all(pod, observed, pod::grace_seconds(pod), &mut plan.ops);
     if plan.ops.is_empty() && !memory.released {
-        plan.ops.push(PodOp::Release { forget: false });
+        plan.ops.push(PodOp::Release { forget: false, keep_status: true });
     }
     collect_garbage(observed, &mut plan.ops);
     plan

@@ -12,6 +12,10 @@ use serde::{Deserialize, Serialize};
 use crate::ages::Ages;
 use crate::typed;
 
+/// The file's name in a pod's folder, and its name while it is written.
+pub(crate) const STATUS: &str = "status.json";
+pub(crate) const STATUS_NEW: &str = "status.json.new";
+
 /// Of the file's content.
 const VERSION: u32 = 1;
 
@@ -35,7 +39,7 @@ pub(crate) struct SavedStatus {
 impl SavedStatus {
     /// In a pod's folder.
     pub(crate) fn new(pod_dir: &Path) -> SavedStatus {
-        SavedStatus { path: pod_dir.join("status.json"), next: Arc::default() }
+        SavedStatus { path: pod_dir.join(STATUS), next: Arc::default() }
     }
 
     /// The status of an earlier kubelet and what it had measured; `None` where there is none that can be read.
@@ -70,7 +74,7 @@ impl SavedStatus {
 
 /// Without a sync: what a power cut takes is worth nothing after it, and an idle disk stays idle.
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("json.new");
+    let temporary = path.with_file_name(STATUS_NEW);
     fs::write(&temporary, content)?;
     fs::rename(&temporary, path)
 }

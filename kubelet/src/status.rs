@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::memory::PodMemory;
+use crate::memory::{DEADLINE_EXCEEDED, PodMemory};
 use crate::node::NodeView;
 use crate::observed::{self, PodObserved, State, timestamp, whole_second};
 use crate::plan::{Situation, can_restart_all, init_restarts, resize_of, restart_all_trigger, restarts};
@@ -168,7 +168,7 @@ pub fn status(situation: &Situation<'_>) -> PodStatus {
 fn verdict(memory: &PodMemory) -> Option<(String, String)> {
     let deadline = || {
         let message = "Pod was active on the node longer than the specified deadline";
-        memory.deadline_exceeded.then(|| ("DeadlineExceeded".to_owned(), message.to_owned()))
+        memory.deadline_exceeded.then(|| (DEADLINE_EXCEEDED.to_owned(), message.to_owned()))
     };
     let ending = memory.ending.as_ref().map(|ending| (ending.reason.clone(), ending.message.clone()));
     ending.or_else(deadline)

@@ -25,8 +25,8 @@ use crate::pod::{self, PodUid};
 use crate::probe::{Kind, Probers};
 use crate::record::Weight;
 use crate::saved_status::SavedStatus;
-use crate::status;
 use crate::table::PodTable;
+use crate::{hook_record, status};
 
 /// How long a stopping kubelet waits for the step that is being carried out.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
@@ -126,6 +126,7 @@ impl Worker {
         let logs = crate::logs::pod_log_dir(&executor.config.pod_logs_dir, &pod);
         let mut memory = PodMemory::new(&executor.config, now, crate::logs::highest_attempts(&logs));
         let saved = SavedStatus::new(&executor.pod_dir(&pod));
+        memory.unfinished_hooks = hook_record::unfinished(&executor.pod_dir(&pod));
         if let Some((status, ages)) = saved.load() {
             memory.resume(status, ages.at(&executor.config.clock.uptime()), now.mono);
         }
