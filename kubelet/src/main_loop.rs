@@ -90,6 +90,8 @@ pub(crate) struct Main {
     /// Pods that ended since the running listing began: it may still have them.
     ended: BTreeSet<PodUid>,
     relist_at: Instant,
+    /// When the last listing began.
+    listed_at: Option<Instant>,
     garbage_at: Instant,
     /// Locked by the task that collects, which is one at a time.
     strays: Arc<Mutex<Strays>>,
@@ -147,6 +149,7 @@ impl Main {
             listed: false,
             ended: BTreeSet::new(),
             relist_at: now,
+            listed_at: None,
             strays: Arc::default(),
         }
     }
@@ -337,6 +340,10 @@ impl Main {
         if self.listing.is_none() {
             self.ended.clear();
             let runtime = self.executor.runtime.clone();
+            let now = Instant::now();
+            if let Some(before) = self.listed_at.replace(now) {
+                runtime.metrics().observe(&families::RELIST_INTERVAL, &[], now.saturating_duration_since(before));
+            }
             self.listing = Some(tokio::spawn(async move {
                 let begun = Instant::now();
                 let listed = list_all(&runtime).await;
@@ -374,6 +381,7 @@ impl Main {
                 continue;
             }
             let pod = orphan::describe(&uid, listed);
+            self.executor.runtime.metrics().count(&families::ORPHANED_PODS, &[]);
             tracing::warn!(pod = %pod::format_pod(&pod), "nobody wants this pod: it ends");
             self.spawn(uid.clone(), Arc::new(pod));
             if let Some(handle) = self.workers.get_mut(&uid) {

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use super::Main;
 use crate::admission::{Rejection, admit, is_critical};
 use crate::control::Ending;
+use crate::metrics::families;
 use crate::pod::{self, FullName, PodUid};
 use crate::record::Weight;
 use crate::{classes, host_ports, preemption};
@@ -113,6 +114,7 @@ impl Main {
     }
 
     fn reject(&mut self, uid: &PodUid, pod: &Arc<Pod>, rejection: &Rejection) {
+        self.executor.runtime.metrics().count(&families::ADMISSION_REJECTIONS, &[&rejection.reason]);
         self.executor.recorder.event(pod, None, Weight::Warning, &rejection.reason, &rejection.message);
         self.table.set(uid, pod, rejection.status(pod, self.executor.config.clock.now()));
         self.rejected.insert(uid.clone());

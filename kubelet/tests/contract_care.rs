@@ -1,0 +1,71 @@
+//! The care of the node: what it counts of itself, what it removes when it runs short.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::time::Duration;
+
+use berth_kubelet::eviction::threshold::{Quota, Signal, Threshold};
+use support::{Node, pod};
+
+fn phase(pod: &serde_json::Value) -> &str {
+    pod["status"]["phase"].as_str().unwrap_or_default()
+}
+
+/// Waits until the metrics have a line.
+async fn counted(node: &Node, line: &str) {
+    let limit = std::time::Instant::now() + Duration::from_secs(30);
+    loop {
+        let page = node.get("/metrics").await.1;
+        if page.lines().any(|found| found == line) {
+            return;
+        }
+        assert!(std::time::Instant::now() < limit, "{line} is not in:\n{page}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A threshold that is always met.
+fn always(signal: Signal) -> Threshold {
+    Threshold { signal, below: Quota::Amount(i64::MAX), grace: None, reclaim: None }
+}
+
+#[tokio::test]
+async fn what_the_node_removes_refuses_and_evicts_is_counted() {
+    let mut node = Node::new();
+    node.apply("gone.yaml", &pod("gone", ""));
+    node.start().await;
+    node.wait_pod("gone-n1", "Running", |p| phase(p) == "Running").await;
+    node.stop().await;
+    node.delete("gone.yaml");
+    node.cri.add_image("unused:1");
+    let mut config = node.config().await;
+    config.max_pods = 1;
+    config.timing.relist = Duration::from_millis(100);
+    config.timing.image_gc = Duration::from_millis(200);
+    config.image_gc.min_age = Duration::ZERO;
+    config.image_gc.max_age = Some(Duration::from_millis(1));
+    config.image_gc.high_percent = 100;
+    node.start_with(config);
+    node.wait_socket().await;
+    counted(&node, "kubelet_orphaned_runtime_pods_total 1").await;
+    node.cri.wait("the orphan goes", |s| s.sandboxes.is_empty()).await;
+    node.apply("a.yaml", &pod("a", ""));
+    node.wait_pod("a-n1", "Running", |p| phase(p) == "Running").await;
+    node.apply("b.yaml", &pod("b", ""));
+    counted(&node, "kubelet_admission_rejections_total{reason=\"OutOfpods\"} 1").await;
+    counted(&node, "kubelet_image_garbage_collected_total{reason=\"age\"} 1").await;
+    let page = node.get("/metrics").await.1;
+    let interval = page.lines().find_map(|line| line.strip_prefix("kubelet_pleg_relist_interval_seconds_count "));
+    assert!(interval.is_some_and(|count| count.parse::<u64>().unwrap() > 0), "{page}");
+    node.stop().await;
+    let mut config = node.config().await;
+    config.eviction.thresholds = vec![always(Signal::MemoryAvailable)];
+    config.eviction.static_pods = true;
+    config.timing.eviction = Duration::from_millis(50);
+    node.start_with(config);
+    let evicted = node.wait_pod("a-n1", "evicted", |p| phase(p) == "Failed").await;
+    assert_eq!(evicted["status"]["reason"], "Evicted");
+    counted(&node, "kubelet_evictions{eviction_signal=\"memory.available\"} 1").await;
+}
