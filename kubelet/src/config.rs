@@ -47,6 +47,8 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     /// The host's hosts file, which host-network pods inherit.
     pub hosts_file: PathBuf,
+    /// The kernel's log, which names the processes that it kills for want of memory.
+    pub kernel_log: PathBuf,
     /// How many pods may run at once.
     pub max_pods: usize,
     /// The host's files of subordinate user and group IDs: what the user `kubelet` has there is for pods with `hostUsers: false`.
@@ -296,6 +298,7 @@ impl Config {
             cluster_domain: String::new(),
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
             hosts_file: PathBuf::from("/etc/hosts"),
+            kernel_log: PathBuf::from("/dev/kmsg"),
             max_pods: 110,
             subordinate_ids: ["/etc/subuid", "/etc/subgid"].map(PathBuf::from),
             log_limits: LogLimits::default(),

@@ -43,6 +43,7 @@ pub mod node;
 pub mod node_state;
 pub mod objects;
 pub mod observed;
+pub mod oom;
 mod orphan;
 pub mod plan;
 pub mod plan_files;

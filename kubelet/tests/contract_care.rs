@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::io::Write;
 use std::time::Duration;
 
 use berth_kubelet::eviction::threshold::{Quota, Signal, Threshold};
@@ -68,4 +69,30 @@ async fn what_the_node_removes_refuses_and_evicts_is_counted() {
     let evicted = node.wait_pod("a-n1", "evicted", |p| phase(p) == "Failed").await;
     assert_eq!(evicted["status"]["reason"], "Evicted");
     counted(&node, "kubelet_evictions{eviction_signal=\"memory.available\"} 1").await;
+}
+
+#[tokio::test]
+async fn what_the_kernel_kills_for_want_of_memory_is_named() {
+    let mut node = Node::new();
+    rustix::fs::mknodat(rustix::fs::CWD, node.path("kmsg"), rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+    // A pipe that is open for both is neither refused nor over when it has no other end.
+    let mut log = std::fs::OpenOptions::new().read(true).write(true).open(node.path("kmsg")).unwrap();
+    node.apply("web.yaml", &pod("web", ""));
+    node.start().await;
+    let found = node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+    let uid = found["metadata"]["uid"].as_str().unwrap();
+    let id = found["status"]["containerStatuses"][0]["containerID"].as_str().unwrap().strip_prefix("fake://").unwrap();
+    let line = |rest: &str| format!("6,1,2,-;oom-kill:constraint=X,nodemask=(null),cpuset=/,mems_allowed=0,{rest},uid=0\n");
+    let own = line(&format!("oom_memcg=/kubepods/pod{uid},task_memcg=/kubepods/pod{uid}/{id},task=python3,pid=41"));
+    let system = line("global_oom,task_memcg=/init.scope,task=stress,pid=42");
+    let foreign = line("oom_memcg=/user.slice,task_memcg=/user.slice,task=other,pid=43");
+    for text in ["6,1,2,-;something else\n", &own, &foreign, &system] {
+        log.write_all(text.as_bytes()).unwrap();
+    }
+    let events = [
+        "OOMKilling: Memory cgroup out of memory: killed process 41 (python3)",
+        "SystemOOM: System OOM encountered, victim process: stress, pid: 42",
+    ];
+    support::eventually("the events", || events.iter().all(|event| node.events().contains(&(*event).to_owned()))).await;
+    assert!(!node.events().iter().any(|event| event.contains("43")), "{:#?}", node.events());
 }

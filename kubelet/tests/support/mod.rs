@@ -59,6 +59,7 @@ impl Node {
         config.socket = Some(self.path("kubelet.sock"));
         config.resolv_conf = self.path("resolv.conf");
         config.hosts_file = self.path("hosts");
+        config.kernel_log = self.path("kmsg");
         config.cgroup_root = None;
         config
     }
