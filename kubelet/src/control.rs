@@ -34,6 +34,8 @@ pub(crate) enum Order {
     End { choose: Choice, unfinished: Unfinished },
     /// What new pods have to be judged by from now on.
     Conditions(NodeConditions),
+    /// The node's addresses are these now.
+    Addresses(Vec<String>),
     /// Pods that wait may not have to any more.
     LookAgain,
 }
@@ -43,6 +45,7 @@ impl fmt::Debug for Order {
         match self {
             Order::End { .. } => f.write_str("End"),
             Order::LookAgain => f.write_str("LookAgain"),
+            Order::Addresses(addresses) => f.debug_tuple("Addresses").field(addresses).finish(),
             Order::Conditions(conditions) => f.debug_tuple("Conditions").field(conditions).finish(),
         }
     }
@@ -71,6 +74,11 @@ impl PodControl {
     /// Has the main loop judge the waiting pods again.
     pub(crate) fn look_again(&self) {
         let _ = self.0.send(Order::LookAgain);
+    }
+
+    /// Gives pods' statuses the addresses that the node has now.
+    pub(crate) fn set_addresses(&self, addresses: Vec<String>) {
+        let _ = self.0.send(Order::Addresses(addresses));
     }
 
     /// Judges pods that come from now on by these conditions: `shutting_down` lets none in.

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cgroup::PodCgroups;
 use crate::config::Config;
 use crate::cri::{self as calls, Runtime};
-use crate::dns::NodeDns;
+use crate::dns::{self, NodeDns};
 use crate::memory::Reason;
 use crate::metrics::families;
 use crate::node::NodeView;
@@ -203,7 +203,7 @@ impl Executor {
 
     fn sandbox_config(&self, pod: &Pod, attempt: u32) -> Result<cri::PodSandboxConfig, String> {
         let dns = NodeDns {
-            host: fs::read_to_string(&self.config.resolv_conf).ok(),
+            host: host_resolver(&self.config).0,
             cluster_servers: self.config.cluster_dns.clone(),
             cluster_domain: self.config.cluster_domain.clone(),
         };
@@ -381,6 +381,23 @@ impl Executor {
         {
             tracing::warn!(%error, "a log link stays");
         }
+    }
+}
+
+/// The resolver configuration that pods inherit, and what is to be said of it.
+pub(crate) fn host_resolver(config: &Config) -> (Option<String>, Option<String>) {
+    let host = fs::read_to_string(&config.resolv_conf).ok();
+    if !host.as_deref().is_some_and(dns::is_stub) {
+        return (host, None);
+    }
+    let stub = config.resolv_conf.display();
+    let uplink = config.resolv_conf_uplink.as_ref().and_then(|path| Some((path, fs::read_to_string(path).ok()?)));
+    match uplink.filter(|(_, text)| !dns::is_stub(text)) {
+        Some((path, text)) => {
+            let notice = format!("{stub} names only a resolver on loopback: pods get the servers of {}", path.display());
+            (Some(text), Some(notice))
+        }
+        None => (host, Some(format!("{stub} names only a resolver on loopback, which pods cannot reach: set resolvConf"))),
     }
 }
 

@@ -4,6 +4,7 @@
 //! source → v1::Pod → worker: plan(pod, observed, now) → [PodOp] → execute (CRI) → observed' → status → /pods
 //! ```
 
+pub mod addresses;
 pub mod admission;
 pub mod ages;
 mod atomic_file;

@@ -19,6 +19,7 @@ use crate::clock::Now;
 use crate::control::{Ending, Unfinished};
 use crate::execute::{Executor, PassResults, run_pass};
 use crate::memory::{PodMemory, Termination};
+use crate::node::NodeView;
 use crate::observed::{self, PodObserved, State};
 use crate::plan::{self, Plan, PodOp, Situation};
 use crate::pod::{self, PodUid};
@@ -47,6 +48,8 @@ pub(crate) enum Message {
     },
     /// Something changed in the runtime.
     Look,
+    /// The node has other addresses.
+    NodeChanged(Arc<NodeView>),
     /// ConfigMaps, Secrets or classes changed.
     ObjectsChanged,
     /// What a container's probe has found, beyond its threshold.
@@ -249,6 +252,7 @@ impl Worker {
     fn told(&mut self, message: Message) {
         match message {
             Message::Look => {}
+            Message::NodeChanged(node) => self.executor.node = node,
             Message::ObjectsChanged => {
                 // Volumes are brought up to date; what failed for want of an object is tried again at once.
                 self.memory.prepared = false;

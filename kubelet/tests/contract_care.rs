@@ -5,8 +5,10 @@
 mod support;
 
 use std::io::Write;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use berth_kubelet::addresses::AddressSource;
 use berth_kubelet::eviction::threshold::{Quota, Signal, Threshold};
 use support::{Node, pod};
 
@@ -95,4 +97,59 @@ async fn what_the_kernel_kills_for_want_of_memory_is_named() {
     ];
     support::eventually("the events", || events.iter().all(|event| node.events().contains(&(*event).to_owned()))).await;
     assert!(!node.events().iter().any(|event| event.contains("43")), "{:#?}", node.events());
+}
+
+#[tokio::test]
+async fn the_nodes_new_address_is_in_the_statuses_and_restarts_nothing() {
+    let mut node = Node::new();
+    let address = Arc::new(Mutex::new(vec!["192.0.2.1".parse().unwrap()]));
+    node.apply("web.yaml", &pod("web", ""));
+    node.apply("host.yaml", &pod("host", "  hostNetwork: true\n"));
+    let mut config = node.config().await;
+    config.timing.addresses = Duration::from_millis(20);
+    let found = address.clone();
+    config.node_ip_source = Some(AddressSource::from_fn(move || found.lock().unwrap().clone()));
+    node.start_with(config);
+    let host_ip = |p: &serde_json::Value| p["status"]["hostIP"].as_str().map(str::to_owned);
+    for name in ["web-n1", "host-n1"] {
+        node.wait_pod(name, "Running", |p| phase(p) == "Running" && host_ip(p).as_deref() == Some("192.0.2.1")).await;
+    }
+    *address.lock().unwrap() = vec!["192.0.2.7".parse().unwrap(), "2001:db8::7".parse().unwrap()];
+    let web = node.wait_pod("web-n1", "the new address", |p| host_ip(p).as_deref() == Some("192.0.2.7")).await;
+    assert_eq!(web["status"]["hostIPs"][1]["ip"], "2001:db8::7");
+    assert_eq!(web["status"]["podIP"].as_str().map(|ip| ip.starts_with("10.0.0.")), Some(true));
+    node.wait_pod("host-n1", "the new address", |p| p["status"]["podIP"] == "192.0.2.7").await;
+    // Without a network the last addresses stay.
+    address.lock().unwrap().clear();
+    node.apply("late.yaml", &pod("late", ""));
+    node.wait_pod("late-n1", "Running", |p| phase(p) == "Running" && host_ip(p).as_deref() == Some("192.0.2.7")).await;
+    assert_eq!((node.cri.calls("StartContainer").len(), node.cri.calls("StopContainer").len()), (3, 0));
+}
+
+#[tokio::test]
+async fn pods_get_the_servers_behind_a_resolver_on_loopback_unless_one_is_named() {
+    let write = |node: &Node, file: &str, server: &str| {
+        std::fs::write(node.path(file), format!("nameserver {server}\nsearch example.org\n")).unwrap();
+    };
+    for (uplink, named, server, notice) in [
+        (Some("192.0.2.99"), false, "192.0.2.99", Some("pods get the servers of")),
+        (Some("192.0.2.99"), true, "127.0.0.53", Some("which pods cannot reach")),
+        (Some("127.0.0.1"), false, "127.0.0.53", Some("which pods cannot reach")),
+        (None, false, "127.0.0.53", Some("which pods cannot reach")),
+    ] {
+        let mut node = Node::new();
+        write(&node, "resolv.conf", "127.0.0.53");
+        uplink.into_iter().for_each(|uplink| write(&node, "uplink.conf", uplink));
+        node.apply("web.yaml", &pod("web", ""));
+        let mut config = node.config().await;
+        if named {
+            config.resolv_conf_uplink = None;
+        }
+        node.start_with(config);
+        node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+        assert_eq!(node.cri.lock().resolvers, [server], "{uplink:?} {named}");
+        let events = node.events();
+        let told = events.iter().find(|event| event.starts_with("HostResolver: "));
+        assert_eq!(told.is_some_and(|event| event.contains(notice.unwrap_or("-"))), notice.is_some(), "{events:#?}");
+    }
 }

@@ -1,7 +1,10 @@
 //! What other parts of the node ask of the main loop.
 
+use std::sync::Arc;
+
 use super::{Handle, Main};
 use crate::control::Order;
+use crate::node::NodeView;
 use crate::worker::Message;
 
 impl Main {
@@ -15,6 +18,13 @@ impl Main {
                 }
             }
             Order::Conditions(conditions) => self.conditions = conditions,
+            Order::Addresses(host_ips) => {
+                let node = Arc::new(NodeView { host_ips, ..NodeView::clone(&self.executor.node) });
+                self.executor.node = node.clone();
+                for handle in self.workers.values() {
+                    let _ = handle.inbox.send(Message::NodeChanged(node.clone()));
+                }
+            }
             Order::LookAgain => self.start_queued(),
         }
     }

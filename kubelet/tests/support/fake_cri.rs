@@ -41,6 +41,8 @@ pub struct State {
     pub network_ready: bool,
     pub without_events: bool,
     pub user_namespaces: bool,
+    /// The DNS servers of each sandbox so far.
+    pub resolvers: Vec<String>,
     /// What exec, attach and port-forward answer.
     pub streaming: String,
     behaviours: HashMap<String, VecDeque<Behaviour>>,
@@ -452,6 +454,7 @@ impl RuntimeService for FakeCri {
                 return Err(Status::already_exists("sandbox name is taken"));
             }
             let id = state.id();
+            state.resolvers.extend(config.dns_config.iter().flat_map(|dns| dns.servers.clone()));
             let options = config.linux.and_then(|l| l.security_context).and_then(|s| s.namespace_options);
             let host = options.as_ref().is_some_and(|o| o.network() == cri::NamespaceMode::Node);
             let number = state.next;
