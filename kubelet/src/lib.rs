@@ -55,6 +55,7 @@ pub mod probe;
 pub mod pull_secret;
 pub mod quantity;
 pub mod record;
+pub mod resize;
 pub mod resources;
 pub mod sandbox_config;
 mod saved_status;

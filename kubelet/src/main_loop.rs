@@ -3,6 +3,7 @@
 
 mod letting_in;
 mod orders;
+mod resizing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
@@ -21,7 +22,7 @@ use crate::cri as calls;
 use crate::events::{self, RuntimeEvent};
 use crate::execute::Executor;
 use crate::housekeeping::Strays;
-use crate::memory::Termination;
+use crate::memory::{Pending, Termination};
 use crate::metrics::families;
 use crate::objects::Object;
 use crate::observed::{Listing, list_all};
@@ -37,12 +38,22 @@ use crate::{Result, hook_record, housekeeping, logs, orphan, status};
 
 /// A worker seen from outside.
 struct Handle {
+    /// With the resources that it has been given.
     pod: Arc<Pod>,
+    /// Those that it waits for.
+    pending: Option<Pending>,
     name: FullName,
     inbox: mpsc::UnboundedSender<Message>,
     ending: bool,
     /// What the last listing had of the pod.
     listed: Vec<(String, i32)>,
+}
+
+impl Handle {
+    /// The pod as its source has it.
+    fn wanted(&self) -> &Arc<Pod> {
+        self.pending.as_ref().map_or(&self.pod, |pending| &pending.wanted)
+    }
 }
 
 enum Action {
@@ -251,18 +262,15 @@ impl Main {
         }
         self.queued.retain(|uid, _| wanted.contains_key(uid));
         self.forget_refusals(&wanted);
+        let mut updates = Vec::new();
         for (uid, pod) in wanted {
-            match self.workers.get_mut(&uid) {
-                Some(handle) if !handle.ending => {
-                    if handle.pod != pod {
-                        handle.pod = pod.clone();
-                        let _ = handle.inbox.send(Message::Update(pod));
-                    }
-                }
+            match self.workers.get(&uid) {
+                Some(handle) if !handle.ending => updates.push((uid, pod)),
                 _ if self.rejected.contains(&uid) => {}
                 _ => _ = self.queued.insert(uid, pod),
             }
         }
+        self.update(updates);
         self.start_queued();
         self.update_qos();
     }
@@ -274,10 +282,10 @@ impl Main {
             SavedStatus::new(&self.executor.pod_dir(&pod)).remove();
             hook_record::forget(&self.executor.pod_dir(&pod));
         }
-        if self.present.contains(&uid)
-            && let Some((status, _)) = SavedStatus::new(&self.executor.pod_dir(&pod)).load()
-            && status::is_terminal_phase(status.phase.as_deref())
-        {
+        let saved = self.present.contains(&uid).then(|| SavedStatus::new(&self.executor.pod_dir(&pod)).load()).flatten();
+        let saved = saved.map(|(status, _)| status);
+        let (pod, pending) = Main::resume_resize(&pod, saved.as_ref());
+        if let Some(status) = saved.filter(|status| status::is_terminal_phase(status.phase.as_deref())) {
             // Until its worker has looked: what is over takes no room and no ports from the pods that come with it.
             self.table.set(&uid, &pod, status);
         }
@@ -293,7 +301,10 @@ impl Main {
         );
         let name = FullName::of(&pod);
         tracing::info!(pod = %pod::format_pod(&pod), "pod is taken up");
-        self.workers.insert(uid.clone(), Handle { pod, name, inbox, ending: false, listed: Vec::new() });
+        if let Some(pending) = pending.clone() {
+            let _ = inbox.send(Message::ResizePending(pending));
+        }
+        self.workers.insert(uid.clone(), Handle { pod, pending, name, inbox, ending: false, listed: Vec::new() });
         self.tasks.spawn(async move {
             let gone = worker.run().await;
             (uid, gone)
@@ -306,6 +317,7 @@ impl Main {
             tracing::info!(pod = %pod::format_pod(&handle.pod), "pod is gone");
         }
         self.ended.insert(uid.clone());
+        self.retry_resizes();
         self.start_queued();
         self.update_qos();
     }
@@ -390,6 +402,7 @@ impl Main {
         }
         self.listed = true;
         self.present = listing.keys().filter_map(|uid| PodUid::new(uid)).collect();
+        self.retry_resizes();
         self.start_queued();
         self.update_qos();
     }

@@ -2,8 +2,9 @@
 //! except for what records and log files tell again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::PodStatus;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::jiff::Timestamp;
 use tokio::time::Instant;
 
@@ -13,6 +14,7 @@ use crate::clock::{Now, Uptime};
 use crate::config::Config;
 use crate::control::Ending;
 use crate::observed::{self, PodObserved, State};
+use crate::resize::Refusal;
 
 /// Why a container waits, as the status shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +41,15 @@ pub struct PullFailure {
     pub checked_at: Instant,
     /// How it failed.
     pub reason: Reason,
+}
+
+/// Other resources that a pod is to have when the node has room for them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pending {
+    /// The pod with them.
+    pub wanted: Arc<Pod>,
+    /// Why it does not have them yet.
+    pub refusal: Refusal,
 }
 
 /// A change of limits that failed.
@@ -103,6 +114,8 @@ pub struct PodMemory {
     pub resized: BTreeMap<String, crate::observed::Limits>,
     /// Containers whose limits could not be changed, by ID.
     pub resize_failures: BTreeMap<String, ResizeFailure>,
+    /// Resources that the pod does not get yet.
+    pub pending: Option<Pending>,
     /// Folders, cgroup and volumes are there.
     pub prepared: bool,
     /// Folders, cgroup and volumes are gone again.
@@ -162,6 +175,7 @@ impl PodMemory {
             unhealthy: BTreeMap::new(),
             resized: BTreeMap::new(),
             resize_failures: BTreeMap::new(),
+            pending: None,
             prepared: false,
             released: false,
             status: None,

@@ -13,6 +13,7 @@ use crate::node::NodeView;
 use crate::observed::{self, PodObserved, State, timestamp, whole_second};
 use crate::plan::{Situation, can_restart_all, init_restarts, resize_of, restart_all_trigger, restarts};
 use crate::pod;
+use crate::resize;
 use crate::resources::qos_class;
 
 /// Most that one termination message may have, and all of a pod together.
@@ -462,12 +463,16 @@ fn conditions(
         };
         ("AllContainersRestarting", verdict)
     });
+    let pending = memory.pending.as_ref().map(|pending| {
+        let message = Some(pending.refusal.message.clone());
+        (resize::PENDING, Verdict { status: true, reason: Some(pending.refusal.reason), message })
+    });
     let resizing = resize_verdict(situation).map(|verdict| ("PodResizeInProgress", verdict));
     let disruption = memory.ending.as_ref().and_then(|ending| ending.disruption.clone()).filter(|_| phase == "Failed");
     let disruption = disruption.map(|message| {
         ("DisruptionTarget", Verdict { status: true, reason: Some("TerminationByKubelet"), message: Some(message) })
     });
-    resizing.into_iter().chain(disruption).chain(wanted).chain(restarting).map(build).collect()
+    pending.into_iter().chain(resizing).chain(disruption).chain(wanted).chain(restarting).map(build).collect()
 }
 
 /// Whether limits of running containers are still to change, and why they could not yet.

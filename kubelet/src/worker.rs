@@ -4,6 +4,8 @@
 mod outcome;
 mod probing;
 
+pub(crate) use self::outcome::resize_summary;
+
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Now;
 use crate::control::{Ending, Unfinished};
 use crate::execute::{Executor, PassResults, run_pass};
-use crate::memory::{PodMemory, Termination};
+use crate::memory::{Pending, PodMemory, Termination};
 use crate::node::NodeView;
 use crate::observed::{self, PodObserved, State};
 use crate::plan::{self, Plan, PodOp, Situation};
@@ -37,6 +39,8 @@ const STOP_PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) enum Message {
     /// The pod's spec as it is now.
     Update(Arc<Pod>),
+    /// The pod is to have other resources, which the node does not have yet.
+    ResizePending(Pending),
     /// The pod is to end.
     Terminate(Termination),
     /// The node ends the pod; it stays known, and is over.
@@ -252,6 +256,7 @@ impl Worker {
     fn told(&mut self, message: Message) {
         match message {
             Message::Look => {}
+            Message::ResizePending(pending) => self.memory.pending = Some(pending),
             Message::NodeChanged(node) => self.executor.node = node,
             Message::ObjectsChanged => {
                 // Volumes are brought up to date; what failed for want of an object is tried again at once.
@@ -263,6 +268,7 @@ impl Worker {
             }
             Message::Update(pod) => {
                 self.pod = pod;
+                self.memory.pending = None;
                 self.hold = None;
                 self.last_ops.clear();
                 // Limits of the pod's cgroup may have changed.
@@ -382,6 +388,7 @@ impl Worker {
             self.saved.save(&status, self.memory.ages(self.executor.config.clock.uptime(), now.mono));
         }
         self.memory.status = Some(status.clone());
+        let shown = self.memory.pending.as_ref().map_or(&self.pod, |pending| &pending.wanted);
         self.table.set_trouble(&self.uid, self.memory.pod_error.as_ref());
         match (self.memory.terminating, self.memory.terminating_since) {
             (Some(Termination { grace, .. }), Some(since)) => {
@@ -390,7 +397,7 @@ impl Worker {
                 ending.metadata.deletion_grace_period_seconds = Some(grace);
                 self.table.set(&self.uid, &ending, status);
             }
-            _ => self.table.set(&self.uid, &self.pod, status),
+            _ => self.table.set(&self.uid, shown, status),
         }
     }
 

@@ -179,7 +179,7 @@ impl Worker {
 }
 
 /// What a pod's events say of its new resources.
-pub(super) fn resize_summary(pod: &Pod, error: Option<&str>) -> String {
+pub(crate) fn resize_summary(pod: &Pod, error: Option<&str>) -> String {
     let entry = |c: &Container| serde_json::json!({ "name": c.name, "resources": c.resources });
     let mut summary = serde_json::Map::new();
     let sidecars: Vec<_> = pod::sidecars(pod).map(entry).collect();
