@@ -227,7 +227,9 @@ fn node_ips(flags: &[IpAddr], file: Option<IpAddr>) -> (Vec<IpAddr>, Option<Addr
     let family = named.first().copied();
     let address = default_address(family);
     if address.is_none() {
-        tracing::warn!("this machine has no route anywhere: host-network pods get the address 127.0.0.1 until it has one; --node-ip sets another");
+        tracing::warn!(
+            "this machine has no route anywhere: host-network pods get the address 127.0.0.1 until it has one; --node-ip sets another"
+        );
     }
     let source = AddressSource::from_fn(move || default_address(family).into_iter().collect());
     (vec![address.unwrap_or(IpAddr::from([127, 0, 0, 1]))], Some(source))

@@ -34,7 +34,7 @@ use crate::source::file::{self, FileSourceConfig};
 use crate::source::{SourceName, SourceUpdate};
 use crate::table::PodTable;
 use crate::worker::{Message, Worker};
-use crate::{Result, hook_record, housekeeping, logs, orphan, status};
+use crate::{Result, hook_record, housekeeping, logs, orphan};
 
 /// A worker seen from outside.
 struct Handle {
@@ -282,12 +282,12 @@ impl Main {
             SavedStatus::new(&self.executor.pod_dir(&pod)).remove();
             hook_record::forget(&self.executor.pod_dir(&pod));
         }
-        let saved = self.present.contains(&uid).then(|| SavedStatus::new(&self.executor.pod_dir(&pod)).load()).flatten();
-        let saved = saved.map(|(status, _)| status);
-        let (pod, pending) = Main::resume_resize(&pod, saved.as_ref());
-        if let Some(status) = saved.filter(|status| status::is_terminal_phase(status.phase.as_deref())) {
+        let saved = SavedStatus::new(&self.executor.pod_dir(&pod)).load();
+        let present = self.present.contains(&uid);
+        let (pod, pending) = Main::resume_resize(&pod, saved.as_ref().filter(|_| present).map(|saved| &saved.status));
+        if let Some(saved) = saved.filter(|saved| saved.is_over(present)) {
             // Until its worker has looked: what is over takes no room and no ports from the pods that come with it.
-            self.table.set(&uid, &pod, status);
+            self.table.set(&uid, &pod, saved.status);
         }
         let (inbox, messages) = mpsc::unbounded_channel();
         let worker = Worker::new(

@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::control::Ending;
 use crate::observed::{self, PodObserved, State};
 use crate::resize::Refusal;
+use crate::saved_status::Saved;
 
 /// Why a container waits, as the status shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,6 +119,8 @@ pub struct PodMemory {
     pub pending: Option<Pending>,
     /// Folders, cgroup and volumes are there.
     pub prepared: bool,
+    /// The pod has ended, and its records are not to be kept: the disk is full.
+    pub cleared: bool,
     /// Folders, cgroup and volumes are gone again.
     pub released: bool,
     /// Status of the last pass.
@@ -177,6 +180,7 @@ impl PodMemory {
             resize_failures: BTreeMap::new(),
             pending: None,
             prepared: false,
+            cleared: false,
             released: false,
             status: None,
             pod_error: None,
@@ -188,9 +192,11 @@ impl PodMemory {
     }
 
     /// Goes on from what an earlier kubelet last said of the pod: since when, what was ready, how containers ended. Whether the pod is
-    /// over is found out anew by its records, as the upstream does: what ended it may have been that kubelet's shutdown. A deadline
+    /// over is found out anew by its records, as the upstream does, unless the kubelet has removed them itself: what ended it may have been that kubelet's shutdown. A deadline
     /// that has passed has passed.
-    pub fn resume(&mut self, mut status: PodStatus, kept: Ages, now: Instant) {
+    pub fn resume(&mut self, saved: Saved, now: Instant) {
+        let Saved { mut status, ages: kept, cleared } = saved;
+        self.cleared = cleared;
         if let Some(start) = &status.start_time {
             (self.start_time, self.start_known) = (start.0, true);
         }
@@ -200,7 +206,7 @@ impl PodMemory {
         self.exits = instants(kept.exits);
         self.crash.resume(kept.delays, now);
         self.deadline_exceeded = status.reason.as_deref() == Some(DEADLINE_EXCEEDED);
-        if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+        if !cleared && matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
             (status.phase, status.reason, status.message) = (None, None, None);
         }
         self.status = Some(status);
@@ -241,9 +247,8 @@ impl PodMemory {
         let known = |id: &String| observed.containers.iter().any(|c| c.id == *id);
         let runs = |id: &String| observed.containers.iter().any(|c| c.id == *id && c.state == State::Running);
         self.exits.retain(|id, _| known(id));
-        self.unfinished_hooks.retain(|name, attempt| {
-            observed.newest(name).is_some_and(|c| c.attempt == *attempt && c.state == State::Running)
-        });
+        self.unfinished_hooks
+            .retain(|name, attempt| observed.newest(name).is_some_and(|c| c.attempt == *attempt && c.state == State::Running));
         self.running.retain(|id, _| runs(id));
         self.probes.retain(|id, _| runs(id));
         self.adopted.retain(&runs);

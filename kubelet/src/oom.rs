@@ -141,7 +141,9 @@ mod tests {
             task_memcg=/user.slice,task=stress,pid=99,uid=1000";
         let killed = parse_record(system).unwrap();
         assert_eq!((killed.pid, killed.process.as_str(), killed.limited), (99, "stress", None));
-        for other in ["6,1,2,-;Memory cgroup out of memory: Killed process 7 (cat)", "", "6,1;oom-kill:constraint=x", ";oom-kill:,task=a"] {
+        for other in
+            ["6,1,2,-;Memory cgroup out of memory: Killed process 7 (cat)", "", "6,1;oom-kill:constraint=x", ";oom-kill:,task=a"]
+        {
             assert_eq!(parse_record(other), None, "{other}");
         }
     }
@@ -158,7 +160,12 @@ mod tests {
         let web = Some(Some("web".to_owned()));
         let underscores = UID.replace('-', "_");
         assert_eq!(container(&format!("/kubepods/burstable/pod{UID}/{id}")), web);
-        assert_eq!(container(&format!("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{underscores}.slice/cri-{id}.scope")), web);
+        assert_eq!(
+            container(&format!(
+                "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{underscores}.slice/cri-{id}.scope"
+            )),
+            web
+        );
         assert_eq!(container(&format!("/kubepods/pod{UID}/{}", "d".repeat(64))), Some(None));
         assert_eq!(container(&format!("/kubepods/pod{UID}0/{id}")), None);
         assert_eq!(container("/user.slice"), None);

@@ -243,8 +243,7 @@ fn plan_end(pod: &Pod, observed: &PodObserved, memory: &PodMemory, termination: 
         return plan;
     }
     if termination.forget {
-        plan.ops.extend(observed.containers.iter().map(|c| PodOp::RemoveContainer { id: c.id.clone() }));
-        plan.ops.extend(observed.sandboxes.iter().map(|s| PodOp::RemoveSandbox { id: s.id.clone() }));
+        forget_records(observed, &mut plan.ops);
     }
     if !memory.released {
         plan.ops.push(PodOp::Release { forget: termination.forget, keep_status: false });
@@ -254,6 +253,12 @@ fn plan_end(pod: &Pod, observed: &PodObserved, memory: &PodMemory, termination: 
     plan
 }
 
+/// Everything that the runtime has of a pod, when nothing of it runs.
+fn forget_records(observed: &PodObserved, ops: &mut Vec<PodOp>) {
+    ops.extend(observed.containers.iter().map(|c| PodOp::RemoveContainer { id: c.id.clone() }));
+    ops.extend(observed.sandboxes.iter().map(|s| PodOp::RemoveSandbox { id: s.id.clone() }));
+}
+
 /// The pod has nothing more to run: stop what is left, keep the records.
 fn plan_rest(pod: &Pod, observed: &PodObserved, memory: &PodMemory) -> Plan {
     let mut plan = Plan::default();
@@ -261,7 +266,10 @@ fn plan_rest(pod: &Pod, observed: &PodObserved, memory: &PodMemory) -> Plan {
     if plan.ops.is_empty() && !memory.released {
         plan.ops.push(PodOp::Release { forget: false, keep_status: true });
     }
-    collect_garbage(observed, &mut plan.ops);
+    match memory.cleared && plan.ops.is_empty() {
+        true => forget_records(observed, &mut plan.ops),
+        false => collect_garbage(observed, &mut plan.ops),
+    }
     plan
 }
 

@@ -56,9 +56,7 @@ pub fn judge(
         if requested > capacity && !capacity.is_zero() {
             let number = |amount: crate::quantity::Amount| if name == "cpu" { amount.millis() } else { amount.units() };
             let (requested, capacity) = (number(requested), number(capacity));
-            return infeasible(format!(
-                "Node didn't have enough capacity: {name}, requested: {requested}, capacity: {capacity}"
-            ));
+            return infeasible(format!("Node didn't have enough capacity: {name}, requested: {requested}, capacity: {capacity}"));
         }
     }
     admit(wanted, others, node, max_pods, conditions).map_err(|refused| Refusal { reason: DEFERRED, message: refused.message })

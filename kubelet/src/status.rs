@@ -191,6 +191,14 @@ fn container_status(situation: &Situation<'_>, container: &Container, kind: Kind
     let mut records = observed.containers.iter().filter(|c| c.name == container.name);
     let (newest, older) = (records.next(), records.find(|c| c.state == State::Exited));
     let before = previous(memory, &container.name);
+    let over = || is_terminal_phase(memory.status.as_ref().and_then(|s| s.phase.as_deref()));
+    if let Some(ended) = before.filter(|b| b.state.as_ref().is_some_and(|s| s.terminated.is_some()))
+        && newest.is_none()
+        && over()
+    {
+        // Its record went when the disk was full.
+        return ended.clone();
+    }
     let cached = memory.reasons.get(&container.name);
     let again = |exit_code| {
         memory.terminating.is_none()

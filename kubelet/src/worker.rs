@@ -10,7 +10,7 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -27,7 +27,7 @@ use crate::plan::{self, Plan, PodOp, Situation};
 use crate::pod::{self, PodUid};
 use crate::probe::{Kind, Probers};
 use crate::record::Weight;
-use crate::saved_status::SavedStatus;
+use crate::saved_status::{Saved, SavedStatus};
 use crate::table::PodTable;
 use crate::{hook_record, status};
 
@@ -50,6 +50,8 @@ pub(crate) enum Message {
         /// Let go when nothing of the pod runs any more.
         unfinished: Unfinished,
     },
+    /// The pod has ended: its records go. Let go when there are none.
+    ClearRecords(Unfinished),
     /// Something changed in the runtime.
     Look,
     /// The node has other addresses.
@@ -113,6 +115,8 @@ pub(crate) struct Worker {
     own_inbox: mpsc::WeakUnboundedSender<Message>,
     /// Who waits for the pod's end.
     unfinished: Vec<Unfinished>,
+    /// Who waits for the end of its records.
+    clearing: Vec<Unfinished>,
     has_looked: bool,
     saved: SavedStatus,
     finished: bool,
@@ -134,8 +138,9 @@ impl Worker {
         let mut memory = PodMemory::new(&executor.config, now, crate::logs::highest_attempts(&logs));
         let saved = SavedStatus::new(&executor.pod_dir(&pod));
         memory.unfinished_hooks = hook_record::unfinished(&executor.pod_dir(&pod));
-        if let Some((status, ages)) = saved.load() {
-            memory.resume(status, ages.at(&executor.config.clock.uptime()), now.mono);
+        if let Some(mut before) = saved.load() {
+            before.ages = before.ages.at(&executor.config.clock.uptime());
+            memory.resume(before, now.mono);
         }
         Worker {
             uid,
@@ -157,6 +162,7 @@ impl Worker {
             probers: Probers::default(),
             own_inbox,
             unfinished: Vec::new(),
+            clearing: Vec::new(),
             has_looked: false,
             saved,
             finished: false,
@@ -256,6 +262,7 @@ impl Worker {
     fn told(&mut self, message: Message) {
         match message {
             Message::Look => {}
+            Message::ClearRecords(unfinished) => self.clear_records(unfinished),
             Message::ResizePending(pending) => self.memory.pending = Some(pending),
             Message::NodeChanged(node) => self.executor.node = node,
             Message::ObjectsChanged => {
@@ -303,6 +310,16 @@ impl Worker {
         }
     }
 
+    /// The records of a pod that has ended are not to be kept. That it has ended is written down before they go.
+    fn clear_records(&mut self, unfinished: Unfinished) {
+        let Some(status) = self.memory.status.clone().filter(|s| status::is_terminal_phase(s.phase.as_deref())) else { return };
+        if self.memory.terminating.is_none() {
+            self.memory.cleared = true;
+            self.clearing.push(unfinished);
+            self.save(&status, Instant::now());
+        }
+    }
+
     fn wake_at(&mut self, at: Instant) {
         self.wake = Some(self.wake.map_or(at, |now| now.min(at)));
     }
@@ -333,6 +350,9 @@ impl Worker {
         }
         if self.memory.terminating.is_some() && self.memory.released && !self.observed.is_alive() {
             self.unfinished.clear();
+        }
+        if self.observed.containers.is_empty() && self.observed.sandboxes.is_empty() {
+            self.clearing.clear();
         }
         self.wake = plan.wake;
         if plan.finished {
@@ -385,7 +405,7 @@ impl Worker {
             tracing::info!(pod = %pod::format_pod(&self.pod), steps = plan.ops.len(), "pod is {phase}");
         }
         if self.memory.status.as_ref() != Some(&status) && self.memory.terminating.is_none() {
-            self.saved.save(&status, self.memory.ages(self.executor.config.clock.uptime(), now.mono));
+            self.save(&status, now.mono);
         }
         self.memory.status = Some(status.clone());
         let shown = self.memory.pending.as_ref().map_or(&self.pod, |pending| &pending.wanted);
@@ -399,6 +419,12 @@ impl Worker {
             }
             _ => self.table.set(&self.uid, shown, status),
         }
+    }
+
+    /// Keeps what the next kubelet goes on from.
+    fn save(&self, status: &PodStatus, now: Instant) {
+        let ages = self.memory.ages(self.executor.config.clock.uptime(), now);
+        self.saved.save(Saved { status: status.clone(), ages, cleared: self.memory.cleared });
     }
 
     fn begin_pass(&mut self, ops: Vec<PodOp>) {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use berth_kubelet::addresses::AddressSource;
 use berth_kubelet::eviction::threshold::{Quota, Signal, Threshold};
+use support::fake_cri::Behaviour;
 use support::{Node, pod};
 
 fn phase(pod: &serde_json::Value) -> &str {
@@ -43,6 +44,7 @@ async fn what_the_node_removes_refuses_and_evicts_is_counted() {
     node.stop().await;
     node.delete("gone.yaml");
     node.cri.add_image("unused:1");
+    node.cri.lock().images.get_mut("img:1").unwrap().pinned = true;
     let mut config = node.config().await;
     config.max_pods = 1;
     config.timing.relist = Duration::from_millis(100);
@@ -53,7 +55,7 @@ async fn what_the_node_removes_refuses_and_evicts_is_counted() {
     node.start_with(config);
     node.wait_socket().await;
     counted(&node, "kubelet_orphaned_runtime_pods_total 1").await;
-    node.cri.wait("the orphan goes", |s| s.sandboxes.is_empty()).await;
+    node.wait_gone("gone-n1").await;
     node.apply("a.yaml", &pod("a", ""));
     node.wait_pod("a-n1", "Running", |p| phase(p) == "Running").await;
     node.apply("b.yaml", &pod("b", ""));
@@ -152,4 +154,36 @@ async fn pods_get_the_servers_behind_a_resolver_on_loopback_unless_one_is_named(
         let told = events.iter().find(|event| event.starts_with("HostResolver: "));
         assert_eq!(told.is_some_and(|event| event.contains(notice.unwrap_or("-"))), notice.is_some(), "{events:#?}");
     }
+}
+
+#[tokio::test]
+async fn on_a_full_disk_dead_containers_go_before_images_and_what_has_ended_stays_over() {
+    let mut node = Node::new();
+    node.cri.behave("done", [Behaviour::Exit(0)]);
+    node.apply("done.yaml", &pod("done", "  restartPolicy: OnFailure\n").replace("name: c,", "name: done,"));
+    node.apply("web.yaml", &pod("web", ""));
+    node.cri.add_image("unused:1");
+    let mut config = node.config().await;
+    config.max_pods = 2;
+    config.image_gc.min_age = Duration::ZERO;
+    config.eviction.thresholds = vec![always(Signal::NodeFsAvailable)];
+    config.timing.eviction = Duration::from_millis(300);
+    node.start_with(config.clone());
+    let before = node.wait_pod("done-n1", "Succeeded", |p| phase(p) == "Succeeded").await;
+    node.cri.wait("the image goes", |s| s.calls.iter().any(|(_, c)| c.starts_with("RemoveImage"))).await;
+    let calls = node.cri.call_names();
+    let at = |name: &str| calls.iter().position(|call| call.starts_with(name)).unwrap_or(usize::MAX);
+    assert!(at("RemoveContainer done/0") < at("RemoveImage"), "{calls:#?}");
+    assert!(at("RemovePodSandbox done-n1/0") < at("RemoveImage"), "{calls:#?}");
+    let state = |p: &serde_json::Value| (p["status"]["phase"].clone(), p["status"]["containerStatuses"].clone());
+    assert_eq!(state(&node.pod("done-n1").await.unwrap()), state(&before));
+    node.stop().await;
+    node.apply("late.yaml", &pod("late", ""));
+    node.start_with(config);
+    node.wait_pod("late-n1", "Running", |p| phase(p) == "Running").await;
+    let after = node.wait_pod("done-n1", "still over", |p| phase(p) == "Succeeded").await;
+    assert_eq!(state(&after), state(&before));
+    assert_eq!((node.cri.calls("StartContainer done").len(), node.cri.lock().running()), (1, vec!["c".into(), "c".into()]));
+    node.delete("done.yaml");
+    node.wait_gone("done-n1").await;
 }

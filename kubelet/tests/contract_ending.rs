@@ -123,7 +123,12 @@ async fn a_pod_waits_for_its_priority_class() {
 }
 
 fn evicted() -> Ending {
-    Ending { grace: Some(1), reason: "Evicted".into(), message: "The node was low on resource: memory. ".into(), disruption: None }
+    Ending {
+        grace: Some(1),
+        reason: "Evicted".into(),
+        message: "The node was low on resource: memory. ".into(),
+        disruption: None,
+    }
 }
 
 #[tokio::test]

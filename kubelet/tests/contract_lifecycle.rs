@@ -702,5 +702,9 @@ async fn a_resize_waits_for_room_also_over_a_restart_and_what_never_fits_is_told
     node.wait_pod("a-n1", "infeasible", |p| waits(p) == Some(("Infeasible".to_owned(), never.clone()))).await;
     node.apply("a.yaml", &sized("a", &format!("{most}m")));
     node.wait_pod("a-n1", "as it was", |p| waits(p).is_none()).await;
-    assert_eq!((node.cri.calls("UpdateContainerResources").len(), node.cri.calls("StopContainer c/0").len()), (1, 1), "b alone ended");
+    assert_eq!(
+        (node.cri.calls("UpdateContainerResources").len(), node.cri.calls("StopContainer c/0").len()),
+        (1, 1),
+        "b alone ended"
+    );
 }

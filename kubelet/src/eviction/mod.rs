@@ -121,16 +121,29 @@ impl Evictor {
         }
         let mut tried = String::new();
         if matches!(resource, "ephemeral-storage" | "inodes") {
+            // What is dead goes before what may be wanted again.
+            let cleared = tokio::time::timeout(CLEAN_UP, self.care.state.control().clear_ended()).await;
+            if cleared.is_err() {
+                tracing::warn!("dead containers are not all gone yet");
+            }
+            if !self.is_still_met(&first).await {
+                tracing::info!(resource, "dead containers removed: no image and no pod has to go");
+                return;
+            }
             let removed = image_gc::remove_unused(&self.care).await;
-            tried = format!("{removed} unused images removed; ");
-            let seen = self.observe().await;
-            if !self.judge(&seen).iter().any(|met| met.threshold == first.threshold) {
+            tried = format!("dead containers and {removed} unused images removed; ");
+            if !self.is_still_met(&first).await {
                 tracing::info!(resource, "{tried}no pod has to go");
                 return;
             }
         }
         self.evict_one(&first, &tried).await;
         self.announced = Some(first.threshold.signal);
+    }
+
+    async fn is_still_met(&mut self, first: &Met) -> bool {
+        let seen = self.observe().await;
+        self.judge(&seen).iter().any(|met| met.threshold == first.threshold)
     }
 
     /// Pods that run, with what they use.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{Handle, Main};
 use crate::control::Order;
+use crate::host_ports;
 use crate::node::NodeView;
 use crate::worker::Message;
 
@@ -18,6 +19,12 @@ impl Main {
                 }
             }
             Order::Conditions(conditions) => self.conditions = conditions,
+            Order::ClearEnded(unfinished) => {
+                let over = |uid| host_ports::is_over(self.table.status(uid).as_ref());
+                for (_, handle) in self.workers.iter().filter(|(uid, handle)| !handle.ending && over(uid)) {
+                    let _ = handle.inbox.send(Message::ClearRecords(unfinished.clone()));
+                }
+            }
             Order::Addresses(host_ips) => {
                 let node = Arc::new(NodeView { host_ips, ..NodeView::clone(&self.executor.node) });
                 self.executor.node = node.clone();

@@ -473,7 +473,12 @@ mod tests {
         scanner.scan(folder.now, NONE);
         folder.write("a.yaml", &pod("a", "i"));
         let path = folder.root.path().join("m/a.yaml");
-        fs::File::options().write(true).open(path).unwrap().set_modified(SystemTime::now() + Duration::from_secs(86_400)).unwrap();
+        fs::File::options()
+            .write(true)
+            .open(path)
+            .unwrap()
+            .set_modified(SystemTime::now() + Duration::from_secs(86_400))
+            .unwrap();
         let at = |millis| folder.now + Duration::from_millis(millis);
         assert!(scanner.scan(at(1000), NONE).look_again.is_some());
         assert!(scanner.scan(at(1299), NONE).look_again.is_some() && names(&scanner).is_empty());
