@@ -287,6 +287,8 @@ fn apply_dns(reader: &Reader<'_>, config: &mut Config) -> Result<()> {
     if let Some(path) = reader.text("resolvConf") {
         // An empty path means that pods inherit nothing.
         config.resolv_conf = PathBuf::from(path);
+        // Who names one means that one.
+        config.resolv_conf_uplink = None;
     }
     Ok(())
 }

@@ -31,6 +31,10 @@ pub(super) fn plan_running(situation: &Situation<'_>, container: &Container, run
         plan.ops.push(stop(running, unhealthy.grace.unwrap_or(grace), message));
         return;
     }
+    if memory.unfinished_hooks.get(name) == Some(&running.attempt) {
+        plan.ops.push(PodOp::PostStart { id: running.id.clone(), name: name.clone() });
+        return;
+    }
     let Some((now, wanted)) = resize_of(situation, container, running) else { return };
     if needs_restart(container, now, wanted) {
         plan.ops.push(stop(running, grace, format!("Container {name} resize requires restart")));
