@@ -36,6 +36,8 @@ pub(crate) enum Order {
     Conditions(NodeConditions),
     /// Pods that wait may not have to any more.
     LookAgain,
+    /// There are other devices of this resource than before.
+    DevicesChanged(String),
 }
 
 impl fmt::Debug for Order {
@@ -43,6 +45,7 @@ impl fmt::Debug for Order {
         match self {
             Order::End { .. } => f.write_str("End"),
             Order::LookAgain => f.write_str("LookAgain"),
+            Order::DevicesChanged(resource) => f.debug_tuple("DevicesChanged").field(resource).finish(),
             Order::Conditions(conditions) => f.debug_tuple("Conditions").field(conditions).finish(),
         }
     }
@@ -71,6 +74,11 @@ impl PodControl {
     /// Has the main loop judge the waiting pods again.
     pub(crate) fn look_again(&self) {
         let _ = self.0.send(Order::LookAgain);
+    }
+
+    /// Has the pods looked at that have, or wait for, devices of this resource.
+    pub(crate) fn devices_changed(&self, resource: &str) {
+        let _ = self.0.send(Order::DevicesChanged(resource.to_owned()));
     }
 
     /// Judges pods that come from now on by these conditions: `shutting_down` lets none in.

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cgroup::PodCgroups;
 use crate::config::Config;
 use crate::cri::{self as calls, Runtime};
+use crate::devices::Devices;
 use crate::dns::NodeDns;
 use crate::memory::Reason;
 use crate::metrics::families;
@@ -51,6 +52,8 @@ pub struct Executor {
     pub recorder: Recorder,
     /// User and group IDs of pods with user namespaces of their own.
     pub host_ids: HostIds,
+    /// The devices of plugins.
+    pub devices: Devices,
 }
 
 /// What became of one step.

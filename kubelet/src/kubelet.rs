@@ -10,6 +10,7 @@ use crate::care::{self, Care};
 use crate::cgroup::{AllLimits, Driver, PodCgroups};
 use crate::control::{Order, PodControl};
 use crate::cri::Runtime;
+use crate::devices::Devices;
 use crate::execute::Executor;
 use crate::main_loop::Main;
 use crate::node::{Capacity, NodeView, Reserved};
@@ -23,7 +24,7 @@ use crate::userns::HostIds;
 use crate::volume::Services;
 use crate::volume::bindings::Bindings;
 use crate::volume::csi::drivers::Drivers;
-use crate::{Config, Error, Result};
+use crate::{Config, Error, Result, pod_resources};
 
 /// A node agent that is ready to run.
 #[derive(Debug)]
@@ -86,7 +87,7 @@ impl Kubelet {
         let stop = shutdown.child_token();
         let _stop_all = stop.clone().drop_guard();
         let server = server::start(&config, table.clone(), runtime.clone(), health.clone(), stop.clone()).await?;
-        let Some(executor) = connect(&config, runtime, self.recorder, &shutdown).await else {
+        let Some(executor) = connect(&config, runtime, self.recorder, self.control.clone(), &stop).await else {
             server.stopped().await;
             return Ok(());
         };
@@ -101,6 +102,9 @@ impl Kubelet {
         };
         care::start(&care, &executor.node.runtime_name, &stop);
         tokio::spawn(watcher.watch(stop.clone()));
+        let devices = executor.devices.clone();
+        tokio::spawn(devices.clone().run(stop.clone()));
+        tokio::spawn(pod_resources::run(config.kubelet_root.clone(), devices, table.clone(), stop.clone()));
         let mut main = Main::new(executor, table, health, (self.control, self.orders), stop);
         main.run().await;
         main.stop().await;
@@ -110,7 +114,13 @@ impl Kubelet {
 }
 
 /// Waits for the runtime and asks it what it is; `None` when the kubelet is stopped before it answers.
-async fn connect(config: &Arc<Config>, runtime: Runtime, recorder: Recorder, shutdown: &CancellationToken) -> Option<Executor> {
+async fn connect(
+    config: &Arc<Config>,
+    runtime: Runtime,
+    recorder: Recorder,
+    control: PodControl,
+    shutdown: &CancellationToken,
+) -> Option<Executor> {
     let mut pause = Duration::from_millis(100);
     let version = loop {
         let error = match runtime.version().await {
@@ -157,8 +167,9 @@ async fn connect(config: &Arc<Config>, runtime: Runtime, recorder: Recorder, shu
     tokio::spawn(volumes.drivers.clone().run(config.kubelet_root.clone(), shutdown.clone()));
     let [subuid, subgid] = &config.subordinate_ids;
     let host_ids = HostIds::new(&config.kubelet_root, subuid, subgid, config.max_pods);
+    let devices = Devices::load(&config.kubelet_root, control);
     let (config, node) = (config.clone(), Arc::new(node));
-    Some(Executor { config, runtime, node, objects: LocalObjects::default(), volumes, cgroups, recorder, host_ids })
+    Some(Executor { config, runtime, node, objects: LocalObjects::default(), volumes, cgroups, recorder, host_ids, devices })
 }
 
 /// What all pods may have together, where something is reserved and the pods' share is enforced.

@@ -1,6 +1,7 @@
 //! The kubelet's main loop: sources in, workers out, container events between. Owns which pods have a worker; what a pod
 //! needs is its worker's business.
 
+mod allotting;
 mod letting_in;
 mod orders;
 
@@ -15,9 +16,11 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::allotting::Allotting;
 use crate::admission::NodeConditions;
 use crate::control::{Order, PodControl};
 use crate::cri as calls;
+use crate::devices::Refusal;
 use crate::events::{self, RuntimeEvent};
 use crate::execute::Executor;
 use crate::memory::Termination;
@@ -49,6 +52,7 @@ enum Action {
     Event(RuntimeEvent),
     Ordered(Order),
     Ended(PodUid, bool),
+    Allotted(PodUid, Result<(), Refusal>),
     Relist,
     Listed(Result<Listing>),
     CollectGarbage,
@@ -69,6 +73,8 @@ pub(crate) struct Main {
     refused: BTreeMap<PodUid, String>,
     /// Pods that were not let in: they have failed, and stay so for as long as their source has them.
     rejected: BTreeSet<PodUid>,
+    /// Who is being given devices and processors.
+    allotting: Allotting,
     /// What new pods are judged by.
     conditions: NodeConditions,
     orders: mpsc::UnboundedReceiver<Order>,
@@ -129,6 +135,7 @@ impl Main {
             queued: BTreeMap::new(),
             refused: BTreeMap::new(),
             rejected: BTreeSet::new(),
+            allotting: Allotting::default(),
             conditions: NodeConditions::default(),
             orders,
             control,
@@ -166,6 +173,7 @@ impl Main {
                 None => pending().await,
             }
         };
+        let allotted = self.allotting.next();
         let heartbeat = Instant::now() + self.executor.config.timing.stuck / 3;
         tokio::select! {
             biased;
@@ -173,6 +181,7 @@ impl Main {
             Some(order) = self.orders.recv() => Action::Ordered(order),
             Some(update) = self.updates.recv() => Action::Source(update),
             Some(Ok((uid, gone))) = self.tasks.join_next() => Action::Ended(uid, gone),
+            (uid, allotted) = allotted => Action::Allotted(uid, allotted),
             Some(event) = self.events.recv() => Action::Event(event),
             listed = listing => Action::Listed(match listed {
                 Ok(listed) => listed,
@@ -190,6 +199,7 @@ impl Main {
             Action::Event(event) => self.take_event(event),
             Action::Ordered(order) => self.carry_out(order),
             Action::Ended(uid, gone) => self.worker_ended(&uid, gone),
+            Action::Allotted(uid, allotted) => self.take_allotted(uid, allotted),
             Action::Relist => self.begin_listing(),
             Action::Listed(listed) => {
                 self.listing = None;
@@ -244,6 +254,7 @@ impl Main {
         }
         self.queued.retain(|uid, _| wanted.contains_key(uid));
         self.forget_refusals(&wanted);
+        self.allotting.forget(|uid| wanted.contains_key(uid));
         for (uid, pod) in wanted {
             match self.workers.get_mut(&uid) {
                 Some(handle) if !handle.ending => {
@@ -289,6 +300,7 @@ impl Main {
         let Some(handle) = self.workers.remove(uid) else { return };
         if gone {
             tracing::info!(pod = %pod::format_pod(&handle.pod), "pod is gone");
+            self.release_devices();
         }
         self.ended.insert(uid.clone());
         self.start_queued();
@@ -391,6 +403,7 @@ impl Main {
         if !self.all_sources_ready() {
             return;
         }
+        self.release_devices();
         let known: Vec<PodUid> = self.workers.keys().chain(self.queued.keys()).cloned().collect();
         let (config, cgroups) = (self.executor.config.clone(), self.executor.cgroups.clone());
         let drivers = self.executor.volumes.drivers.clone();

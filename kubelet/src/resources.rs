@@ -72,6 +72,29 @@ pub fn limit(container: &Container, name: &str) -> Option<Amount> {
     list_amount(container, true, name)
 }
 
+/// Whether a name is an extended resource's: a domain that is not Kubernetes' own, a slash, a name.
+pub fn is_extended(name: &str) -> bool {
+    let Some((domain, rest)) = name.split_once('/') else { return false };
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    !name.contains("kubernetes.io/")
+        && !name.starts_with("requests.")
+        // The names of quotas put `requests.` before it, and have to be of 253 letters at most with that.
+        && domain.len() + "requests.".len() <= 253
+        && crate::source::validate::is_dns_subdomain(domain)
+        && rest.len() <= 63
+        && edge(rest.chars().next())
+        && edge(rest.chars().last())
+        && rest.chars().all(plain)
+}
+
+/// The extended resources that a container asks for, and how many of each.
+pub fn extended_resources(container: &Container) -> impl Iterator<Item = (&str, usize)> {
+    let limits = container.resources.iter().filter_map(|resources| resources.limits.as_ref()).flatten();
+    let wanted = |(name, amount): (_, &_)| (name, usize::try_from(Amount::of(amount).units()).unwrap_or(0));
+    limits.map(move |(name, amount)| wanted((name.as_str(), amount))).filter(|(name, count)| *count > 0 && is_extended(name))
+}
+
 fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.as_deref() == Some("Always")
 }

@@ -367,7 +367,8 @@ impl Worker {
     fn publish(&mut self, now: Now, plan: &Plan) {
         let situation =
             Situation { pod: &self.pod, observed: &self.observed, memory: &self.memory, node: &self.executor.node, now };
-        let status = status::status(&situation);
+        let mut status = status::status(&situation);
+        self.executor.devices.add_health(&self.pod, &mut status);
         let phase = status.phase.clone();
         if self.memory.status.as_ref().and_then(|s| s.phase.clone()) != phase {
             let phase = phase.as_deref().unwrap_or_default();

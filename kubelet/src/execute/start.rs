@@ -127,6 +127,10 @@ impl Executor {
             Ok(None) => {}
             Err(text) => return config_error(text),
         }
+        match self.devices.prepare(pod, container).await {
+            Ok(prepared) => prepared.apply_to(&mut config),
+            Err(text) => return config_error(text),
+        }
         if self.config.seccomp_default
             && let Some(security) = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut())
         {

@@ -30,10 +30,16 @@ impl Main {
         for (uid, pod) in queued {
             let name = FullName::of(&pod);
             let taken = self.workers.contains_key(&uid) || self.workers.values().any(|h| h.name == name);
-            if taken || self.lacks_class(&uid, &pod) || self.lacks_port(&uid, &pod) || self.waits_for_room(&uid, &pod) {
+            if taken
+                || self.lacks_class(&uid, &pod)
+                || self.lacks_port(&uid, &pod)
+                || self.waits_for_room(&uid, &pod)
+                || self.waits_for_allotment(&uid, &pod)
+            {
                 self.queued.insert(uid, pod);
             } else if !self.rejected.contains(&uid) {
                 self.refused.remove(&uid);
+                self.allotting.done.remove(&uid);
                 self.spawn(uid, pod);
             }
         }
@@ -56,7 +62,7 @@ impl Main {
         true
     }
 
-    fn refuse(&mut self, uid: &PodUid, pod: &Arc<Pod>, status: PodStatus, message: String) {
+    pub(super) fn refuse(&mut self, uid: &PodUid, pod: &Arc<Pod>, status: PodStatus, message: String) {
         if self.refused.get(uid) != Some(&message) {
             tracing::warn!(pod = %pod::format_pod(pod), "{message}: the pod waits");
             self.table.set(uid, pod, status);
@@ -112,7 +118,7 @@ impl Main {
         });
     }
 
-    fn reject(&mut self, uid: &PodUid, pod: &Arc<Pod>, rejection: &Rejection) {
+    pub(super) fn reject(&mut self, uid: &PodUid, pod: &Arc<Pod>, rejection: &Rejection) {
         self.executor.recorder.event(pod, None, Weight::Warning, &rejection.reason, &rejection.message);
         self.table.set(uid, pod, rejection.status(pod, self.executor.config.clock.now()));
         self.rejected.insert(uid.clone());

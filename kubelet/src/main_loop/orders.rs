@@ -2,6 +2,8 @@
 
 use super::{Handle, Main};
 use crate::control::Order;
+use crate::pod;
+use crate::resources::extended_resources;
 use crate::worker::Message;
 
 impl Main {
@@ -16,6 +18,17 @@ impl Main {
             }
             Order::Conditions(conditions) => self.conditions = conditions,
             Order::LookAgain => self.start_queued(),
+            Order::DevicesChanged(resource) => {
+                for Handle { pod, inbox, .. } in self.workers.values() {
+                    let asks = |c| extended_resources(c).any(|(name, _)| name == resource);
+                    if pod::all_containers(pod).any(asks) {
+                        // What failed for want of a device is tried again at once.
+                        let _ = inbox.send(Message::ObjectsChanged);
+                    }
+                }
+                self.allotting.devices_changed();
+                self.start_queued();
+            }
         }
     }
 }

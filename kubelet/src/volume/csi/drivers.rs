@@ -243,7 +243,8 @@ async fn changed(watch: Option<&AsyncFd<OwnedFd>>) {
     ready.clear_ready();
 }
 
-async fn connect(socket: &Path) -> Result<Channel, String> {
+/// A channel to a plugin's socket, within the limit of a dial.
+pub(crate) async fn connect(socket: &Path) -> Result<Channel, String> {
     let path = socket.to_owned();
     let connector = tower::service_fn(move |_| {
         let path = path.clone();
