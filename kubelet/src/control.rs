@@ -38,6 +38,8 @@ pub(crate) enum Order {
     LookAgain,
     /// There are other devices of this resource than before.
     DevicesChanged(String),
+    /// Containers are to run on other processors than before.
+    CpusChanged,
 }
 
 impl fmt::Debug for Order {
@@ -45,6 +47,7 @@ impl fmt::Debug for Order {
         match self {
             Order::End { .. } => f.write_str("End"),
             Order::LookAgain => f.write_str("LookAgain"),
+            Order::CpusChanged => f.write_str("CpusChanged"),
             Order::DevicesChanged(resource) => f.debug_tuple("DevicesChanged").field(resource).finish(),
             Order::Conditions(conditions) => f.debug_tuple("Conditions").field(conditions).finish(),
         }
@@ -79,6 +82,11 @@ impl PodControl {
     /// Has the pods looked at that have, or wait for, devices of this resource.
     pub(crate) fn devices_changed(&self, resource: &str) {
         let _ = self.0.send(Order::DevicesChanged(resource.to_owned()));
+    }
+
+    /// Has all pods see on which processors their containers are to run.
+    pub(crate) fn cpus_changed(&self) {
+        let _ = self.0.send(Order::CpusChanged);
     }
 
     /// Judges pods that come from now on by these conditions: `shutting_down` lets none in.

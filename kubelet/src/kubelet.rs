@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::care::{self, Care};
 use crate::cgroup::{AllLimits, Driver, PodCgroups};
 use crate::control::{Order, PodControl};
+use crate::cpus::Cpus;
 use crate::cri::Runtime;
 use crate::devices::Devices;
 use crate::execute::Executor;
@@ -77,17 +78,18 @@ impl Kubelet {
         let mut config = self.config;
         crate::volume::create_private_dir(&config.kubelet_root)
             .map_err(|source| Error::CreateDir { path: config.kubelet_root.clone(), source })?;
-        let capacity = Capacity::read(&config.kubelet_root);
+        let capacity = Capacity::read(&config.kubelet_root, &config.sys_devices);
         crate::preflight::run(&config, &capacity)?;
         config.max_pods = crate::preflight::most_pods(&config, &capacity);
         let config = Arc::new(config);
+        let cpus = Cpus::load(&config, self.control.clone())?;
         let health = Health::new(config.timing.stuck);
         let runtime = Runtime::new(config.cri.clone(), config.timing);
         let table = PodTable::counted(runtime.metrics().clone());
         let stop = shutdown.child_token();
         let _stop_all = stop.clone().drop_guard();
         let server = server::start(&config, table.clone(), runtime.clone(), health.clone(), stop.clone()).await?;
-        let Some(executor) = connect(&config, runtime, self.recorder, self.control.clone(), &stop).await else {
+        let Some(executor) = connect(&config, runtime, self.recorder, (self.control.clone(), cpus), &stop).await else {
             server.stopped().await;
             return Ok(());
         };
@@ -102,9 +104,9 @@ impl Kubelet {
         };
         care::start(&care, &executor.node.runtime_name, &stop);
         tokio::spawn(watcher.watch(stop.clone()));
-        let devices = executor.devices.clone();
+        let (devices, cpus) = (executor.devices.clone(), executor.cpus.clone());
         tokio::spawn(devices.clone().run(stop.clone()));
-        tokio::spawn(pod_resources::run(config.kubelet_root.clone(), devices, table.clone(), stop.clone()));
+        tokio::spawn(pod_resources::run(config.kubelet_root.clone(), (devices, cpus), table.clone(), stop.clone()));
         let mut main = Main::new(executor, table, health, (self.control, self.orders), stop);
         main.run().await;
         main.stop().await;
@@ -118,7 +120,7 @@ async fn connect(
     config: &Arc<Config>,
     runtime: Runtime,
     recorder: Recorder,
-    control: PodControl,
+    (control, cpus): (PodControl, Cpus),
     shutdown: &CancellationToken,
 ) -> Option<Executor> {
     let mut pause = Duration::from_millis(100);
@@ -153,7 +155,7 @@ async fn connect(
         capacity: Capacity {
             policy: config.policy,
             reserved: Reserved::of(&config.reservations),
-            ..Capacity::read(&config.kubelet_root)
+            ..Capacity::read(&config.kubelet_root, &config.sys_devices)
         },
     };
     tracing::info!(node = node.name, runtime = version.runtime_name, version = version.runtime_version, "kubelet runs");
@@ -168,8 +170,9 @@ async fn connect(
     let [subuid, subgid] = &config.subordinate_ids;
     let host_ids = HostIds::new(&config.kubelet_root, subuid, subgid, config.max_pods);
     let devices = Devices::load(&config.kubelet_root, control);
+    let objects = LocalObjects::default();
     let (config, node) = (config.clone(), Arc::new(node));
-    Some(Executor { config, runtime, node, objects: LocalObjects::default(), volumes, cgroups, recorder, host_ids, devices })
+    Some(Executor { config, runtime, node, objects, volumes, cgroups, recorder, host_ids, devices, cpus })
 }
 
 /// What all pods may have together, where something is reserved and the pods' share is enforced.

@@ -17,6 +17,7 @@ pub mod config;
 pub mod configuration;
 pub mod container_config;
 pub mod control;
+mod cpus;
 pub mod cri;
 pub mod devices;
 pub mod dns;

@@ -16,11 +16,10 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::allotting::Allotting;
+use self::allotting::{Allotment, Allotting};
 use crate::admission::NodeConditions;
 use crate::control::{Order, PodControl};
 use crate::cri as calls;
-use crate::devices::Refusal;
 use crate::events::{self, RuntimeEvent};
 use crate::execute::Executor;
 use crate::memory::Termination;
@@ -52,7 +51,7 @@ enum Action {
     Event(RuntimeEvent),
     Ordered(Order),
     Ended(PodUid, bool),
-    Allotted(PodUid, Result<(), Refusal>),
+    Allotted(PodUid, Allotment),
     Relist,
     Listed(Result<Listing>),
     CollectGarbage,
@@ -300,7 +299,7 @@ impl Main {
         let Some(handle) = self.workers.remove(uid) else { return };
         if gone {
             tracing::info!(pod = %pod::format_pod(&handle.pod), "pod is gone");
-            self.release_devices();
+            self.release_allotments();
         }
         self.ended.insert(uid.clone());
         self.start_queued();
@@ -403,7 +402,7 @@ impl Main {
         if !self.all_sources_ready() {
             return;
         }
-        self.release_devices();
+        self.release_allotments();
         let known: Vec<PodUid> = self.workers.keys().chain(self.queued.keys()).cloned().collect();
         let (config, cgroups) = (self.executor.config.clone(), self.executor.cgroups.clone());
         let drivers = self.executor.volumes.drivers.clone();

@@ -93,6 +93,12 @@ pub struct PodMemory {
     pub resized: BTreeMap<String, crate::observed::Limits>,
     /// Containers whose limits could not be changed, by ID.
     pub resize_failures: BTreeMap<String, ResizeFailure>,
+    /// On which processors containers are to run, by name; nothing where these are not managed.
+    pub cpus: BTreeMap<String, String>,
+    /// To which processors running containers have been moved, by ID.
+    pub pinned: BTreeMap<String, String>,
+    /// Until when containers that could not be moved are left alone, by ID.
+    pub pin_failures: BTreeMap<String, Instant>,
     /// Folders, cgroup and volumes are there.
     pub prepared: bool,
     /// Folders, cgroup and volumes are gone again.
@@ -147,6 +153,9 @@ impl PodMemory {
             unhealthy: BTreeMap::new(),
             resized: BTreeMap::new(),
             resize_failures: BTreeMap::new(),
+            cpus: BTreeMap::new(),
+            pinned: BTreeMap::new(),
+            pin_failures: BTreeMap::new(),
             prepared: false,
             released: false,
             status: None,
@@ -191,6 +200,8 @@ impl PodMemory {
         self.unhealthy.retain(|id, _| runs(id));
         self.resized.retain(|id, _| runs(id));
         self.resize_failures.retain(|id, _| runs(id));
+        self.pinned.retain(|id, _| runs(id));
+        self.pin_failures.retain(|id, _| runs(id));
         if let Some(first) =
             observed.containers.iter().map(|c| c.created_at).chain(observed.sandboxes.iter().map(|s| s.created_at)).min()
             && first > 0

@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status};
 
 use self::wire::v1 as api;
 use self::wire::v1::pod_resources_lister_server::{PodResourcesLister, PodResourcesListerServer};
+use crate::cpus::Cpus;
 use crate::devices::Devices;
 use crate::host_ports::is_over;
 use crate::pod;
@@ -37,7 +38,7 @@ pub fn socket_path(kubelet_root: &Path) -> PathBuf {
 }
 
 /// Serves until `stop`.
-pub(crate) async fn run(kubelet_root: PathBuf, devices: Devices, table: PodTable, stop: CancellationToken) {
+pub(crate) async fn run(kubelet_root: PathBuf, (devices, cpus): (Devices, Cpus), table: PodTable, stop: CancellationToken) {
     let path = socket_path(&kubelet_root);
     if let Some(folder) = path.parent()
         && let Err(error) = create_private_dir(folder)
@@ -50,7 +51,7 @@ pub(crate) async fn run(kubelet_root: PathBuf, devices: Devices, table: PodTable
         let may = bucket.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
         if may { Ok(request) } else { Err(Status::resource_exhausted("rejected by rate limit")) }
     };
-    let service = PodResourcesListerServer::with_interceptor(Service { devices, table }, limit);
+    let service = PodResourcesListerServer::with_interceptor(Service { devices, cpus, table }, limit);
     socket::serve(tonic::transport::Server::builder().add_service(service), &path, stop).await;
 }
 
@@ -73,6 +74,7 @@ impl Bucket {
 
 struct Service {
     devices: Devices,
+    cpus: Cpus,
     table: PodTable,
 }
 
@@ -94,7 +96,8 @@ impl Service {
                 devices.push(api::ContainerDevices { resource_name: resource_name.clone(), device_ids, topology });
             }
         }
-        api::ContainerResources { name: container.name.clone(), devices, ..api::ContainerResources::default() }
+        let cpu_ids = self.cpus.own(pod::uid(pod), &container.name).into_iter().map(i64::from).collect();
+        api::ContainerResources { name: container.name.clone(), devices, cpu_ids, ..api::ContainerResources::default() }
     }
 }
 
@@ -123,6 +126,7 @@ impl PodResourcesLister for Service {
         });
         Ok(Response::new(api::AllocatableResourcesResponse {
             devices: devices.collect(),
+            cpu_ids: self.cpus.allocatable().into_iter().map(i64::from).collect(),
             ..api::AllocatableResourcesResponse::default()
         }))
     }

@@ -306,6 +306,7 @@ impl Worker {
         }
         self.memory.note(&observed, now);
         self.observed = Arc::new(observed);
+        self.memory.cpus = self.executor.cpus.lists_of(&self.pod);
         self.keep_probers(now);
         let plan = self.make_plan(now);
         self.publish(now, &plan);

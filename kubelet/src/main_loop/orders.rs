@@ -18,6 +18,11 @@ impl Main {
             }
             Order::Conditions(conditions) => self.conditions = conditions,
             Order::LookAgain => self.start_queued(),
+            Order::CpusChanged => {
+                for handle in self.workers.values() {
+                    let _ = handle.inbox.send(Message::Look);
+                }
+            }
             Order::DevicesChanged(resource) => {
                 for Handle { pod, inbox, .. } in self.workers.values() {
                     let asks = |c| extended_resources(c).any(|(name, _)| name == resource);
