@@ -166,10 +166,10 @@ async fn connect(
         claims: Bindings::load(&config.kubelet_root),
         drivers: Drivers::default(),
     };
-    tokio::spawn(volumes.drivers.clone().run(config.kubelet_root.clone(), shutdown.clone()));
     let [subuid, subgid] = &config.subordinate_ids;
     let host_ids = HostIds::new(&config.kubelet_root, subuid, subgid, config.max_pods);
     let devices = Devices::load(&config.kubelet_root, control);
+    tokio::spawn(volumes.drivers.clone().run(config.kubelet_root.clone(), devices.clone(), shutdown.clone()));
     let objects = LocalObjects::default();
     let (config, node) = (config.clone(), Arc::new(node));
     Some(Executor { config, runtime, node, objects, volumes, cgroups, recorder, host_ids, devices, cpus })

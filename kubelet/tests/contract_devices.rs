@@ -15,6 +15,10 @@ use berth_kubelet::devices::wire::v1beta1::device_plugin_server::{DevicePlugin, 
 use berth_kubelet::devices::wire::v1beta1::registration_client::RegistrationClient;
 use berth_kubelet::pod_resources::wire::v1 as resources;
 use berth_kubelet::pod_resources::wire::v1::pod_resources_lister_client::PodResourcesListerClient;
+use berth_kubelet::volume::csi::wire::registration::registration_server::{
+    Registration as Registry, RegistrationServer as RegistryServer,
+};
+use berth_kubelet::volume::csi::wire::registration::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse};
 use futures::{Stream, StreamExt};
 use hyper_util::rt::TokioIo;
 use support::{Node, eventually};
@@ -302,6 +306,50 @@ async fn a_new_kubelet_knows_who_has_what_before_the_plugin_is_back() {
     back.register().await;
     running(&node, "next-n1").await;
     assert_eq!(back.calls(), ["allocate b", "start b"]);
+    node.stop().await;
+}
+
+#[tonic::async_trait]
+impl Registry for Plugin {
+    async fn get_info(&self, _: Request<InfoRequest>) -> Answer<PluginInfo> {
+        Ok(Response::new(PluginInfo {
+            r#type: "DevicePlugin".to_owned(),
+            name: RESOURCE.to_owned(),
+            endpoint: String::new(),
+            supported_versions: vec!["v1beta1".to_owned()],
+        }))
+    }
+
+    async fn notify_registration_status(&self, status: Request<RegistrationStatus>) -> Answer<RegistrationStatusResponse> {
+        let status = status.into_inner();
+        self.said(format!("registered {} {}", status.plugin_registered, status.error).trim().to_owned());
+        Ok(Response::new(RegistrationStatusResponse {}))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_in_the_registry_of_plugins_is_one_for_as_long_as_its_socket_is_there() {
+    let mut node = Node::new();
+    let root = node.path("kubelet");
+    let plugin = Plugin::new(&root, &[("a", true), ("b", true)]);
+    let socket = root.join("plugins_registry/thing.sock");
+    std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
+    let incoming = UnixListenerStream::new(UnixListener::bind(&socket).unwrap());
+    let server = tonic::transport::Server::builder()
+        .add_service(DevicePluginServer::new(plugin.clone()))
+        .add_service(RegistryServer::new(plugin.clone()));
+    tokio::spawn(server.serve_with_incoming_shutdown(incoming, plugin.stop.clone().cancelled_owned()));
+    node.apply("web.yaml", &pod("web", 1));
+    node.start().await;
+    running(&node, "web-n1").await;
+    eventually("it is told", || plugin.calls.lock().unwrap().contains(&"registered true".to_owned())).await;
+    std::fs::remove_file(&socket).unwrap();
+    node.wait_pod("web-n1", "unhealthy", |p| {
+        p["status"]["containerStatuses"][0]["allocatedResourcesStatus"][0]["resources"][0]["health"] == "Unhealthy"
+    })
+    .await;
+    node.apply("late.yaml", &pod("late", 1));
+    rejected(&node, "late-n1", &format!("no healthy devices present; cannot allocate unhealthy devices {RESOURCE}")).await;
     node.stop().await;
 }
 

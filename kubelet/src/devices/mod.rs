@@ -152,7 +152,15 @@ impl Devices {
     /// Allocates what all containers of a pod ask for. All of it or nothing; what it has already stays as it is.
     pub(crate) async fn allocate(&self, pod: &Pod) -> Result<(), Refusal> {
         let uid = pod::uid(pod);
-        let had = self.lock().allocations.get(uid).cloned();
+        let had = {
+            let state = self.lock();
+            // Before any plugin is asked for what the pod cannot use yet.
+            let mut resources = pod::all_containers(pod).flat_map(extended_resources);
+            if let Some((resource, _)) = resources.find(|(resource, _)| state.awaits(resource)) {
+                return Err(Refusal::Waits(format!("cannot allocate unregistered device {resource}")));
+            }
+            state.allocations.get(uid).cloned()
+        };
         let mut reusable = Reusable::new();
         for container in pod::all_containers(pod) {
             let init = pod::init_containers(pod).iter().any(|c| c.name == container.name);

@@ -28,6 +28,8 @@ pub(crate) struct Plugin {
     pub prefers: bool,
     /// Another plugin has taken its place.
     pub replaced: CancellationToken,
+    /// It is not in the registry of plugins any more.
+    pub gone: CancellationToken,
 }
 
 /// A status as Go prints it, which the upstream's messages have.
@@ -48,7 +50,7 @@ impl Plugin {
     pub fn unconnected() -> Plugin {
         let channel = tonic::transport::Endpoint::from_static("http://unused").connect_lazy();
         let client = DevicePluginClient::new(channel);
-        Plugin { client, pre_starts: false, prefers: false, replaced: CancellationToken::new() }
+        Plugin { client, pre_starts: false, prefers: false, replaced: CancellationToken::new(), gone: CancellationToken::new() }
     }
 
     /// Connects to a plugin's socket and asks what it wants.
@@ -62,6 +64,7 @@ impl Plugin {
             pre_starts: options.pre_start_required,
             prefers: options.get_preferred_allocation_available,
             replaced: CancellationToken::new(),
+            gone: CancellationToken::new(),
         })
     }
 

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -79,12 +79,7 @@ fn refuse(resource: &str, text: String) -> Status {
 }
 
 /// Connects to a plugin's socket and follows its devices.
-pub(super) async fn connect(
-    devices: Devices,
-    resource: String,
-    socket: std::path::PathBuf,
-    stop: CancellationToken,
-) -> Result<(), String> {
+pub(super) async fn connect(devices: Devices, resource: String, socket: PathBuf, stop: CancellationToken) -> Result<(), String> {
     if !is_extended(&resource) {
         return Err(format!("the ResourceName {resource:?} is invalid"));
     }
@@ -95,6 +90,7 @@ pub(super) async fn connect(
         let why = tokio::select! {
             () = stop.cancelled() => return,
             () = plugin.replaced.cancelled() => return,
+            () = plugin.gone.cancelled() => "its socket has left the registry".to_owned(),
             why = follow(&devices, &plugin, &resource, number) => why,
         };
         if devices.lock().disconnected(&resource, number, Instant::now()) {
@@ -125,6 +121,26 @@ async fn follow(devices: &Devices, plugin: &Plugin, resource: &str, number: u64)
 }
 
 impl Devices {
+    /// Takes a plugin that was found in the registry of plugins.
+    pub(crate) async fn plug(
+        &self,
+        resource: &str,
+        versions: &[String],
+        socket: PathBuf,
+        stop: &CancellationToken,
+    ) -> Result<(), String> {
+        if !versions.iter().any(|version| version == VERSION) {
+            return Err(format!("manager version, {VERSION}, is not among plugin supported versions {versions:?}"));
+        }
+        connect(self.clone(), resource.to_owned(), socket, stop.clone()).await
+    }
+
+    /// Lets go of a plugin whose socket has left the registry.
+    pub(crate) fn unplug(&self, resource: &str) {
+        let Some(plugin) = self.lock().plugin(resource) else { return };
+        plugin.gone.cancel();
+    }
+
     /// Keeps what has changed, and has those look who depend on it.
     async fn changed(&self, resource: &str) {
         let (all, healthy) = self.lock().capacity().get(resource).copied().unwrap_or_default();
