@@ -41,7 +41,7 @@ pub struct Rejection {
 }
 
 impl Rejection {
-    fn new(reason: &str, message: impl Into<String>) -> Rejection {
+    pub(crate) fn new(reason: &str, message: impl Into<String>) -> Rejection {
         Rejection { reason: reason.to_owned(), message: message.into(), missing: false }
     }
 

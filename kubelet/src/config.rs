@@ -90,10 +90,41 @@ pub struct Config {
     pub protect_kernel_defaults: bool,
     /// The kubelet's own OOM score; `None`: as it is.
     pub oom_score_adj: Option<i16>,
+    /// Whether containers can have processors for themselves.
+    pub cpu_manager: CpuManager,
+    /// Where the kernel tells of processors and nodes, usually `/sys/devices/system`.
+    pub sys_devices: PathBuf,
     /// Periods and limits.
     pub timing: Timing,
     /// Wall clock (tests inject their own; periods follow tokio's clock).
     pub clock: Clock,
+}
+
+/// How processors are given to containers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CpuPolicy {
+    /// All share all.
+    #[default]
+    None,
+    /// Guaranteed containers that ask for whole processors get them for themselves.
+    Static,
+}
+
+/// The CPU manager.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuManager {
+    /// How processors are given.
+    pub policy: CpuPolicy,
+    /// `full-pcpus-only`: whole cores or nothing.
+    pub full_cores: bool,
+    /// When a container that could not be moved to its processors is tried again. Changes are made at once.
+    pub reconcile: Duration,
+}
+
+impl Default for CpuManager {
+    fn default() -> Self {
+        CpuManager { policy: CpuPolicy::None, full_cores: false, reconcile: Duration::from_secs(10) }
+    }
 }
 
 /// Log rotation limits of one container; they travel as annotations `berth/log-max-bytes` and `berth/log-max-files`.
@@ -124,6 +155,8 @@ pub struct ResourcePolicy {
     pub swap: SwapBehavior,
     /// The kernel ends one process at a time when a container is out of memory; `None`: with cgroup v1 alone.
     pub single_process_oom_kill: Option<bool>,
+    /// Containers that have processors for themselves have no CPU quota: it could only throttle them on their own.
+    pub exclusive_cpus: bool,
 }
 
 impl Default for ResourcePolicy {
@@ -134,6 +167,7 @@ impl Default for ResourcePolicy {
             pod_pids: None,
             swap: SwapBehavior::NoSwap,
             single_process_oom_kill: None,
+            exclusive_cpus: false,
         }
     }
 }
@@ -328,6 +362,8 @@ impl Config {
             fail_cgroup_v1: false,
             protect_kernel_defaults: false,
             oom_score_adj: None,
+            cpu_manager: CpuManager::default(),
+            sys_devices: PathBuf::from("/sys/devices/system"),
             timing: Timing::default(),
             clock: Clock::default(),
         }

@@ -40,6 +40,10 @@ pub(crate) enum Order {
     ClearEnded(Unfinished),
     /// Pods that wait may not have to any more.
     LookAgain,
+    /// There are other devices of this resource than before.
+    DevicesChanged(String),
+    /// Containers are to run on other processors than before.
+    CpusChanged,
 }
 
 impl fmt::Debug for Order {
@@ -49,6 +53,8 @@ impl fmt::Debug for Order {
             Order::ClearEnded(_) => f.write_str("ClearEnded"),
             Order::LookAgain => f.write_str("LookAgain"),
             Order::Addresses(addresses) => f.debug_tuple("Addresses").field(addresses).finish(),
+            Order::CpusChanged => f.write_str("CpusChanged"),
+            Order::DevicesChanged(resource) => f.debug_tuple("DevicesChanged").field(resource).finish(),
             Order::Conditions(conditions) => f.debug_tuple("Conditions").field(conditions).finish(),
         }
     }
@@ -91,6 +97,16 @@ impl PodControl {
     /// Gives pods' statuses the addresses that the node has now.
     pub(crate) fn set_addresses(&self, addresses: Vec<String>) {
         let _ = self.0.send(Order::Addresses(addresses));
+    }
+
+    /// Has the pods looked at that have, or wait for, devices of this resource.
+    pub(crate) fn devices_changed(&self, resource: &str) {
+        let _ = self.0.send(Order::DevicesChanged(resource.to_owned()));
+    }
+
+    /// Has all pods see on which processors their containers are to run.
+    pub(crate) fn cpus_changed(&self) {
+        let _ = self.0.send(Order::CpusChanged);
     }
 
     /// Judges pods that come from now on by these conditions: `shutting_down` lets none in.

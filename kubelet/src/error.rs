@@ -93,6 +93,16 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Who has which processors does not fit the machine or the configuration.
+    #[error(
+        "could not restore state from checkpoint: {problem}, please drain this node and delete the CPU manager checkpoint file {path:?} before restarting Kubelet"
+    )]
+    CpuManager {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A CRI call failed.
     #[error("{call}: {}", crate::cri::status_text(source))]
     Cri {

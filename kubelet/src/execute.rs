@@ -16,7 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cgroup::PodCgroups;
 use crate::config::Config;
+use crate::cpus::Cpus;
 use crate::cri::{self as calls, Runtime};
+use crate::devices::Devices;
 use crate::dns::{self, NodeDns};
 use crate::memory::Reason;
 use crate::metrics::families;
@@ -52,6 +54,10 @@ pub struct Executor {
     pub recorder: Recorder,
     /// User and group IDs of pods with user namespaces of their own.
     pub host_ids: HostIds,
+    /// The devices of plugins.
+    pub devices: Devices,
+    /// The processors of single containers.
+    pub cpus: Cpus,
 }
 
 /// What became of one step.
@@ -167,6 +173,13 @@ impl Executor {
                 let result = self.start_container(pod, name, *attempt, *pull, observed, cancel).await;
                 self.count_start(pod, name, &result);
                 result
+            }
+            PodOp::Pin { id, cpus } => {
+                let resources = cri::LinuxContainerResources { cpuset_cpus: cpus.clone(), ..Default::default() };
+                match self.runtime.update_container_resources(id, resources).await {
+                    Ok(()) => OpResult::Done,
+                    Err(e) => OpResult::StartFailed(Reason::new("PinError", calls::message(&e))),
+                }
             }
             PodOp::Resize { id, name } => self.resize(pod, id, name).await,
             PodOp::RemoveContainer { id } => match self.runtime.remove_container(id).await {
@@ -344,6 +357,10 @@ impl Executor {
     /// The container's limits, and the pod's after them where they shrink: what grows has room by then, preparing made it.
     async fn resize(&self, pod: &Pod, id: &str, name: &str) -> OpResult {
         let Some(container) = pod::all_containers(pod).find(|c| c.name == name) else { return OpResult::Done };
+        if !self.cpus.fits(pod, container) {
+            let text = "Resize is infeasible for Guaranteed Pods alongside CPU Manager static policy";
+            return OpResult::StartFailed(Reason::new("ResizeError", text));
+        }
         let resources = container_resources(pod, container, &self.node.capacity);
         tracing::info!(pod = %pod::format_pod(pod), container = name, limits = ?Limits::from(&resources), "limits change");
         if let Err(e) = self.runtime.update_container_resources(id, resources).await {

@@ -9,7 +9,9 @@ use tokio_util::sync::CancellationToken;
 use crate::care::{self, Care};
 use crate::cgroup::{AllLimits, Driver, PodCgroups};
 use crate::control::{Order, PodControl};
+use crate::cpus::Cpus;
 use crate::cri::Runtime;
+use crate::devices::Devices;
 use crate::execute::{Executor, host_resolver};
 use crate::main_loop::Main;
 use crate::node::{Capacity, NodeView, Reserved};
@@ -23,7 +25,7 @@ use crate::userns::HostIds;
 use crate::volume::Services;
 use crate::volume::bindings::Bindings;
 use crate::volume::csi::drivers::Drivers;
-use crate::{Config, Error, Result, addresses};
+use crate::{Config, Error, Result, addresses, pod_resources};
 
 /// A node agent that is ready to run.
 #[derive(Debug)]
@@ -76,17 +78,18 @@ impl Kubelet {
         let mut config = self.config;
         crate::volume::create_private_dir(&config.kubelet_root)
             .map_err(|source| Error::CreateDir { path: config.kubelet_root.clone(), source })?;
-        let capacity = Capacity::read(&config.kubelet_root);
+        let capacity = Capacity::read(&config.kubelet_root, &config.sys_devices);
         crate::preflight::run(&config, &capacity)?;
         config.max_pods = crate::preflight::most_pods(&config, &capacity);
         let config = Arc::new(config);
+        let cpus = Cpus::load(&config, self.control.clone())?;
         let health = Health::new(config.timing.stuck);
         let runtime = Runtime::new(config.cri.clone(), config.timing);
         let table = PodTable::counted(runtime.metrics().clone());
         let stop = shutdown.child_token();
         let _stop_all = stop.clone().drop_guard();
         let server = server::start(&config, table.clone(), runtime.clone(), health.clone(), stop.clone()).await?;
-        let Some(executor) = connect(&config, runtime, self.recorder, &shutdown).await else {
+        let Some(executor) = connect(&config, runtime, self.recorder, (self.control.clone(), cpus), &stop).await else {
             server.stopped().await;
             return Ok(());
         };
@@ -106,6 +109,9 @@ impl Kubelet {
         let addresses = addresses::run(config.clone(), self.control.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(addresses));
         tokio::spawn(watcher.watch(stop.clone()));
+        let (devices, cpus) = (executor.devices.clone(), executor.cpus.clone());
+        tokio::spawn(devices.clone().run(stop.clone()));
+        tokio::spawn(pod_resources::run(config.kubelet_root.clone(), (devices, cpus), table.clone(), stop.clone()));
         let mut main = Main::new(executor, table, health, (self.control, self.orders), stop);
         main.run().await;
         main.stop().await;
@@ -115,7 +121,13 @@ impl Kubelet {
 }
 
 /// Waits for the runtime and asks it what it is; `None` when the kubelet is stopped before it answers.
-async fn connect(config: &Arc<Config>, runtime: Runtime, recorder: Recorder, shutdown: &CancellationToken) -> Option<Executor> {
+async fn connect(
+    config: &Arc<Config>,
+    runtime: Runtime,
+    recorder: Recorder,
+    (control, cpus): (PodControl, Cpus),
+    shutdown: &CancellationToken,
+) -> Option<Executor> {
     let mut pause = Duration::from_millis(100);
     let version = loop {
         let error = match runtime.version().await {
@@ -153,7 +165,7 @@ async fn connect(config: &Arc<Config>, runtime: Runtime, recorder: Recorder, shu
         capacity: Capacity {
             policy: config.policy,
             reserved: Reserved::of(&config.reservations),
-            ..Capacity::read(&config.kubelet_root)
+            ..Capacity::read(&config.kubelet_root, &config.sys_devices)
         },
     };
     tracing::info!(node = node.name, runtime = version.runtime_name, version = version.runtime_version, "kubelet runs");
@@ -164,11 +176,13 @@ async fn connect(config: &Arc<Config>, runtime: Runtime, recorder: Recorder, shu
         claims: Bindings::load(&config.kubelet_root),
         drivers: Drivers::default(),
     };
-    tokio::spawn(volumes.drivers.clone().run(config.kubelet_root.clone(), shutdown.clone()));
     let [subuid, subgid] = &config.subordinate_ids;
     let host_ids = HostIds::new(&config.kubelet_root, subuid, subgid, config.max_pods);
+    let devices = Devices::load(&config.kubelet_root, control);
+    tokio::spawn(volumes.drivers.clone().run(config.kubelet_root.clone(), devices.clone(), shutdown.clone()));
+    let objects = LocalObjects::default();
     let (config, node) = (config.clone(), Arc::new(node));
-    Some(Executor { config, runtime, node, objects: LocalObjects::default(), volumes, cgroups, recorder, host_ids })
+    Some(Executor { config, runtime, node, objects, volumes, cgroups, recorder, host_ids, devices, cpus })
 }
 
 /// What all pods may have together, where something is reserved and the pods' share is enforced.

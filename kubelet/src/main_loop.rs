@@ -1,6 +1,7 @@
 //! The kubelet's main loop: sources in, workers out, container events between. Owns which pods have a worker; what a pod
 //! needs is its worker's business.
 
+mod allotting;
 mod letting_in;
 mod orders;
 mod resizing;
@@ -16,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::allotting::{Allotment, Allotting};
 use crate::admission::NodeConditions;
 use crate::control::{Order, PodControl};
 use crate::cri as calls;
@@ -61,6 +63,7 @@ enum Action {
     Event(RuntimeEvent),
     Ordered(Order),
     Ended(PodUid, bool),
+    Allotted(PodUid, Allotment),
     Relist,
     Listed(Result<Listing>),
     CollectGarbage,
@@ -81,6 +84,8 @@ pub(crate) struct Main {
     refused: BTreeMap<PodUid, String>,
     /// Pods that were not let in: they have failed, and stay so for as long as their source has them.
     rejected: BTreeSet<PodUid>,
+    /// Who is being given devices and processors.
+    allotting: Allotting,
     /// What new pods are judged by.
     conditions: NodeConditions,
     orders: mpsc::UnboundedReceiver<Order>,
@@ -145,6 +150,7 @@ impl Main {
             queued: BTreeMap::new(),
             refused: BTreeMap::new(),
             rejected: BTreeSet::new(),
+            allotting: Allotting::default(),
             conditions: NodeConditions::default(),
             orders,
             control,
@@ -184,6 +190,7 @@ impl Main {
                 None => pending().await,
             }
         };
+        let allotted = self.allotting.next();
         let heartbeat = Instant::now() + self.executor.config.timing.stuck / 3;
         tokio::select! {
             biased;
@@ -191,6 +198,7 @@ impl Main {
             Some(order) = self.orders.recv() => Action::Ordered(order),
             Some(update) = self.updates.recv() => Action::Source(update),
             Some(Ok((uid, gone))) = self.tasks.join_next() => Action::Ended(uid, gone),
+            (uid, allotted) = allotted => Action::Allotted(uid, allotted),
             Some(event) = self.events.recv() => Action::Event(event),
             listed = listing => Action::Listed(match listed {
                 Ok(listed) => listed,
@@ -208,6 +216,7 @@ impl Main {
             Action::Event(event) => self.take_event(event),
             Action::Ordered(order) => self.carry_out(order),
             Action::Ended(uid, gone) => self.worker_ended(&uid, gone),
+            Action::Allotted(uid, allotted) => self.take_allotted(uid, allotted),
             Action::Relist => self.begin_listing(),
             Action::Listed(listed) => {
                 self.listing = None;
@@ -263,6 +272,7 @@ impl Main {
         self.queued.retain(|uid, _| wanted.contains_key(uid));
         self.forget_refusals(&wanted);
         let mut updates = Vec::new();
+        self.allotting.forget(|uid| wanted.contains_key(uid));
         for (uid, pod) in wanted {
             match self.workers.get(&uid) {
                 Some(handle) if !handle.ending => updates.push((uid, pod)),
@@ -315,6 +325,7 @@ impl Main {
         let Some(handle) = self.workers.remove(uid) else { return };
         if gone {
             tracing::info!(pod = %pod::format_pod(&handle.pod), "pod is gone");
+            self.release_allotments();
         }
         self.ended.insert(uid.clone());
         self.retry_resizes();
@@ -424,6 +435,7 @@ impl Main {
         if !self.all_sources_ready() {
             return;
         }
+        self.release_allotments();
         let known: Vec<PodUid> = self.workers.keys().chain(self.queued.keys()).cloned().collect();
         let (config, cgroups) = (self.executor.config.clone(), self.executor.cgroups.clone());
         let drivers = self.executor.volumes.drivers.clone();

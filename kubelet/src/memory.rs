@@ -117,6 +117,12 @@ pub struct PodMemory {
     pub resize_failures: BTreeMap<String, ResizeFailure>,
     /// Resources that the pod does not get yet.
     pub pending: Option<Pending>,
+    /// On which processors containers are to run, by name; nothing where these are not managed.
+    pub cpus: BTreeMap<String, String>,
+    /// To which processors running containers have been moved, by ID.
+    pub pinned: BTreeMap<String, String>,
+    /// Until when containers that could not be moved are left alone, by ID.
+    pub pin_failures: BTreeMap<String, Instant>,
     /// Folders, cgroup and volumes are there.
     pub prepared: bool,
     /// The pod has ended, and its records are not to be kept: the disk is full.
@@ -179,6 +185,9 @@ impl PodMemory {
             resized: BTreeMap::new(),
             resize_failures: BTreeMap::new(),
             pending: None,
+            cpus: BTreeMap::new(),
+            pinned: BTreeMap::new(),
+            pin_failures: BTreeMap::new(),
             prepared: false,
             cleared: false,
             released: false,
@@ -255,6 +264,8 @@ impl PodMemory {
         self.unhealthy.retain(|id, _| runs(id));
         self.resized.retain(|id, _| runs(id));
         self.resize_failures.retain(|id, _| runs(id));
+        self.pinned.retain(|id, _| runs(id));
+        self.pin_failures.retain(|id, _| runs(id));
         if !std::mem::replace(&mut self.start_known, true) {
             // A pod that ran before this process started is as old as its oldest record.
             let records = observed.containers.iter().map(|c| c.created_at).chain(observed.sandboxes.iter().map(|s| s.created_at));

@@ -70,8 +70,8 @@ impl Reserved {
 
 impl Capacity {
     /// Reads the capacity of this machine; what cannot be read is zero.
-    pub fn read(kubelet_root: &Path) -> Capacity {
-        let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    pub fn read(kubelet_root: &Path, sys_devices: &Path) -> Capacity {
+        let online = fs::read_to_string(sys_devices.join("cpu/online")).unwrap_or_default();
         let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let storage = rustix::fs::statvfs(kubelet_root)
             .map(|s| i64::try_from(s.f_blocks.saturating_mul(s.f_frsize)).unwrap_or(i64::MAX))
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn this_machine_has_processors_and_memory() {
-        let capacity = Capacity::read(Path::new("/"));
+        let capacity = Capacity::read(Path::new("/"), Path::new("/sys/devices/system"));
         assert!(capacity.cpu_millis >= 1000 && capacity.memory_bytes > 0 && capacity.storage_bytes > 0);
     }
 }

@@ -84,6 +84,8 @@ pub struct Container {
     pub hash: String,
     /// Limits in force, where the runtime tells.
     pub resources: Option<Limits>,
+    /// The processors that it may run on, as a list; empty where the runtime does not tell.
+    pub cpus: String,
     /// User of the first process, where the runtime tells.
     pub user: Option<User>,
     /// Log file.
@@ -239,6 +241,7 @@ async fn container_from(status: cri::ContainerStatus, sandbox_id: String, logs: 
         hash: annotation(keys::CONTAINER_HASH),
         pre_stop: status.annotations.get(keys::PRE_STOP).cloned(),
         resources: linux.map(Limits::from),
+        cpus: linux.map(|linux| linux.cpuset_cpus.clone()).unwrap_or_default(),
         user: user.map(|u| User { uid: u.uid, gid: u.gid, groups: u.supplemental_groups }),
         log_path: status.log_path.clone(),
         id: status.id,

@@ -57,6 +57,13 @@ pub enum PodOp {
         /// Its image may be pulled now; otherwise it must be there.
         pull: bool,
     },
+    /// Moves a running container to other processors.
+    Pin {
+        /// The container.
+        id: String,
+        /// The processors, as a list.
+        cpus: String,
+    },
     /// Changes limits of a running container.
     Resize {
         /// Container's ID.

@@ -72,6 +72,39 @@ pub fn limit(container: &Container, name: &str) -> Option<Amount> {
     list_amount(container, true, name)
 }
 
+/// How many processors the static policy gives a container for itself: whole ones, to pods of class Guaranteed whose containers
+/// ask for them one by one.
+pub fn exclusive_cpus(pod: &Pod, container: &Container) -> usize {
+    let millis = request(container, "cpu").map_or(0, Amount::millis);
+    if millis % 1000 != 0 || has_pod_level(pod) || qos_class(pod) != QosClass::Guaranteed {
+        return 0;
+    }
+    usize::try_from(millis / 1000).unwrap_or(0)
+}
+
+/// Whether a name is an extended resource's: a domain that is not Kubernetes' own, a slash, a name.
+pub fn is_extended(name: &str) -> bool {
+    let Some((domain, rest)) = name.split_once('/') else { return false };
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    !name.contains("kubernetes.io/")
+        && !name.starts_with("requests.")
+        // The names of quotas put `requests.` before it, and have to be of 253 letters at most with that.
+        && domain.len() + "requests.".len() <= 253
+        && crate::source::validate::is_dns_subdomain(domain)
+        && rest.len() <= 63
+        && edge(rest.chars().next())
+        && edge(rest.chars().last())
+        && rest.chars().all(plain)
+}
+
+/// The extended resources that a container asks for, and how many of each.
+pub fn extended_resources(container: &Container) -> impl Iterator<Item = (&str, usize)> {
+    let limits = container.resources.iter().filter_map(|resources| resources.limits.as_ref()).flatten();
+    let wanted = |(name, amount): (_, &_)| (name, usize::try_from(Amount::of(amount).units()).unwrap_or(0));
+    limits.map(move |(name, amount)| wanted((name.as_str(), amount))).filter(|(name, count)| *count > 0 && is_extended(name))
+}
+
 fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.as_deref() == Some("Always")
 }
@@ -164,12 +197,15 @@ pub fn pod_limits(pod: &Pod, capacity: &Capacity) -> PodLimits {
         let total = pod_level_limit(pod, &name).unwrap_or_else(|| pod_amount(pod, &name, limit)).units();
         (huge_page_name(*bytes), u64::try_from(total).unwrap_or(0))
     });
+    let any_exclusive = capacity.policy.exclusive_cpus && containers(pod).any(|c| exclusive_cpus(pod, c) > 0);
     PodLimits {
         cpu_shares: match qos {
             QosClass::BestEffort => MIN_SHARES,
             _ => cpu_shares(pod_cpu_request(pod)),
         },
-        cpu_quota: limited("cpu").filter(|_| capacity.policy.cfs_quota).map(|a| cpu_quota(a.millis(), cpu_period(capacity))),
+        cpu_quota: limited("cpu")
+            .filter(|_| capacity.policy.cfs_quota && !any_exclusive)
+            .map(|a| cpu_quota(a.millis(), cpu_period(capacity))),
         cpu_period: cpu_period(capacity),
         pids: capacity.policy.pod_pids,
         memory: limited("memory").map(Amount::units),
@@ -215,13 +251,14 @@ pub fn container_resources(pod: &Pod, container: &Container, capacity: &Capacity
     let cpu_limit = limit("cpu").map_or(0, Amount::millis);
     let memory = limit("memory").map_or(0, Amount::units);
     let policy = &capacity.policy;
+    let quota = policy.cfs_quota && !(policy.exclusive_cpus && exclusive_cpus(pod, container) > 0);
     let huge = capacity.huge_pages.iter().map(|bytes| cri::HugepageLimit {
         page_size: huge_page_name(*bytes),
         limit: limit(&huge_page_resource(*bytes)).map_or(0, |a| u64::try_from(a.units()).unwrap_or(0)),
     });
     let mut resources = cri::LinuxContainerResources {
         cpu_period: if policy.cfs_quota { cpu_period(capacity) } else { 0 },
-        cpu_quota: if cpu_limit > 0 && policy.cfs_quota { cpu_quota(cpu_limit, cpu_period(capacity)) } else { 0 },
+        cpu_quota: if cpu_limit > 0 && quota { cpu_quota(cpu_limit, cpu_period(capacity)) } else { 0 },
         cpu_shares: cpu_shares(cpu_request),
         memory_limit_in_bytes: memory,
         oom_score_adj: oom_score_adj(pod, container, capacity),

@@ -117,6 +117,7 @@ impl Scene {
             StartContainer { name, attempt, pull, .. } => {
                 format!("start {name}/{attempt}{}", if *pull { "" } else { " if present" })
             }
+            Pin { id, cpus } => format!("pin {id} to {cpus}"),
             Resize { id, .. } => format!("resize {id}"),
             RemoveContainer { id } => format!("remove {id}"),
             ClearContainer { id } => format!("clear {id}"),

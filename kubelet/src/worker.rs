@@ -334,6 +334,7 @@ impl Worker {
         }
         self.memory.note(&observed, now);
         self.observed = Arc::new(observed);
+        self.memory.cpus = self.executor.cpus.lists_of(&self.pod);
         self.keep_probers(now);
         let plan = self.make_plan(now);
         self.publish(now, &plan);
@@ -398,7 +399,8 @@ impl Worker {
     fn publish(&mut self, now: Now, plan: &Plan) {
         let situation =
             Situation { pod: &self.pod, observed: &self.observed, memory: &self.memory, node: &self.executor.node, now };
-        let status = status::status(&situation);
+        let mut status = status::status(&situation);
+        self.executor.devices.add_health(&self.pod, &mut status);
         let phase = status.phase.clone();
         if self.memory.status.as_ref().and_then(|s| s.phase.clone()) != phase {
             let phase = phase.as_deref().unwrap_or_default();

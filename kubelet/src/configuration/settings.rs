@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::fields::{Field, Kind, Support, field, is_parent};
 use super::value::{at, parse_duration};
-use crate::config::{Config, ImageGc, Reservations, ShutdownStep, SwapBehavior};
+use crate::config::{Config, CpuManager, CpuPolicy, ImageGc, Reservations, ShutdownStep, SwapBehavior};
 use crate::eviction::threshold::{Given, thresholds};
 use crate::quantity::Amount;
 use crate::server::config::{Authentication, Authorization};
@@ -158,6 +158,7 @@ pub(super) fn apply(document: &Map<String, Value>, config: &mut Config) -> Resul
     apply_logs(&reader, config)?;
     apply_dns(&reader, config)?;
     apply_reservations(&reader, config)?;
+    apply_cpus(&reader, config)?;
     apply_eviction(&reader, config)?;
     apply_images(&reader, config)?;
     config.shutdown_steps = shutdown_steps(&reader)?;
@@ -329,6 +330,47 @@ fn apply_reservations(reader: &Reader<'_>, config: &mut Config) -> Result<()> {
         reservations.enforce_pods = names.iter().any(|name| name == "pods");
     }
     config.reservations = reservations;
+    Ok(())
+}
+
+/// The options that the upstream's static policy has besides `full-pcpus-only`.
+const OTHER_OPTIONS: [&str; 5] = [
+    "distribute-cpus-across-numa",
+    "align-by-socket",
+    "distribute-cpus-across-cores",
+    "strict-cpu-reservation",
+    "prefer-align-cpus-by-uncorecache",
+];
+
+fn apply_cpus(reader: &Reader<'_>, config: &mut Config) -> Result<()> {
+    const OPTIONS: &str = "cpuManagerPolicyOptions";
+    let mut cpus = CpuManager::default();
+    if let Some(period) = reader.period("cpuManagerReconcilePeriod")? {
+        cpus.reconcile = period;
+    }
+    cpus.policy = match reader.text("cpuManagerPolicy").unwrap_or_default() {
+        "" | "none" => CpuPolicy::None,
+        "static" => CpuPolicy::Static,
+        other => return wrong("cpuManagerPolicy", format!("unknown policy: {other:?}")),
+    };
+    for (name, text) in reader.map(OPTIONS).unwrap_or_default() {
+        let on = match text.as_str() {
+            "1" | "t" | "T" | "true" | "TRUE" | "True" => true,
+            "0" | "f" | "F" | "false" | "FALSE" | "False" => false,
+            other => return wrong(OPTIONS, format!("bad value for option {name:?}: {other:?}")),
+        };
+        match name.as_str() {
+            "full-pcpus-only" => cpus.full_cores = on,
+            known if OTHER_OPTIONS.contains(&known) && !on => {}
+            known if OTHER_OPTIONS.contains(&known) => return wrong(OPTIONS, format!("{name} is not supported")),
+            _ => return wrong(OPTIONS, format!("unknown CPU Manager Policy option: {name:?}")),
+        }
+    }
+    if cpus.policy == CpuPolicy::None && cpus.full_cores {
+        return wrong(OPTIONS, "the none policy has no options");
+    }
+    config.policy.exclusive_cpus = cpus.policy == CpuPolicy::Static;
+    config.cpu_manager = cpus;
     Ok(())
 }
 

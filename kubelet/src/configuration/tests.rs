@@ -52,6 +52,7 @@ async fn every_field_that_works_changes_the_configuration() {
             "evictionSoft" => Some(("evictionSoftGracePeriod", "{\"memory.available\":\"90s\"}")),
             "evictionSoftGracePeriod" => Some(("evictionSoft", "{\"memory.available\":\"9Mi\"}")),
             "mergeDefaultEvictionSettings" => Some(("evictionHard", "{\"pid.available\":\"5%\"}")),
+            "cpuManagerPolicyOptions" => Some(("cpuManagerPolicy", "\"static\"")),
             "enableServer" => Some(("port", "10250")),
             "authentication.webhook.cacheTTL" => Some(("authentication.webhook.enabled", "true")),
             "shutdownGracePeriodCriticalPods" => Some(("shutdownGracePeriod", "\"30s\"")),

@@ -127,6 +127,15 @@ impl Executor {
             Ok(None) => {}
             Err(text) => return config_error(text),
         }
+        if let Some(cpus) = self.cpus.list_of(pod::uid(pod), name)
+            && let Some(resources) = config.linux.as_mut().and_then(|linux| linux.resources.as_mut())
+        {
+            resources.cpuset_cpus = cpus;
+        }
+        match self.devices.prepare(pod, container).await {
+            Ok(prepared) => prepared.apply_to(&mut config),
+            Err(text) => return config_error(text),
+        }
         if self.config.seccomp_default
             && let Some(security) = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut())
         {

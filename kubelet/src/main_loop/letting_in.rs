@@ -32,12 +32,17 @@ impl Main {
         for (uid, pod) in queued {
             let name = FullName::of(&pod);
             let taken = self.workers.contains_key(&uid) || self.workers.values().any(|h| h.name == name);
-            let waits =
-                |main: &mut Main| main.lacks_class(&uid, &pod) || main.lacks_port(&uid, &pod) || main.waits_for_room(&uid, &pod);
+            let waits = |main: &mut Main| {
+                main.lacks_class(&uid, &pod)
+                    || main.lacks_port(&uid, &pod)
+                    || main.waits_for_room(&uid, &pod)
+                    || main.waits_for_allotment(&uid, &pod)
+            };
             if taken || !self.was_over(&uid, &pod) && waits(self) {
                 self.queued.insert(uid, pod);
             } else if !self.rejected.contains(&uid) {
                 self.refused.remove(&uid);
+                self.allotting.done.remove(&uid);
                 self.spawn(uid, pod);
             }
         }
@@ -66,7 +71,7 @@ impl Main {
         true
     }
 
-    fn refuse(&mut self, uid: &PodUid, pod: &Arc<Pod>, status: PodStatus, message: String) {
+    pub(super) fn refuse(&mut self, uid: &PodUid, pod: &Arc<Pod>, status: PodStatus, message: String) {
         if self.refused.get(uid) != Some(&message) {
             tracing::warn!(pod = %pod::format_pod(pod), "{message}: the pod waits");
             self.table.set(uid, pod, status);
@@ -122,7 +127,7 @@ impl Main {
         });
     }
 
-    fn reject(&mut self, uid: &PodUid, pod: &Arc<Pod>, rejection: &Rejection) {
+    pub(super) fn reject(&mut self, uid: &PodUid, pod: &Arc<Pod>, rejection: &Rejection) {
         self.executor.runtime.metrics().count(&families::ADMISSION_REJECTIONS, &[&rejection.reason]);
         self.executor.recorder.event(pod, None, Weight::Warning, &rejection.reason, &rejection.message);
         self.table.set(uid, pod, rejection.status(pod, self.executor.config.clock.now()));

@@ -6,6 +6,8 @@ use super::{Handle, Main};
 use crate::control::Order;
 use crate::host_ports;
 use crate::node::NodeView;
+use crate::pod;
+use crate::resources::extended_resources;
 use crate::worker::Message;
 
 impl Main {
@@ -33,6 +35,22 @@ impl Main {
                 }
             }
             Order::LookAgain => self.start_queued(),
+            Order::CpusChanged => {
+                for handle in self.workers.values() {
+                    let _ = handle.inbox.send(Message::Look);
+                }
+            }
+            Order::DevicesChanged(resource) => {
+                for Handle { pod, inbox, .. } in self.workers.values() {
+                    let asks = |c| extended_resources(c).any(|(name, _)| name == resource);
+                    if pod::all_containers(pod).any(asks) {
+                        // What failed for want of a device is tried again at once.
+                        let _ = inbox.send(Message::ObjectsChanged);
+                    }
+                }
+                self.allotting.devices_changed();
+                self.start_queued();
+            }
         }
     }
 }

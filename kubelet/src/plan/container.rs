@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::Container;
 use super::{Plan, PodOp, Situation, container_hash, init_restarts, restarts, sooner, stop};
 use crate::backoff::format_delay;
 use crate::memory::Reason;
+use crate::node::parse_cpu_list;
 use crate::observed::{self, Limits, State};
 use crate::pod;
 use crate::resources::container_resources;
@@ -35,6 +36,7 @@ pub(super) fn plan_running(situation: &Situation<'_>, container: &Container, run
         plan.ops.push(PodOp::PostStart { id: running.id.clone(), name: name.clone() });
         return;
     }
+    plan_pin(situation, name, running, plan);
     let Some((now, wanted)) = resize_of(situation, container, running) else { return };
     if needs_restart(container, now, wanted) {
         plan.ops.push(stop(running, grace, format!("Container {name} resize requires restart")));
@@ -42,6 +44,20 @@ pub(super) fn plan_running(situation: &Situation<'_>, container: &Container, run
         plan.wake = sooner(plan.wake, Some(failure.until));
     } else if memory.resized.get(&running.id) != Some(&wanted) {
         plan.ops.push(PodOp::Resize { id: running.id.clone(), name: name.clone() });
+    }
+}
+
+/// A container runs on the processors that it is to have, where these are managed.
+fn plan_pin(situation: &Situation<'_>, name: &str, running: &observed::Container, plan: &mut Plan) {
+    let memory = situation.memory;
+    let Some(wanted) = memory.cpus.get(name) else { return };
+    let now = memory.pinned.get(&running.id).unwrap_or(&running.cpus);
+    if parse_cpu_list(now) == parse_cpu_list(wanted) {
+        return;
+    }
+    match memory.pin_failures.get(&running.id).filter(|until| **until > situation.now.mono) {
+        Some(until) => plan.wake = sooner(plan.wake, Some(*until)),
+        None => plan.ops.push(PodOp::Pin { id: running.id.clone(), cpus: wanted.clone() }),
     }
 }
 

@@ -289,3 +289,23 @@ async fn new_limits_restart_a_container_only_where_its_policy_says_so() {
     assert_eq!(scene("RestartContainer", |now| now.memory = 1 << 20).steps(), "stop c0 30");
     assert_eq!(scene("RestartContainer", |now| now.cpu_quota = 10_000).steps(), "resize c0");
 }
+
+#[tokio::test]
+async fn a_running_container_is_moved_to_its_processors_once() {
+    let steps = |on: &str, change: &dyn Fn(&mut PodMemory, Now)| {
+        let mut scene = Scene::with_policy("Always").sandbox(0, true).container("c", 0, Running, 0).remembering(|m, now| {
+            m.cpus.insert("c".into(), "0-1,3".into());
+            change(m, now);
+        });
+        scene.observed.containers[0].cpus = on.to_owned();
+        scene.steps()
+    };
+    assert_eq!(steps("0-3", &|_, _| ()), "pin c0 to 0-1,3");
+    assert_eq!(steps("", &|_, _| ()), "pin c0 to 0-1,3");
+    assert_eq!(steps("0,1,3", &|_, _| ()), "");
+    assert_eq!(steps("0-3", &|m, _| _ = m.pinned.insert("c0".into(), "0-1,3".into())), "", "what was done is not done again");
+    assert_eq!(steps("0-1,3", &|m, _| _ = m.pinned.insert("c0".into(), "0".into())), "pin c0 to 0-1,3");
+    assert_eq!(steps("0-3", &|m, _| m.cpus.clear()), "");
+    let later = |m: &mut PodMemory, now: Now| _ = m.pin_failures.insert("c0".into(), now.mono + Duration::from_secs(5));
+    assert_eq!(steps("0-3", &later), "");
+}

@@ -110,12 +110,12 @@ pub(super) async fn cadvisor(api: &Api) -> Response<Body> {
     if !failed {
         failed = told(api.runtime.pod_sandbox_metrics(|pod| scrape.add(pod)).await).is_none();
     }
-    let (now, root) = (now_ns(api), api.config.kubelet_root.clone());
+    let (now, root, sys) = (now_ns(api), api.config.kubelet_root.clone(), api.config.sys_devices.clone());
     page(PROMETHEUS, move |out| {
         let node = NodeStats::read(now);
         scrape.add_cgroups(&node, FileSystem::of(&root), &stats);
         scrape.write(out);
-        cadvisor::write_machine(&node, &Capacity::read(&root), failed, out);
+        cadvisor::write_machine(&node, &Capacity::read(&root, &sys), failed, out);
     })
 }
 

@@ -359,7 +359,13 @@ mod tests {
             ),
             (container("resources: {limits: {cpu: 1}, requests: {cpu: 2}}"), "spec.containers[0].resources.requests.cpu"),
             (container("resources: {limits: {cpu: one}}"), "spec.containers[0].resources.limits.cpu"),
-            (container("resources: {limits: {nvidia.com/gpu: 1}}"), "spec.containers[0].resources.limits.nvidia.com/gpu"),
+            (container("resources: {limits: {gpu: 1}}"), "spec.containers[0].resources.limits.gpu"),
+            (container("resources: {limits: {nvidia.com/gpu: 500m}}"), "spec.containers[0].resources.limits.nvidia.com/gpu"),
+            (container("resources: {requests: {nvidia.com/gpu: 1}}"), "spec.containers[0].resources.requests.nvidia.com/gpu"),
+            (
+                container("resources: {limits: {nvidia.com/gpu: 2}, requests: {nvidia.com/gpu: 1}}"),
+                "spec.containers[0].resources.requests.nvidia.com/gpu",
+            ),
             (container("securityContext: {runAsUser: -1}"), "spec.containers[0].securityContext.runAsUser"),
             (
                 container("securityContext: {privileged: true, allowPrivilegeEscalation: false}"),

@@ -78,6 +78,10 @@ impl Worker {
                 self.memory.unfinished_hooks.remove(&name);
                 self.memory.reasons.remove(&name);
             }
+            PodOp::Pin { id, cpus } => {
+                self.memory.pin_failures.remove(&id);
+                self.memory.pinned.insert(id, cpus);
+            }
             PodOp::Resize { id, name } => {
                 self.memory.resize_failures.remove(&id);
                 self.note_resize(id, &name);
@@ -131,6 +135,11 @@ impl Worker {
             PodOp::PostStart { name, .. } => {
                 self.memory.unfinished_hooks.remove(&name);
                 name
+            }
+            PodOp::Pin { id, cpus } => {
+                tracing::warn!(pod = %pod::format_pod(&self.pod), %id, cpus, "not moved to its processors: {}", reason.message);
+                self.memory.pin_failures.insert(id, now + self.executor.config.cpu_manager.reconcile);
+                return;
             }
             PodOp::Resize { id, .. } => {
                 let message = format!("Pod resize error: {}", resize_summary(&self.pod, Some(&reason.message)));

@@ -673,7 +673,12 @@ impl RuntimeService for FakeCri {
         };
         let _busy = self.enter("UpdateContainerResources", &detail, pod.as_deref()).await?;
         if let Some((_, container)) = self.lock().containers.get_mut(&request.container_id) {
-            container.resources = Some(cri::ContainerResources { linux: request.linux, windows: None });
+            // What an update leaves out stays, as in real runtimes.
+            let linux = container.resources.get_or_insert_default().linux.get_or_insert_default();
+            let update = request.linux.unwrap_or_default();
+            let only_cpuset = update.cpu_shares == 0 && !update.cpuset_cpus.is_empty();
+            let cpuset = if update.cpuset_cpus.is_empty() { linux.cpuset_cpus.clone() } else { update.cpuset_cpus.clone() };
+            *linux = cri::LinuxContainerResources { cpuset_cpus: cpuset, ..if only_cpuset { linux.clone() } else { update } };
         }
         Ok(Response::new(cri::UpdateContainerResourcesResponse {}))
     }

@@ -267,8 +267,17 @@ fn validate_resources(path: &str, resources: Option<&ResourceRequirements>, prob
             let path = format!("{path}.{kind}.{name}");
             validate_amount(&path, &quantity.0, problems);
             let known = matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
-            if !known {
-                problems.add(path, "extended resources are not supported by berth yet");
+            if crate::resources::is_extended(name) {
+                if Amount::of(quantity).millis() % 1000 != 0 {
+                    problems.add(path, "must be an integer");
+                } else if kind == "requests" && !limits.contains_key(name) {
+                    problems.add(path, "must have a limit: devices are not shared");
+                }
+            } else if !known {
+                problems.add(
+                    path,
+                    "is neither a resource that the kubelet knows nor the name of an extended one (example.com/thing)",
+                );
             } else if name == "ephemeral-storage" && kind == "limits" {
                 problems.add(path, "limits of ephemeral storage are not supported by berth yet");
             }
@@ -277,7 +286,7 @@ fn validate_resources(path: &str, resources: Option<&ResourceRequirements>, prob
     for (name, limit) in &limits {
         if let Some(request) = requests.get(name) {
             let (request_amount, limit_amount) = (Amount::of(request), Amount::of(limit));
-            let huge = name.starts_with("hugepages-");
+            let huge = name.starts_with("hugepages-") || crate::resources::is_extended(name);
             if request_amount > limit_amount || huge && request_amount != limit_amount {
                 let relation = if huge { "equal" } else { "not exceed" };
                 let message = format!("{} must {relation} the limit of {}", request.0, limit.0);

@@ -1,4 +1,5 @@
-//! Which CSI drivers there are: sockets in `plugins_registry`, asked what they are. Knows no volume.
+//! Which CSI drivers there are: sockets in `plugins_registry`, asked what they are; device plugins among them are handed on. Knows
+//! no volume.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,6 +23,7 @@ use super::wire::v1::node_client::NodeClient;
 use super::wire::v1::node_service_capability::Type as CapabilityType;
 use super::wire::v1::node_service_capability::rpc::Type as Rpc;
 use super::wire::v1::{NodeGetCapabilitiesRequest, NodeGetInfoRequest};
+use crate::devices::Devices;
 use crate::volume::create_private_dir;
 
 /// The upstream's limits of a registration: connecting, GetInfo, the answer.
@@ -30,6 +32,8 @@ const GET_INFO: Duration = Duration::from_secs(1);
 const NOTIFY: Duration = Duration::from_secs(5);
 /// The upstream's limit of a call to a driver.
 pub(super) const CALL: Duration = Duration::from_secs(120);
+/// The type of plugins that have devices and no volumes.
+const DEVICE_PLUGIN: &str = "DevicePlugin";
 /// The upstream's pauses before a socket that failed is asked again.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(122);
@@ -78,10 +82,17 @@ struct Socket {
 /// What became of a socket.
 struct Known {
     socket: Socket,
-    /// The name it registered.
-    driver: Option<String>,
+    /// What it has registered.
+    plugin: Option<Registered>,
     /// When to ask again, and the pause before that.
     again: Option<(Instant, Duration)>,
+}
+
+/// What a plugin has registered.
+enum Registered {
+    Driver(Driver),
+    /// The devices of a resource.
+    Devices(String),
 }
 
 /// The folder of registration sockets.
@@ -122,16 +133,20 @@ impl Drivers {
     pub async fn find(kubelet_root: &Path) -> Drivers {
         let drivers = Drivers::default();
         for socket in sockets(&registry(kubelet_root)) {
-            match ask(&socket.path).await {
-                Ok((driver, _)) => drivers.add(driver),
-                Err(error) => tracing::warn!(socket = %socket.path.display(), error, "a plugin does not answer"),
+            let found = async {
+                let (info, _) = info_of(&socket.path).await?;
+                if info.r#type == DEVICE_PLUGIN { Ok(None) } else { driver_of(&info, &socket.path).await.map(Some) }
+            };
+            match found.await {
+                Ok(driver) => driver.into_iter().for_each(|driver| drivers.add(driver)),
+                Err::<_, String>(error) => tracing::warn!(socket = %socket.path.display(), error, "a plugin does not answer"),
             }
         }
         drivers
     }
 
     /// Follows the registry until `stop`.
-    pub async fn run(self, kubelet_root: PathBuf, stop: CancellationToken) {
+    pub(crate) async fn run(self, kubelet_root: PathBuf, devices: Devices, stop: CancellationToken) {
         let folder = registry(&kubelet_root);
         for folder in [&folder, &kubelet_root.join("plugins")] {
             if let Err(error) = create_private_dir(folder) {
@@ -144,7 +159,7 @@ impl Drivers {
             if let Some(watch) = &watch {
                 add_folders(watch, &folder);
             }
-            self.reconcile(&mut known, sockets(&folder)).await;
+            self.reconcile(&mut known, sockets(&folder), &devices, &stop).await;
             let next = known.iter().filter_map(|k| k.again.map(|(at, _)| at)).min();
             let timer = async {
                 match next {
@@ -160,26 +175,30 @@ impl Drivers {
         }
     }
 
-    async fn reconcile(&self, known: &mut Vec<Known>, now: Vec<Socket>) {
+    async fn reconcile(&self, known: &mut Vec<Known>, now: Vec<Socket>, devices: &Devices, stop: &CancellationToken) {
         known.retain(|before| {
             let stays = now.contains(&before.socket);
-            if let Some(name) = before.driver.as_ref().filter(|_| !stays) {
-                self.remove(name);
+            match before.plugin.as_ref().filter(|_| !stays) {
+                Some(Registered::Driver(driver)) => self.remove(&driver.name),
+                Some(Registered::Devices(resource)) => devices.unplug(resource),
+                None => {}
             }
             stays
         });
         for socket in now {
             if !known.iter().any(|k| k.socket == socket) {
-                known.push(Known { socket, driver: None, again: Some((Instant::now(), FIRST_PAUSE)) });
+                known.push(Known { socket, plugin: None, again: Some((Instant::now(), FIRST_PAUSE)) });
             }
         }
         for entry in known.iter_mut() {
             let Some((_, pause)) = entry.again.filter(|(at, _)| *at <= Instant::now()) else { continue };
-            match register(&entry.socket.path).await {
-                Ok(driver) => {
-                    entry.driver = Some(driver.name.clone());
+            match register(&entry.socket.path, devices, stop).await {
+                Ok(plugin) => {
+                    if let Registered::Driver(driver) = &plugin {
+                        self.add(driver.clone());
+                    }
+                    entry.plugin = Some(plugin);
                     entry.again = None;
-                    self.add(driver);
                 }
                 Err(error) => {
                     tracing::warn!(socket = %entry.socket.path.display(), error, "a plugin is not registered");
@@ -243,7 +262,8 @@ async fn changed(watch: Option<&AsyncFd<OwnedFd>>) {
     ready.clear_ready();
 }
 
-async fn connect(socket: &Path) -> Result<Channel, String> {
+/// A channel to a plugin's socket, within the limit of a dial.
+pub(crate) async fn connect(socket: &Path) -> Result<Channel, String> {
     let path = socket.to_owned();
     let connector = tower::service_fn(move |_| {
         let path = path.clone();
@@ -270,17 +290,18 @@ pub(super) async fn call<T>(
     }
 }
 
-/// What the plugin behind a registration socket is.
-async fn ask(socket: &Path) -> Result<(Driver, RegistrationClient<Channel>), String> {
+/// What the plugin behind a registration socket says that it is.
+async fn info_of(socket: &Path) -> Result<(PluginInfo, RegistrationClient<Channel>), String> {
     let mut client = RegistrationClient::new(connect(socket).await?);
     let info = call("GetInfo", GET_INFO, client.get_info(InfoRequest {})).await?;
-    let driver = driver_of(&info, socket).await;
-    match driver {
-        Ok(driver) => Ok((driver, client)),
-        Err(error) => {
-            tell(&mut client, false, &error).await;
-            Err(error)
-        }
+    Ok((info, client))
+}
+
+/// Where a plugin's service is.
+fn endpoint_of(info: &PluginInfo, socket: &Path) -> PathBuf {
+    match info.endpoint.as_str() {
+        "" => socket.to_owned(),
+        path => PathBuf::from(path.strip_prefix("unix://").unwrap_or(path)),
     }
 }
 
@@ -291,10 +312,7 @@ async fn driver_of(info: &PluginInfo, socket: &Path) -> Result<Driver, String> {
     if !info.supported_versions.iter().any(|version| version.trim_start_matches('v').split('.').next() == Some("1")) {
         return Err(format!("CSI driver {}: none of its versions {:?} is 1.x", info.name, info.supported_versions));
     }
-    let endpoint = match info.endpoint.as_str() {
-        "" => socket.to_owned(),
-        path => PathBuf::from(path.strip_prefix("unix://").unwrap_or(path)),
-    };
+    let endpoint = endpoint_of(info, socket);
     let mut client = NodeClient::new(connect(&endpoint).await?);
     let node = call("NodeGetInfo", CALL, client.node_get_info(NodeGetInfoRequest {})).await?;
     let capabilities = call("NodeGetCapabilities", CALL, client.node_get_capabilities(NodeGetCapabilitiesRequest {})).await?;
@@ -312,10 +330,17 @@ async fn driver_of(info: &PluginInfo, socket: &Path) -> Result<Driver, String> {
     })
 }
 
-async fn register(socket: &Path) -> Result<Driver, String> {
-    let (driver, mut client) = ask(socket).await?;
-    tell(&mut client, true, "").await;
-    Ok(driver)
+async fn register(socket: &Path, devices: &Devices, stop: &CancellationToken) -> Result<Registered, String> {
+    let (info, mut client) = info_of(socket).await?;
+    let registered = if info.r#type == DEVICE_PLUGIN {
+        let plugged = devices.plug(&info.name, &info.supported_versions, endpoint_of(&info, socket), stop).await;
+        plugged.map(|()| Registered::Devices(info.name))
+    } else {
+        driver_of(&info, socket).await.map(Registered::Driver)
+    };
+    let problem = registered.as_ref().err().map_or("", String::as_str);
+    tell(&mut client, registered.is_ok(), problem).await;
+    registered
 }
 
 async fn tell(client: &mut RegistrationClient<Channel>, registered: bool, error: &str) {
