@@ -668,7 +668,7 @@ fn waits(pod: &serde_json::Value) -> Option<(String, String)> {
 #[tokio::test]
 async fn a_resize_waits_for_room_also_over_a_restart_and_what_never_fits_is_told() {
     let mut node = Node::new();
-    let cpus = berth_kubelet::node::Capacity::read(node.root.path()).cpu_millis;
+    let cpus = berth_kubelet::node::Capacity::read(node.root.path(), std::path::Path::new("/sys/devices/system")).cpu_millis;
     let mut config = node.config().await;
     config.timing.relist = Duration::from_millis(200);
     node.apply("a.yaml", &sized("a", "100m"));
