@@ -4,7 +4,7 @@ export BERTH_BIN ?= $(CURDIR)/target/$(TRIPLE)/release/berth
 PREFIX ?= /usr/local
 SUITES := -p berth-testkit -p berth-e2e
 
-.PHONY: help build check test test-kernel critest e2e e2e-kubernetes test-vm bench demo run soak install clean suites
+.PHONY: help build check test test-kernel critest e2e e2e-kubernetes test-vm bench bench-node demo run soak install clean suites
 
 help: ## List the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -26,6 +26,9 @@ test-vm: build suites ## What this machine lacks (cgroup v2 controllers, systemd
 	e2e/vm.sh && e2e/vm-systemd.sh
 bench: build suites ## berth next to containerd and runc: docs/bench (ARGS="--only life1,burst --rounds 2", "--quick")
 	cargo build --release -p berth-e2e --bin berth-bench && e2e/tools.sh && e2e/bench.sh $(ARGS)
+
+bench-node: build suites ## berth's node next to the upstream kubelet and containerd: docs/bench/node (ARGS as above)
+	cargo build --release -p berth-e2e --bin berth-bench && e2e/tools.sh all && e2e/bench-node.sh $(ARGS)
 demo: build suites ## From a manifest to a running pod and back, in throw-away namespaces
 	e2e/demo.sh
 run: build suites ## A throw-away node in the foreground; Ctrl-C ends it
