@@ -45,7 +45,8 @@ fn runs_on(node: &Node, pod: &str) -> (String, i64) {
     let state = node.cri.lock();
     let running = state.containers.values().filter(|(_, c)| c.state == 1);
     let of_pod = running.filter(|(_, c)| c.labels["io.kubernetes.pod.name"] == pod);
-    let linux = of_pod.filter_map(|(_, c)| c.resources.as_ref()?.linux.clone()).last().unwrap_or_default();
+    let mut given = of_pod.filter_map(|(_, c)| c.resources.as_ref()?.linux.clone());
+    let linux = given.next_back().unwrap_or_default();
     (linux.cpuset_cpus, linux.cpu_quota)
 }
 

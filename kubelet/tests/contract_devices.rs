@@ -296,7 +296,7 @@ async fn a_new_kubelet_knows_who_has_what_before_the_plugin_is_back() {
     // A container that has to start meanwhile gets what it had.
     node.cri.exit("c", 1);
     eventually("it starts again", || node.cri.calls("StartContainer").len() > starts).await;
-    let newest = node.cri.lock().configs.values().filter(|c| c.metadata.as_ref().unwrap().attempt == 1).next().unwrap().clone();
+    let newest = node.cri.lock().configs.values().find(|c| c.metadata.as_ref().unwrap().attempt == 1).unwrap().clone();
     assert_eq!(newest.devices[0].container_path, "/dev/thing-a");
     assert_eq!(plugin.calls(), Vec::<String>::new());
     // The other pod waits for the plugin, and does not get what the first one has.
