@@ -163,6 +163,7 @@ async fn on_a_full_disk_dead_containers_go_before_images_and_what_has_ended_stay
     node.apply("done.yaml", &pod("done", "  restartPolicy: OnFailure\n").replace("name: c,", "name: done,"));
     node.apply("web.yaml", &pod("web", ""));
     node.cri.add_image("unused:1");
+    node.cri.lock().images.get_mut("img:1").unwrap().pinned = true;
     let mut config = node.config().await;
     config.max_pods = 2;
     config.image_gc.min_age = Duration::ZERO;

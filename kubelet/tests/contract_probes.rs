@@ -7,7 +7,7 @@ mod support;
 use std::time::Duration;
 
 use berth_kubelet::Config;
-use berth_kubelet::clock::Clock;
+use berth_kubelet::clock::{Clock, Uptime};
 use k8s_openapi::jiff::Timestamp;
 use support::Node;
 use tokio::time::Instant;
@@ -31,7 +31,8 @@ fn failures(count: usize) -> Vec<Status> {
 /// A wall clock that goes with tokio's. The fake runtime's containers start 2 s after the epoch, as does the clock.
 async fn config(node: &Node, start: Instant) -> Config {
     let mut config = node.config().await;
-    config.clock = Clock::from_fn(move || Timestamp::new(2, 0).unwrap() + start.elapsed());
+    let uptime = move || Uptime { boot: "a".into(), millis: u64::try_from(start.elapsed().as_millis()).unwrap() };
+    config.clock = Clock::from_fn(move || Timestamp::new(2, 0).unwrap() + start.elapsed()).with_uptime(uptime);
     config
 }
 
