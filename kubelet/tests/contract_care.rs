@@ -162,7 +162,7 @@ async fn on_a_full_disk_dead_containers_go_before_images_and_what_has_ended_stay
     node.cri.behave("done", [Behaviour::Exit(0)]);
     node.apply("done.yaml", &pod("done", "  restartPolicy: OnFailure\n").replace("name: c,", "name: done,"));
     node.apply("web.yaml", &pod("web", ""));
-    node.cri.add_image("unused:1");
+    node.cri.lock().images.get_mut("img:1").unwrap().pinned = true;
     let mut config = node.config().await;
     config.max_pods = 2;
     config.image_gc.min_age = Duration::ZERO;
@@ -170,6 +170,8 @@ async fn on_a_full_disk_dead_containers_go_before_images_and_what_has_ended_stay
     config.timing.eviction = Duration::from_millis(300);
     node.start_with(config.clone());
     let before = node.wait_pod("done-n1", "Succeeded", |p| phase(p) == "Succeeded").await;
+    // Images are looked at in each round: this one is there when the pod is over.
+    node.cri.add_image("unused:1");
     node.cri.wait("the image goes", |s| s.calls.iter().any(|(_, c)| c.starts_with("RemoveImage"))).await;
     let calls = node.cri.call_names();
     let at = |name: &str| calls.iter().position(|call| call.starts_with(name)).unwrap_or(usize::MAX);

@@ -31,7 +31,7 @@ fn failures(count: usize) -> Vec<Status> {
 /// A wall clock that goes with tokio's. The fake runtime's containers start 2 s after the epoch, as does the clock.
 async fn config(node: &Node, start: Instant) -> Config {
     let mut config = node.config().await;
-    let uptime = move || Uptime { boot: "test".to_owned(), millis: start.elapsed().as_millis() as u64 };
+    let uptime = move || Uptime { boot: "a".into(), millis: u64::try_from(start.elapsed().as_millis()).unwrap() };
     config.clock = Clock::from_fn(move || Timestamp::new(2, 0).unwrap() + start.elapsed()).with_uptime(uptime);
     config
 }

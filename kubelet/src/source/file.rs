@@ -202,11 +202,14 @@ impl Scanner {
         if state.stamp == Some(stamp) {
             return;
         }
-        // The file's own time may be one to come, where the clock has jumped back: then it settles as long as it is seen unchanged.
-        let age = metadata.modified().ok().and_then(|m| SystemTime::now().duration_since(m).ok()).unwrap_or_default();
         let since = state.unsettled.filter(|(before, _)| *before == stamp).map_or(now, |(_, since)| since);
         state.unsettled = Some((stamp, since));
-        if !vouched && age.max(now.saturating_duration_since(since)) < self.config.settle {
+        let age = match metadata.modified().map(|modified| SystemTime::now().duration_since(modified)) {
+            Ok(Ok(age)) => age,
+            // A time to come, where the clock has jumped back: it settles as long as it is seen unchanged.
+            _ => now.saturating_duration_since(since),
+        };
+        if !vouched && age < self.config.settle {
             // Somebody may still be writing: no event has said otherwise.
             sooner(&mut scan.look_again, now + self.config.settle);
             return;
