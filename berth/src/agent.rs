@@ -1,4 +1,4 @@
-//! What the long-running verbs share: logging, signals, readiness and the bounded drain at the end.
+//! What the long-running verbs share: signals, readiness and the bounded drain at the end.
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -9,18 +9,23 @@ use anyhow::{Context, Result};
 use berth_kubelet::shutdown::Shutdown;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
+
+use crate::heap;
 
 /// Worker threads of the agent.
-pub const WORKERS: usize = 2;
+const WORKERS: usize = 2;
 /// How long calls under way may take after SIGTERM: below systemd's default of 90 s, above any ordinary call.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// Logs to standard error: the service manager keeps it.
-pub fn log_to_stderr(level: &str) -> Result<()> {
-    let filter = EnvFilter::try_new(level).with_context(|| format!("--log-level {level:?}"))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
-    Ok(())
+/// Runs an agent to its end, on threads of its own.
+pub fn run<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    heap::prepare();
+    crate::runtime(WORKERS)?.block_on(async {
+        let heap = tokio::spawn(heap::give_back());
+        let ended = work.await;
+        heap.abort();
+        ended
+    })
 }
 
 /// What has to be asked about SIGTERM, once there is a kubelet: the machine may be going down.

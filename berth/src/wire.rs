@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use berth_cri_server::RuntimeHandler;
 use berth_image::ImageStore;
+use berth_kubelet::addresses::AddressSource;
 use berth_kubelet::configuration::Configuration;
 use berth_linux::instance::InstanceId;
 use tonic::transport::Channel;
@@ -169,7 +170,7 @@ pub fn kubelet(
 ) -> Result<berth_kubelet::Config> {
     let name = flags.node_name.clone().or_else(|| file.node.node_name.clone()).unwrap_or_else(host_name);
     let mut config = berth_kubelet::Config::new(&name, cri);
-    config.node_ips = node_ips(&flags.node_ip, file.node.node_ip);
+    (config.node_ips, config.node_ip_source) = node_ips(&flags.node_ip, file.node.node_ip);
     config.manifests = Some("/etc/kubernetes/manifests".into());
     if global.state != Path::new(DEFAULT_STATE) {
         config.cgroup_root = Some(format!("/berth-{}", InstanceId::of_state_dir(&global.state)));
@@ -214,19 +215,24 @@ pub fn kubelet_configuration(flags: &cli::KubeletFlags, file: &config::File) -> 
     Ok(configuration)
 }
 
-/// The node's addresses: those that are named; an unspecified one names its family alone.
-fn node_ips(flags: &[IpAddr], file: Option<IpAddr>) -> Vec<IpAddr> {
+/// The node's addresses: those that are named; an unspecified one names its family alone. What is not named is found, and looked for
+/// again while the agent runs.
+fn node_ips(flags: &[IpAddr], file: Option<IpAddr>) -> (Vec<IpAddr>, Option<AddressSource>) {
     let named: Vec<IpAddr> = if flags.is_empty() { file.into_iter().collect() } else { flags.to_vec() };
     match named.as_slice() {
         [] => {}
         [family] if family.is_unspecified() => {}
-        _ => return named,
+        _ => return (named, None),
     }
-    let address = default_address(named.first().copied());
+    let family = named.first().copied();
+    let address = default_address(family);
     if address.is_none() {
-        tracing::warn!("this machine has no route anywhere: host-network pods get the address 127.0.0.1; --node-ip sets another");
+        tracing::warn!(
+            "this machine has no route anywhere: host-network pods get the address 127.0.0.1 until it has one; --node-ip sets another"
+        );
     }
-    vec![address.unwrap_or(IpAddr::from([127, 0, 0, 1]))]
+    let source = AddressSource::from_fn(move || default_address(family).into_iter().collect());
+    (vec![address.unwrap_or(IpAddr::from([127, 0, 0, 1]))], Some(source))
 }
 
 /// The image store of this instance, for verbs that work without an agent.

@@ -7,13 +7,21 @@ use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
 use crate::invocation::{Invocation, Verb};
 use crate::{Error, Result};
+
+/// How much a plugin may say on its standard output: a result of thousands of addresses and routes is far below it.
+const MAX_OUTPUT: u64 = 1 << 20;
+/// How much of its standard error is kept; the rest is read and dropped.
+const MAX_STDERR: u64 = 64 << 10;
+/// How much of a plugin's words an error repeats: it travels in a header, of which clients take 8 KiB or more.
+const MAX_WORDS: usize = 4 << 10;
 
 /// Where plugin binaries are looked for, and how long one may run.
 #[derive(Debug, Clone)]
@@ -67,11 +75,9 @@ impl PluginBinaries {
         let input = serde_json::to_vec(config).map_err(Error::decode(format!("configuration of {plugin}")))?;
         let failed = |source| Error::PluginRun { plugin: plugin.to_owned(), verb: verb.name(), source: Arc::new(source) };
         let child = self.spawn(&path, plugin, verb, invocation)?.map_err(failed)?;
-        let group = child.id();
         let output = match tokio::time::timeout(self.timeout, exchange(child, &input)).await {
             Ok(output) => output.map_err(failed)?,
             Err(_) => {
-                kill_group(group);
                 let network = config.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
                 return Err(Error::PluginTimeout { plugin: plugin.to_owned(), network, verb: verb.name(), limit: self.timeout });
             }
@@ -108,8 +114,23 @@ impl PluginBinaries {
     }
 }
 
+/// The process group of a plugin that has not ended; dropped, it is killed, with the IPAM plugins in it.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(leader) = self.0 {
+            // Gone already is as good.
+            let _ = kill_process_group(leader, Signal::KILL);
+        }
+    }
+}
+
+/// Gives a plugin its input and hears it to its end. Given up, or failed, it leaves no process of the plugin's.
 async fn exchange(mut child: Child, input: &[u8]) -> std::io::Result<Output> {
-    let stdin = child.stdin.take();
+    // Dropped before the child, which was made the leader of its group and has not been waited for: the number is still its own.
+    let mut group = Group(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw));
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let write = async {
         match stdin {
             // A plugin that ends without reading its input says why on its output.
@@ -120,17 +141,31 @@ async fn exchange(mut child: Child, input: &[u8]) -> std::io::Result<Output> {
             None => Ok(()),
         }
     };
-    let (written, output) = tokio::join!(write, child.wait_with_output());
-    written.and(output)
+    let (_, stdout, stderr) = tokio::try_join!(write, whole(stdout), beginning(stderr))?;
+    let status = child.wait().await?;
+    group.0 = None;
+    Ok(Output { status, stdout, stderr })
 }
 
-/// The child was made the leader of its group and has not been waited for, so the number is still its own.
-fn kill_group(leader: Option<u32>) {
-    let leader = leader.and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw);
-    if let Some(leader) = leader {
-        // Gone already is as good.
-        let _ = rustix::process::kill_process_group(leader, rustix::process::Signal::KILL);
+/// What a plugin says, which must not be endless.
+async fn whole(from: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let Some(from) = from else { return Ok(text) };
+    from.take(MAX_OUTPUT + 1).read_to_end(&mut text).await?;
+    if text.len() as u64 > MAX_OUTPUT {
+        let reason = format!("it wrote more than {MAX_OUTPUT} bytes on its standard output and was killed");
+        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, reason));
     }
+    Ok(text)
+}
+
+/// The beginning of what a plugin says; the rest is heard too, so that it does not wait for a reader.
+async fn beginning(from: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let Some(mut from) = from else { return Ok(text) };
+    (&mut from).take(MAX_STDERR).read_to_end(&mut text).await?;
+    tokio::io::copy(&mut from, &mut tokio::io::sink()).await?;
+    Ok(text)
 }
 
 fn failure(plugin: &str, verb: Verb, output: &Output) -> Error {
@@ -145,5 +180,57 @@ fn failure(plugin: &str, verb: Verb, output: &Output) -> Error {
             if text.is_empty() { format!("no error message ({})", output.status) } else { text }
         }
     };
-    Error::PluginFailed { plugin: plugin.to_owned(), verb: verb.name(), code: error.code, message }
+    Error::PluginFailed { plugin: plugin.to_owned(), verb: verb.name(), code: error.code, message: shortened(message) }
+}
+
+fn shortened(mut text: String) -> String {
+    if text.len() > MAX_WORDS {
+        text.truncate(text.floor_char_boundary(MAX_WORDS));
+        text.push_str(" ...");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Runs a script as the plugin `p`.
+    async fn run(script: &str) -> Result<Vec<u8>> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let binaries = PluginBinaries { dirs: vec![dir.path().to_owned()], timeout: Duration::from_secs(30) };
+        binaries.call("p", Verb::Version, None, &json!({"name": "net"})).await
+    }
+
+    #[tokio::test]
+    async fn a_plugin_that_writes_without_end_is_killed_with_what_it_started_and_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pid");
+        let script = format!("sleep 1000 & echo $! > {}\ncat /dev/zero", file.display());
+        let error = run(&script).await.unwrap_err();
+        let text = error.chain_text();
+        assert!(text.contains("\"p\"") && text.contains("more than 1048576 bytes"), "{text}");
+        let pid = std::fs::read_to_string(file).unwrap();
+        // A zombie has no command line.
+        let gone = || std::fs::read(format!("/proc/{}/cmdline", pid.trim())).unwrap_or_default().is_empty();
+        assert!(berth_testkit::wait_until(Duration::from_secs(10), gone));
+    }
+
+    #[tokio::test]
+    async fn what_a_plugin_says_is_heard_whole_and_its_complaints_do_not_make_it_wait() {
+        let said = run("head -c 1000000 /dev/zero >&2; head -c 1000000 /dev/zero").await.unwrap();
+        assert_eq!(said.len(), 1_000_000);
+    }
+
+    #[tokio::test]
+    async fn an_error_repeats_only_the_beginning_of_a_plugins_words() {
+        let error = run("head -c 100000 /dev/zero | tr '\\0' x >&2; exit 1").await.unwrap_err();
+        let Error::PluginFailed { message, .. } = error else { panic!("{error}") };
+        assert_eq!(message, format!("{} ...", "x".repeat(MAX_WORDS)));
+    }
 }

@@ -91,10 +91,22 @@ struct Inner {
     pinned: BTreeMap<String, Step>,
     /// When what is left of a failed sandbox is undone again.
     again: BTreeMap<String, Instant>,
-    running: BTreeMap<String, Running>,
+    /// By subject, the latest last: a checkpoint goes on while its container is asked to end.
+    running: BTreeMap<String, Vec<Running>>,
     graces: BTreeMap<String, Grace>,
     failures: BTreeMap<String, Failure>,
     order: VecDeque<String>,
+}
+
+impl Inner {
+    fn ended(&mut self, subject: &str, operation: &str) {
+        if let Some(mine) = self.running.get_mut(subject) {
+            mine.retain(|running| running.operation != operation);
+            if mine.is_empty() {
+                self.running.remove(subject);
+            }
+        }
+    }
 }
 
 /// The register of what goes on.
@@ -207,17 +219,19 @@ impl Progress {
         let running = Running { operation, name: name.to_owned(), since: crate::clock::now_ns() };
         let mut inner = self.lock();
         inner.pinned.remove(subject);
-        inner.running.insert(subject.to_owned(), running);
+        let mine = inner.running.entry(subject.to_owned()).or_default();
+        mine.retain(|other| other.operation != operation);
+        mine.push(running);
     }
 
-    /// The operation under way.
+    /// The operation under way; of several the one that began last.
     pub(crate) fn running(&self, subject: &str) -> Option<Running> {
-        self.lock().running.get(subject).cloned()
+        self.lock().running.get(subject)?.last().cloned()
     }
 
-    /// All operations under way by subject.
+    /// The latest operation under way of every subject that has one.
     pub(crate) fn all_running(&self) -> BTreeMap<String, Running> {
-        self.lock().running.clone()
+        self.lock().running.iter().filter_map(|(subject, all)| Some((subject.clone(), all.last()?.clone()))).collect()
     }
 
     /// The operation of a subject has failed at the step that began last; those that follow undo it.
@@ -261,7 +275,7 @@ impl Progress {
     pub(crate) fn failed(&self, subject: &str, name: String, operation: &'static str, error: &Error) {
         let mut inner = self.lock();
         if !matches!(error, Error::Overdue { .. }) {
-            inner.running.remove(subject);
+            inner.ended(subject, operation);
         }
         let error = crate::error::text(error);
         if let Some(first) = inner.failures.get_mut(subject).filter(|_| operation == UNDO) {
@@ -285,7 +299,7 @@ impl Progress {
 
     /// An operation succeeded: an earlier failure of the same kind is history.
     pub(crate) fn succeeded(&self, subject: &str, operation: &'static str) {
-        self.lock().running.remove(subject);
+        self.lock().ended(subject, operation);
         if self.lock().failures.get(subject).is_some_and(|f| f.operation == operation) {
             self.forget(subject);
         }
@@ -357,6 +371,19 @@ mod tests {
             Ok(7)
         };
         assert_eq!(progress.step("s", Step::CreateInShim, "", late).await.unwrap(), 7);
+    }
+
+    #[test]
+    fn an_operation_that_another_one_met_is_under_way_again_when_that_has_ended() {
+        let progress = short();
+        let name = |progress: &Progress| progress.running("c").map(|running| running.operation);
+        progress.operate("c", "default/web/a", "CheckpointContainer");
+        progress.operate("c", "default/web/a", "StopContainer");
+        assert_eq!(name(&progress), Some("StopContainer"));
+        progress.succeeded("c", "StopContainer");
+        assert_eq!(name(&progress), Some("CheckpointContainer"));
+        progress.failed("c", "default/web/a".into(), "CheckpointContainer", &Error::Closing);
+        assert_eq!((name(&progress), progress.all_running().len()), (None, 0));
     }
 
     #[test]

@@ -2,12 +2,10 @@
 //! before the client is answered, dies with the boot) and in the root folder (durable, committed in groups off the reply path).
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
+use berth_linux::file::{PRIVATE, write as write_file};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -75,15 +73,8 @@ pub(crate) fn encode<T: Serialize>(record: &T) -> Vec<u8> {
 /// Writes a file so that it is there whole or not at all. Not synced: for the state folder.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let temporary = temporary(path);
-    write_private(&temporary, bytes).map_err(file("write", &temporary))?;
+    write_file(&temporary, bytes, PRIVATE).map_err(file("write", &temporary))?;
     std::fs::rename(&temporary, path).map_err(file("rename", path))
-}
-
-/// Writes a file that root alone may read: environment variables hold secrets, and the folders above can be passed by anybody.
-pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<File> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(bytes)?;
-    Ok(file)
 }
 
 fn temporary(path: &Path) -> PathBuf {
@@ -165,7 +156,7 @@ fn commit(group: &BTreeMap<PathBuf, Vec<u8>>) {
     let mut written = Vec::with_capacity(group.len());
     for (path, bytes) in group {
         let temporary = temporary(path);
-        match write_private(&temporary, bytes) {
+        match write_file(&temporary, bytes, PRIVATE) {
             Ok(file) => written.push((temporary, path, file)),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => tracing::error!(path = %path.display(), %error, "record not written"),

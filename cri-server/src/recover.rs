@@ -52,11 +52,14 @@ pub(crate) async fn recover(server: &Arc<Server>) -> Result<(), Error> {
         let shims = shims.clone();
         tasks.spawn(async move { bring_back(&server, record, mine, &shims).await });
     }
+    let mut short = Ok(());
     while let Some(done) = tasks.join_next().await {
-        if let Err(error) = done {
-            tracing::error!(%error, "recovering a pod sandbox");
+        match done {
+            Ok(done) => short = short.and(done),
+            Err(error) => tracing::error!(%error, "recovering a pod sandbox"),
         }
     }
+    short?;
     // Containers whose sandbox has no record belong to nobody.
     for orphan in containers.into_values().flatten() {
         tracing::info!(container = %orphan.id, "container without a sandbox: drained");
@@ -146,14 +149,19 @@ fn drop_writable_layer(kept: &Path, trash: &Path, id: &ContainerId) -> Result<()
 }
 
 /// One sandbox and its containers. What has to be ended is ended by its owner, in the background: a plugin or a disk that hangs
-/// keeps no other pod waiting.
-async fn bring_back(server: &Arc<Server>, record: SandboxRecord, containers: Vec<ContainerRecord>, shims: &Shims) {
+/// keeps no other pod waiting. The error is the agent's own trouble: nothing was done to the pod, and the agent must not start.
+async fn bring_back(
+    server: &Arc<Server>,
+    record: SandboxRecord,
+    containers: Vec<ContainerRecord>,
+    shims: &Shims,
+) -> Result<(), Error> {
     let id = record.id.clone();
     let spec = Arc::new(record.spec.clone());
     let (mail, inbox) = mpsc::unbounded_channel();
     let expected = record.boot == server.boot && !record.stopped;
     let mut live = Live::new(id.clone(), spec.clone(), record.cgroup.clone());
-    let reached = if expected { reach(server, &mut live, &mail, shims).await } else { Reached::Gone };
+    let reached = if expected { reach(server, &mut live, &mail, shims).await? } else { Reached::Gone };
     if expected && matches!(reached, Reached::Gone) {
         // Before the containers': a creator that still works there could make a container's cgroup anew.
         end(server, &record.cgroup, id.as_str()).await;
@@ -211,7 +219,7 @@ async fn bring_back(server: &Arc<Server>, record: SandboxRecord, containers: Vec
     });
     if !record.ready {
         // The agent died while it made this sandbox; nobody was told of it.
-        machine.hide();
+        machine.hide(std::time::Instant::now());
         let _ = mail.send(Event::Op(Op::Remove(oneshot::channel().0)));
     } else if expected && !ready {
         let _ = mail.send(Event::Op(Op::Stop(oneshot::channel().0)));
@@ -221,6 +229,7 @@ async fn bring_back(server: &Arc<Server>, record: SandboxRecord, containers: Vec
     server.owners.register(&id, &record.spec.metadata, mail.clone());
     owner::introduce(server, &machine);
     tokio::spawn(owner::own(server.clone(), machine, mail, inbox));
+    Ok(())
 }
 
 /// How a shim was found.
@@ -239,14 +248,41 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// The shims that /proc shows, looked at once for all sandboxes whose shim can not be reached.
 type Shims = Arc<tokio::sync::OnceCell<BTreeMap<String, i32>>>;
 
+/// What an error of the greeting says.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// Nothing of the shim: the agent lacks descriptors or memory.
+    OurTrouble,
+    /// It does not accept (its queue is full), or says what we do not understand.
+    Silent,
+    /// Nobody listens, or the connection broke: it is dead or dying.
+    Gone,
+}
+
+fn verdict(error: &Error) -> Verdict {
+    use rustix::io::Errno;
+    match error {
+        Error::File { source, .. } => match source.raw_os_error().map(Errno::from_raw_os_error) {
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS) => Verdict::OurTrouble,
+            Some(Errno::AGAIN) => Verdict::Silent,
+            _ => Verdict::Gone,
+        },
+        Error::Shim { .. } | Error::Overdue { .. } => Verdict::Silent,
+        _ => Verdict::Gone,
+    }
+}
+
 /// Connects to the shim of a sandbox and asks for its state.
-async fn reach(server: &Arc<Server>, live: &mut Live, mail: &Mail, shims: &Shims) -> Reached {
+async fn reach(server: &Arc<Server>, live: &mut Live, mail: &Mail, shims: &Shims) -> Result<Reached, Error> {
     let found = match tokio::time::timeout(PATIENCE, greet(server, live, mail)).await {
-        Ok(Ok(containers)) => return Reached::Answers(containers),
+        Ok(Ok(containers)) => return Ok(Reached::Answers(containers)),
         Ok(Err(error)) => {
+            let verdict = verdict(&error);
+            if verdict == Verdict::OurTrouble {
+                return Err(error);
+            }
             tracing::info!(sandbox = %live.id, error = %crate::error::text(&error), "a pod's shim can not be reached");
-            // A full queue is that of a shim which does not accept. Nobody listens, or the connection broke: it is dead or dying.
-            if matches!(&error, Error::File { source, .. } if source.kind() == std::io::ErrorKind::WouldBlock) {
+            if verdict == Verdict::Silent {
                 look_for(&live.id).await
             } else {
                 let all = shims.get_or_init(|| async { crate::blocking(|| Ok(all_shims())).await.unwrap_or_default() }).await;
@@ -258,20 +294,20 @@ async fn reach(server: &Arc<Server>, live: &mut Live, mail: &Mail, shims: &Shims
                         tracing::warn!(error = %crate::error::text(&error), "a shim that can not be reached is not killed");
                     }
                 }
-                return Reached::Gone;
+                return Ok(Reached::Gone);
             }
         }
         Err(_) => look_for(&live.id).await,
     };
     live.shim = None;
-    match found.and_then(|pid| watch_shim(pid, &live.id, mail)) {
+    Ok(match found.and_then(|pid| watch_shim(pid, &live.id, mail)) {
         Some(process) => {
             tracing::warn!(sandbox = %live.id, pid = process.pid, "a pod's shim lives and does not answer: shown as it is on record");
             live.process = Some(process);
             Reached::Silent
         }
         None => Reached::Gone,
-    }
+    })
 }
 
 async fn look_for(id: &SandboxId) -> Option<i32> {
@@ -374,5 +410,28 @@ async fn end(server: &Arc<Server>, cgroup: &str, subject: &str) {
     let remove = server.cgroups.remove(cgroup, subject);
     if let Err(error) = server.progress.step(subject, Step::RemoveCgroup, cgroup, remove).await {
         tracing::warn!(subject, error = %crate::error::text(&error), "ending what a dead shim left");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_is_not_ended_for_what_the_agent_itself_lacks_or_does_not_understand() {
+        let io = |errno: rustix::io::Errno| file("connect to", "/shim.sock")(errno.into());
+        use rustix::io::Errno;
+        for (error, want) in [
+            (io(Errno::MFILE), Verdict::OurTrouble),
+            (io(Errno::NFILE), Verdict::OurTrouble),
+            (io(Errno::NOMEM), Verdict::OurTrouble),
+            (io(Errno::AGAIN), Verdict::Silent),
+            (Error::Shim { action: "ask", message: "the shim's answer is of another kind".into() }, Verdict::Silent),
+            (io(Errno::CONNREFUSED), Verdict::Gone),
+            (io(Errno::NOENT), Verdict::Gone),
+            (Error::ShimGone { id: "s".into(), reason: "the connection ended".into() }, Verdict::Gone),
+        ] {
+            assert_eq!(verdict(&error), want, "{error}");
+        }
     }
 }

@@ -291,6 +291,44 @@ fn a_handler_that_is_missing_broken_or_stuck_is_told_by_name_and_leaves_nothing(
     });
 }
 
+/// runc has let go of the process by then: its parent is the shim's creator, which waits for the runtime alone.
+#[test]
+fn an_exec_whose_runtime_hangs_when_the_process_runs_leaves_no_process() {
+    Sandbox::new().test(|| {
+        let mut berth = berth_with_handlers();
+        let crictl = berth.crictl();
+        let script = format!(
+            "#!/bin/sh\n{} \"$@\"\nstatus=$?\ncase \" $* \" in *\" exec \"*) sleep 1000;; esac\nexit $status\n",
+            runc().display()
+        );
+        let hangs = berth.dir.file("hangs", script);
+        fs::set_permissions(&hangs, fs::Permissions::from_mode(0o755)).unwrap();
+        let config = format!(
+            "apiVersion: berth/v1alpha1\nkind: NodeConfiguration\nruntimeHandlers:\n- name: hangs\n  path: {}\n  timeout: 5s\n",
+            hangs.display()
+        );
+        let config = berth.dir.file("config.yaml", config);
+        berth.flags.extend(["--config".to_owned(), config.to_string_lossy().into_owned()]);
+        berth.kill_agent();
+        berth.launch();
+        let pod = run_pod(&berth, &crictl, "hangs", &sandbox(&berth.dir, "hangs", PidShape::PerContainer));
+        let id = start(&berth, &crictl, &pod, &container("main", PidShape::PerContainer, "sleep 1000"));
+        let ours = || berth_e2e::memory::processes(|_, _, command| command == "sleep 4321");
+        let exec = crictl.command(&["exec", &id, "sleep", "4321"]).stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        assert!(wait_until(SOON, || !ours().is_empty()), "it runs");
+        let out = exec.wait_with_output().unwrap();
+        let error = text(&out.stderr);
+        assert!(error.contains("OCI runtime exec of container") && error.contains("did not end within 5 s"), "{error}");
+        assert!(wait_until(SOON, || ours().is_empty()), "{:?}", ours());
+        let bundle = berth.dir.path().join(format!("state/sandboxes/{}", pod.0));
+        let find =
+            berth_e2e::output(Command::new("find").arg(bundle).args(["-name", "exec-*.pid", "-o", "-name", "console-*.sock"]));
+        assert_eq!(find, "", "files of the exec");
+        crictl.run(&["rmp", "-f", &pod.0]);
+        berth.finish();
+    });
+}
+
 #[test]
 fn status_lists_the_handlers_with_what_each_can_do() {
     Sandbox::new().test(|| {

@@ -135,13 +135,17 @@ fn a_cni_plugin_that_hangs_is_named_with_network_and_step_and_killed_at_its_dead
         assert_eq!(crictl.run(&["pods", "-q"]), "", "what failed is undone");
         says(&berth, "late", &["RunPodSandbox at the step \"set up the network\"", "was killed"]);
 
-        // The agent's death in the middle of an ADD: the next one undoes it.
+        // The agent's death in the middle of an ADD: the next one ends the plugin, which would go on, and undoes it.
         let child = run();
         says(&berth, "late", &["CNI ADD of plugin slow"]);
+        let program = berth.dir.path().join("cni-bin/slow").to_string_lossy().into_owned();
+        let plugins = || berth_e2e::memory::processes(|_, _, command| command.contains(&program));
         berth.kill_agent();
         ended(child);
-        heal(&berth, "ADD");
+        assert!(!plugins().is_empty(), "it hangs without its agent");
         berth.launch();
+        assert!(wait_until(SOON, || plugins().is_empty()), "{}", berth.agent_log());
+        heal(&berth, "ADD");
         assert!(wait_until(BOUND, || crictl.run(&["pods", "-q"]).is_empty()));
         assert!(wait_until(BOUND, || berth.run(&["leaks"]).trim().is_empty()), "{}", berth.run(&["leaks"]));
 

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
+
+use crate::ages;
 
 /// First delay, greatest delay; an entry that was not used for twice the greatest delay starts afresh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +27,15 @@ impl Default for BackoffPolicy {
 struct Entry {
     delay: Duration,
     last_update: Instant,
+}
+
+/// An entry as it is kept over a restart of the kubelet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// The delay in force, in milliseconds.
+    pub delay: u64,
+    /// How long ago the last attempt was, in milliseconds.
+    pub age: u64,
 }
 
 /// The delays of one pod, by key (container name, or image).
@@ -70,6 +82,24 @@ impl Backoff {
     /// Forgets a key.
     pub fn forget(&mut self, key: &str) {
         self.entries.remove(key);
+    }
+
+    /// The entries as they are kept.
+    pub fn kept(&self, now: Instant) -> BTreeMap<String, Kept> {
+        let millis = |delay: Duration| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+        let kept = |entry: &Entry| Kept { delay: millis(entry.delay), age: ages::age(entry.last_update, now) };
+        self.entries.iter().map(|(key, entry)| (key.clone(), kept(entry))).collect()
+    }
+
+    /// Goes on from what was kept.
+    pub fn resume(&mut self, kept: BTreeMap<String, Kept>, now: Instant) {
+        self.entries = kept
+            .into_iter()
+            .map(|(key, Kept { delay, age })| {
+                let delay = Duration::from_millis(delay).min(self.policy.max);
+                (key, Entry { delay, last_update: ages::before(now, age) })
+            })
+            .collect();
     }
 
     fn expired(&self, entry: &Entry, failed_at: Instant) -> bool {
@@ -125,6 +155,18 @@ mod tests {
         assert_eq!(backoff.check("c", late, late), None);
         backoff.advance("c", late, late);
         assert_eq!(backoff.check("c", late, late).map(|w| w.delay.as_secs()), Some(10));
+    }
+
+    #[test]
+    fn kept_delays_go_on_where_they_were() {
+        let (mut backoff, start) = (Backoff::new(BackoffPolicy::default()), Instant::now());
+        backoff.advance("c", start, start);
+        backoff.advance("c", start, start);
+        let later = start + Duration::from_secs(7);
+        let mut resumed = Backoff::new(BackoffPolicy::default());
+        resumed.resume(backoff.kept(later), later);
+        assert_eq!(resumed.check("c", start, later), backoff.check("c", start, later));
+        assert_eq!(resumed.kept(later)["c"], Kept { delay: 20_000, age: 7000 });
     }
 
     #[test]

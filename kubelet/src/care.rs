@@ -10,7 +10,7 @@ use crate::cri::Runtime;
 use crate::node_state::NodeState;
 use crate::record::Recorder;
 use crate::table::PodTable;
-use crate::{eviction, image_gc, log_rotation};
+use crate::{eviction, image_gc, log_rotation, oom};
 
 /// The runtime's name whose log writers rotate by themselves.
 const OURS: &str = "berth";
@@ -32,6 +32,7 @@ pub(crate) struct Care {
 pub(crate) fn start(care: &Care, runtime_name: &str, stop: &CancellationToken) {
     tokio::spawn(stop.clone().run_until_cancelled_owned(eviction::run(care.clone())));
     tokio::spawn(stop.clone().run_until_cancelled_owned(image_gc::run(care.clone())));
+    tokio::spawn(stop.clone().run_until_cancelled_owned(oom::run(care.clone())));
     if runtime_name != OURS && care.config.log_limits.max_bytes != u64::MAX {
         tokio::spawn(stop.clone().run_until_cancelled_owned(log_rotation::run(care.config.clone(), care.runtime.clone())));
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tonic::transport::Channel;
 
+use crate::addresses::AddressSource;
 use crate::backoff::BackoffPolicy;
 use crate::clock::Clock;
 use crate::eviction::threshold::{self, Threshold};
@@ -21,6 +22,8 @@ pub struct Config {
     pub node_name: String,
     /// The node's own addresses, the primary one first: `hostIP` and the pod IPs of host-network pods.
     pub node_ips: Vec<IpAddr>,
+    /// Where they are found anew while the kubelet runs; `None`: they stay.
+    pub node_ip_source: Option<AddressSource>,
     /// Folder (or one file) of static pod manifests. `None`: no file source.
     pub manifests: Option<PathBuf>,
     /// The kubelet's own folder, usually `/var/lib/kubelet`: volumes, hosts files, termination messages, accepted pods.
@@ -45,8 +48,12 @@ pub struct Config {
     pub cluster_domain: String,
     /// The host's resolver configuration that pods inherit.
     pub resolv_conf: PathBuf,
+    /// What they inherit where that one names only a resolver on loopback, which no pod can reach; `None`: nothing else.
+    pub resolv_conf_uplink: Option<PathBuf>,
     /// The host's hosts file, which host-network pods inherit.
     pub hosts_file: PathBuf,
+    /// The kernel's log, which names the processes that it kills for want of memory.
+    pub kernel_log: PathBuf,
     /// How many pods may run at once.
     pub max_pods: usize,
     /// The host's files of subordinate user and group IDs: what the user `kubelet` has there is for pods with `hostUsers: false`.
@@ -281,6 +288,8 @@ pub struct Timing {
     pub eviction: Duration,
     /// Images are looked at.
     pub image_gc: Duration,
+    /// The node's own addresses are looked at, as often as the upstream reports its node's status.
+    pub addresses: Duration,
     /// Logs are looked at, where the runtime does not rotate them itself.
     pub log_monitor: Duration,
     /// Limit of an ordinary CRI call.
@@ -303,6 +312,7 @@ impl Default for Timing {
             garbage: Duration::from_secs(60),
             eviction: Duration::from_secs(10),
             image_gc: Duration::from_secs(300),
+            addresses: Duration::from_secs(10),
             log_monitor: Duration::from_secs(10),
             cri_call: Duration::from_secs(120),
             cri_sandbox: Duration::from_secs(240),
@@ -317,6 +327,7 @@ impl Config {
         Config {
             node_name: node_name.trim().to_lowercase(),
             node_ips: Vec::new(),
+            node_ip_source: None,
             manifests: None,
             kubelet_root: PathBuf::from("/var/lib/kubelet"),
             pod_logs_dir: PathBuf::from("/var/log/pods"),
@@ -329,7 +340,10 @@ impl Config {
             cluster_dns: Vec::new(),
             cluster_domain: String::new(),
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
+            // Where systemd-resolved keeps the servers that it asks itself.
+            resolv_conf_uplink: Some(PathBuf::from("/run/systemd/resolve/resolv.conf")),
             hosts_file: PathBuf::from("/etc/hosts"),
+            kernel_log: PathBuf::from("/dev/kmsg"),
             max_pods: 110,
             subordinate_ids: ["/etc/subuid", "/etc/subgid"].map(PathBuf::from),
             log_limits: LogLimits::default(),

@@ -34,6 +34,10 @@ pub(crate) enum Order {
     End { choose: Choice, unfinished: Unfinished },
     /// What new pods have to be judged by from now on.
     Conditions(NodeConditions),
+    /// The node's addresses are these now.
+    Addresses(Vec<String>),
+    /// The runtime's records of pods that have ended go.
+    ClearEnded(Unfinished),
     /// Pods that wait may not have to any more.
     LookAgain,
     /// There are other devices of this resource than before.
@@ -46,9 +50,11 @@ impl fmt::Debug for Order {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Order::End { .. } => f.write_str("End"),
+            Order::ClearEnded(_) => f.write_str("ClearEnded"),
             Order::LookAgain => f.write_str("LookAgain"),
             Order::CpusChanged => f.write_str("CpusChanged"),
             Order::DevicesChanged(resource) => f.debug_tuple("DevicesChanged").field(resource).finish(),
+            Order::Addresses(addresses) => f.debug_tuple("Addresses").field(addresses).finish(),
             Order::Conditions(conditions) => f.debug_tuple("Conditions").field(conditions).finish(),
         }
     }
@@ -87,6 +93,20 @@ impl PodControl {
     /// Has all pods see on which processors their containers are to run.
     pub(crate) fn cpus_changed(&self) {
         let _ = self.0.send(Order::CpusChanged);
+    }
+
+    /// Removes what the runtime still has of pods that have ended: containers with their layers and logs. Their statuses stay. Comes
+    /// back when nothing of them is left, or when the kubelet has stopped; it has no limit of its own.
+    pub(crate) async fn clear_ended(&self) {
+        let (unfinished, mut finished) = mpsc::channel(1);
+        if self.0.send(Order::ClearEnded(unfinished)).is_ok() {
+            let _ = finished.recv().await;
+        }
+    }
+
+    /// Gives pods' statuses the addresses that the node has now.
+    pub(crate) fn set_addresses(&self, addresses: Vec<String>) {
+        let _ = self.0.send(Order::Addresses(addresses));
     }
 
     /// Judges pods that come from now on by these conditions: `shutting_down` lets none in.

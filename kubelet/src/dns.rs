@@ -103,6 +103,12 @@ fn parse(text: &str) -> Resolver {
     resolver
 }
 
+/// Whether a resolv.conf names servers, and all of them on loopback, where only the host itself finds them.
+pub fn is_stub(text: &str) -> bool {
+    let servers = parse(text).servers;
+    !servers.is_empty() && servers.iter().all(|server| server.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()))
+}
+
 fn append<'a>(list: &mut Vec<String>, items: impl Iterator<Item = &'a String>) {
     for item in items {
         if !list.contains(item) {
@@ -173,6 +179,20 @@ mod tests {
         ];
         for (spec, node, expected) in cases {
             assert_eq!(line(spec, node), expected, "{spec}");
+        }
+    }
+
+    #[test]
+    fn a_resolver_on_loopback_is_a_stub() {
+        let cases = [
+            ("nameserver 127.0.0.53\noptions edns0\n", true),
+            ("nameserver ::1\nnameserver 127.0.0.1\n", true),
+            ("nameserver 127.0.0.53\nnameserver 192.0.2.1\n", false),
+            ("# nameserver 127.0.0.53\nsearch example.org\n", false),
+            ("", false),
+        ];
+        for (text, stub) in cases {
+            assert_eq!(is_stub(text), stub, "{text}");
         }
     }
 

@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::cpus::Cpus;
 use crate::cri::{self as calls, Runtime};
 use crate::devices::Devices;
-use crate::dns::NodeDns;
+use crate::dns::{self, NodeDns};
 use crate::memory::Reason;
 use crate::metrics::families;
 use crate::node::NodeView;
@@ -30,6 +30,7 @@ use crate::pod;
 use crate::record::{Recorder, Weight};
 use crate::resources::{container_resources, pod_limits, qos_class};
 use crate::sandbox_config::{SandboxContext, sandbox_config};
+use crate::saved_status::{STATUS, STATUS_NEW};
 use crate::userns::{self, HostIds};
 use crate::volume::VolumeContext;
 use crate::{Error, logs, volume};
@@ -208,13 +209,14 @@ impl Executor {
                 };
                 removed.map_or_else(|e| failed("ContainerGCFailed", "error removing a sandbox", &e), |()| OpResult::Done)
             }
-            PodOp::Release { forget } => self.release(pod, *forget).await,
+            PodOp::PostStart { id, name } => self.post_start_again(pod, name, id, observed, cancel).await,
+            PodOp::Release { forget, keep_status } => self.release(pod, *forget, *keep_status).await,
         }
     }
 
     fn sandbox_config(&self, pod: &Pod, attempt: u32) -> Result<cri::PodSandboxConfig, String> {
         let dns = NodeDns {
-            host: fs::read_to_string(&self.config.resolv_conf).ok(),
+            host: host_resolver(&self.config).0,
             cluster_servers: self.config.cluster_dns.clone(),
             cluster_domain: self.config.cluster_domain.clone(),
         };
@@ -269,8 +271,8 @@ impl Executor {
         volume::set_up(&self.volume_context(pod, &dir), self.config.clock.now()).map_err(|e| Reason::new("FailedMount", e))
     }
 
-    /// Volumes, cgroup and, when nothing of the pod is kept, its folder.
-    async fn release(&self, pod: &Arc<Pod>, forget: bool) -> OpResult {
+    /// Volumes and cgroup, and the pod's folder but for what says how it ended.
+    async fn release(&self, pod: &Arc<Pod>, forget: bool, keep_status: bool) -> OpResult {
         let (this, pod) = (self.clone(), pod.clone());
         let release = move || -> Result<(), Reason> {
             let failed = |e: String| Reason::new("FailedKillPod", format!("error killing pod: {e}"));
@@ -283,7 +285,12 @@ impl Executor {
                 // The containers' logs went with their records: what is left are folders.
                 logs::remove_pod(&this.config.pod_logs_dir, &pod);
             }
-            match volume::remove_folder(&dir) {
+            let kept: &[&str] = if keep_status { &[volume::OURS, STATUS, STATUS_NEW] } else { &[] };
+            let removed = match kept {
+                [] => volume::remove_folder(&dir),
+                kept => volume::remove_folder_but(&dir, kept),
+            };
+            match removed {
                 Err(e) if forget => Err(failed(e)),
                 _ => Ok(()),
             }
@@ -391,6 +398,23 @@ impl Executor {
         {
             tracing::warn!(%error, "a log link stays");
         }
+    }
+}
+
+/// The resolver configuration that pods inherit, and what is to be said of it.
+pub(crate) fn host_resolver(config: &Config) -> (Option<String>, Option<String>) {
+    let host = fs::read_to_string(&config.resolv_conf).ok();
+    if !host.as_deref().is_some_and(dns::is_stub) {
+        return (host, None);
+    }
+    let stub = config.resolv_conf.display();
+    let uplink = config.resolv_conf_uplink.as_ref().and_then(|path| Some((path, fs::read_to_string(path).ok()?)));
+    match uplink.filter(|(_, text)| !dns::is_stub(text)) {
+        Some((path, text)) => {
+            let notice = format!("{stub} names only a resolver on loopback: pods get the servers of {}", path.display());
+            (Some(text), Some(notice))
+        }
+        None => (host, Some(format!("{stub} names only a resolver on loopback, which pods cannot reach: set resolvConf"))),
     }
 }
 

@@ -1,9 +1,12 @@
 //! What nobody owns any more: pod folders, log folders, dead log links, pod cgroups. Deletes only below the configured
 //! roots, never across a mount, and nothing of another kubelet's: pod folders tell whose they are, what runs is let run.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::cgroup::{Driver, PodCgroups};
 use crate::config::Config;
@@ -12,18 +15,41 @@ use crate::pod::PodUid;
 use crate::volume::csi::drivers::Drivers;
 use crate::{logs, volume};
 
-/// Removes what belongs to no pod of `known`.
-pub fn collect(config: &Config, cgroups: Option<&PodCgroups>, drivers: &Drivers, known: &[PodUid]) {
+/// Folders that belonged to no pod when they were looked at, and since when. By the monotonic clock: their own times say nothing when
+/// the wall clock jumps.
+#[derive(Debug, Default)]
+pub struct Strays(BTreeMap<PathBuf, Instant>);
+
+impl Strays {
+    /// Whether a folder has belonged to nobody for `age`. A pod that came after the known ones were listed belongs to somebody the
+    /// next time.
+    pub fn is_old(&mut self, path: &Path, now: Instant, age: Duration) -> bool {
+        let since = *self.0.entry(path.to_owned()).or_insert(now);
+        now.saturating_duration_since(since) >= age
+    }
+
+    /// Forgets those that are gone or belong to somebody.
+    fn retain(&mut self, is_stray: impl Fn(&str) -> bool) {
+        // Folders of logs end in the UID, as those of pods are called.
+        let uid = |path: &Path| path.file_name().and_then(|name| name.to_str()?.rsplit('_').next().map(str::to_owned));
+        self.0.retain(|path, _| path.exists() && uid(path).is_some_and(|uid| is_stray(&uid)));
+    }
+}
+
+/// Removes what belongs to no pod of `known`, and has not for a while.
+pub fn collect(config: &Config, cgroups: Option<&PodCgroups>, drivers: &Drivers, known: &[PodUid], strays: &mut Strays) {
+    let (now, age) = (Instant::now(), config.timing.garbage);
     let is_known = |uid: &str| known.iter().any(|k| k.as_str() == uid);
+    strays.retain(|uid| !is_known(uid));
     if let Some(links) = &config.container_logs_dir {
         logs::remove_dead_links(links);
     }
     for entry in fs::read_dir(config.kubelet_root.join("pods")).into_iter().flatten().flatten() {
         let Ok(uid) = entry.file_name().into_string() else { continue };
-        if is_known(&uid) || PodUid::new(&uid).is_none() || !is_old(&entry, config.timing.garbage) {
+        if is_known(&uid) || PodUid::new(&uid).is_none() || !volume::is_ours(&entry.path()) {
             continue;
         }
-        if !volume::is_ours(&entry.path()) {
+        if !strays.is_old(&entry.path(), now, age) {
             continue;
         }
         // Slices are found by their pods' folders alone.
@@ -41,7 +67,7 @@ pub fn collect(config: &Config, cgroups: Option<&PodCgroups>, drivers: &Drivers,
     }
     volume::csi::collect(&config.kubelet_root, drivers);
     let has_folder = |uid: &str| fs::symlink_metadata(volume::pod_dir(&config.kubelet_root, uid)).is_ok();
-    logs::remove_orphans(&config.pod_logs_dir, |uid| is_known(uid) || has_folder(uid), config.timing.garbage);
+    logs::remove_orphans(&config.pod_logs_dir, |uid| is_known(uid) || has_folder(uid), |path| strays.is_old(path, now, age));
     let Some(cgroups) = cgroups else { return };
     // A pod has its folder before its cgroup: where there is one, the pod is new, or its folder could not go either. What
     // runs in a pod that neither we nor our runtime know is another kubelet's: the cgroups of all have one parent.
@@ -100,12 +126,6 @@ fn csi_drivers(kubelet_root: &Path) -> Drivers {
     }
 }
 
-/// Whether the folder has been left alone for `age`. A pod that came after `known` was made is not in it and not old.
-fn is_old(entry: &fs::DirEntry, age: Duration) -> bool {
-    let modified = entry.metadata().and_then(|metadata| metadata.modified());
-    modified.is_ok_and(|modified| modified.elapsed().is_ok_and(|elapsed| elapsed >= age))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,15 +148,18 @@ mod tests {
     }
 
     #[test]
-    fn only_old_folders_are_left_overs() {
+    fn only_what_has_long_been_nobodys_is_a_left_over_whatever_its_own_times_say() {
         let root = tempfile::tempdir().unwrap();
-        for name in ["new", "old"] {
-            fs::create_dir(root.path().join(name)).unwrap();
-        }
-        let an_hour_ago = SystemTime::now() - Duration::from_secs(3600);
-        fs::File::open(root.path().join("old")).unwrap().set_modified(an_hour_ago).unwrap();
-        for entry in fs::read_dir(root.path()).unwrap().map(Result::unwrap) {
-            assert_eq!(is_old(&entry, Duration::from_secs(60)), entry.file_name() == "old");
-        }
+        let folder = root.path().join("u1");
+        fs::create_dir(&folder).unwrap();
+        fs::File::open(&folder).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        let (mut strays, start, age) = (Strays::default(), Instant::now(), Duration::from_secs(60));
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert!(!strays.is_old(&folder, at(0), age));
+        assert!(!strays.is_old(&folder, at(59), age));
+        strays.retain(|uid| uid == "u1");
+        assert!(strays.is_old(&folder, at(60), age));
+        strays.retain(|uid| uid != "u1");
+        assert!(!strays.is_old(&folder, at(61), age), "it has been somebody's meanwhile");
     }
 }

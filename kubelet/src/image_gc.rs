@@ -14,6 +14,7 @@ use crate::config::ImageGc;
 use crate::cri as calls;
 use crate::eviction::judge::Observation;
 use crate::eviction::signals::{Places, file_system};
+use crate::metrics::families;
 use crate::record::Weight;
 use crate::{image_name, pod};
 
@@ -150,7 +151,7 @@ async fn collect(care: &Care) -> crate::Result<Option<String>> {
     let memory = || care.images.lock().unwrap_or_else(PoisonError::into_inner);
     let old = memory().too_old(&gc, Instant::now());
     for id in old {
-        remove(care, &id, "it was not used for too long").await;
+        remove(care, &id, Why::Age).await;
     }
     let places = Places::ask(&care.runtime).await?;
     let Some(seen) = places.images.as_deref().and_then(file_system).map(|[bytes, _]| bytes) else { return Ok(None) };
@@ -165,7 +166,7 @@ async fn collect(care: &Care) -> crate::Result<Option<String>> {
         if freed >= wanted {
             break;
         }
-        if remove(care, &id, "the file system of images is full").await {
+        if remove(care, &id, Why::Space("the file system of images is full")).await {
             freed = freed.saturating_add(bytes);
         }
     }
@@ -183,14 +184,28 @@ pub(crate) async fn remove_unused(care: &Care) -> usize {
     let unused = care.images.lock().unwrap_or_else(PoisonError::into_inner).unused(&care.config.image_gc, Instant::now());
     let mut removed = 0;
     for (id, _) in unused {
-        removed += usize::from(remove(care, &id, "the node's disk is full").await);
+        removed += usize::from(remove(care, &id, Why::Space("the node's disk is full")).await);
     }
     removed
 }
 
-async fn remove(care: &Care, id: &str, why: &str) -> bool {
+/// Why an image goes.
+#[derive(Clone, Copy)]
+enum Why {
+    /// Nobody used it for long.
+    Age,
+    /// Something is full.
+    Space(&'static str),
+}
+
+async fn remove(care: &Care, id: &str, why: Why) -> bool {
+    let (label, why) = match why {
+        Why::Age => ("age", "it was not used for too long"),
+        Why::Space(what) => ("space", what),
+    };
     match care.runtime.remove_image(id).await {
         Ok(()) => {
+            care.runtime.metrics().count(&families::IMAGE_GARBAGE, &[label]);
             tracing::info!(image = id, "image is removed: {why}");
             true
         }

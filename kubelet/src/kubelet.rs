@@ -12,12 +12,12 @@ use crate::control::{Order, PodControl};
 use crate::cpus::Cpus;
 use crate::cri::Runtime;
 use crate::devices::Devices;
-use crate::execute::Executor;
+use crate::execute::{Executor, host_resolver};
 use crate::main_loop::Main;
 use crate::node::{Capacity, NodeView, Reserved};
 use crate::node_state::NodeState;
 use crate::objects::LocalObjects;
-use crate::record::Recorder;
+use crate::record::{Recorder, Weight};
 use crate::server::{self, Health};
 use crate::shutdown::Shutdown;
 use crate::table::PodTable;
@@ -25,7 +25,7 @@ use crate::userns::HostIds;
 use crate::volume::Services;
 use crate::volume::bindings::Bindings;
 use crate::volume::csi::drivers::Drivers;
-use crate::{Config, Error, Result, pod_resources};
+use crate::{Config, Error, Result, addresses, pod_resources};
 
 /// A node agent that is ready to run.
 #[derive(Debug)]
@@ -103,6 +103,11 @@ impl Kubelet {
             images: Arc::default(),
         };
         care::start(&care, &executor.node.runtime_name, &stop);
+        if let (_, Some(notice)) = host_resolver(&config) {
+            executor.recorder.node_event(Weight::Warning, "HostResolver", &notice);
+        }
+        let addresses = addresses::run(config.clone(), self.control.clone());
+        tokio::spawn(stop.clone().run_until_cancelled_owned(addresses));
         tokio::spawn(watcher.watch(stop.clone()));
         let (devices, cpus) = (executor.devices.clone(), executor.cpus.clone());
         tokio::spawn(devices.clone().run(stop.clone()));
@@ -139,7 +144,12 @@ async fn connect(
     };
     let driver = match runtime.cgroup_driver().await {
         Ok(Some(berth_cri_api::v1::CgroupDriver::Systemd)) => {
-            tracing::warn!("with the systemd driver the pods' own cgroups carry no limits yet");
+            match berth_cgroup::systemd::is_running() {
+                true => tracing::warn!("with the systemd driver the slices of the QoS classes keep systemd's weights"),
+                false => {
+                    tracing::warn!("the runtime wants slices, but no systemd runs here: the pods' own cgroups carry no limits")
+                }
+            }
             Driver::Systemd
         }
         Ok(_) => Driver::Cgroupfs,

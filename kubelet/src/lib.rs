@@ -4,7 +4,9 @@
 //! source → v1::Pod → worker: plan(pod, observed, now) → [PodOp] → execute (CRI) → observed' → status → /pods
 //! ```
 
+pub mod addresses;
 pub mod admission;
+pub mod ages;
 mod atomic_file;
 pub mod auth;
 pub mod backoff;
@@ -27,6 +29,7 @@ pub mod error;
 pub mod events;
 pub mod eviction;
 pub mod execute;
+mod hook_record;
 pub mod hooks;
 pub mod host_ports;
 pub mod hosts;
@@ -44,6 +47,7 @@ pub mod node;
 pub mod node_state;
 pub mod objects;
 pub mod observed;
+pub mod oom;
 mod orphan;
 pub mod plan;
 pub mod plan_files;
@@ -55,6 +59,7 @@ pub mod probe;
 pub mod pull_secret;
 pub mod quantity;
 pub mod record;
+pub mod resize;
 pub mod resources;
 pub mod sandbox_config;
 mod saved_status;

@@ -105,14 +105,13 @@ pub fn remove_dead_links(links: &Path) {
     }
 }
 
-/// Removes log folders of ours whose UID nobody knows, once they have been left alone for `age`.
-pub fn remove_orphans(root: &Path, is_known: impl Fn(&str) -> bool, age: std::time::Duration) {
+/// Removes log folders of ours whose UID nobody knows, once that has been so for long enough.
+pub fn remove_orphans(root: &Path, is_known: impl Fn(&str) -> bool, mut is_old: impl FnMut(&Path) -> bool) {
     for entry in fs::read_dir(root).into_iter().flatten().flatten() {
         let Ok(name) = entry.file_name().into_string() else { continue };
         let parts: Vec<&str> = name.split('_').collect();
         let [_, _, uid] = parts.as_slice() else { continue };
-        let old = entry.metadata().and_then(|m| m.modified()).is_ok_and(|m| m.elapsed().is_ok_and(|e| e >= age));
-        if is_known(uid) || !old || !volume::is_ours(&entry.path()) {
+        if is_known(uid) || !volume::is_ours(&entry.path()) || !is_old(&entry.path()) {
             continue;
         }
         if let Err(error) = fs::remove_dir_all(entry.path()) {
@@ -175,7 +174,9 @@ mod tests {
         }
         volume::mark_ours(&logs.join("a_b_known")).unwrap();
         volume::mark_ours(&logs.join("a_b_gone")).unwrap();
-        remove_orphans(&logs, |uid| uid == "known", std::time::Duration::ZERO);
+        remove_orphans(&logs, |uid| uid == "known", |_| false);
+        assert!(logs.join("a_b_gone").exists());
+        remove_orphans(&logs, |uid| uid == "known", |_| true);
         let mut left: Vec<_> = fs::read_dir(&logs).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         left.sort();
         assert_eq!(left, ["a_b_foreign", "a_b_known", "other"], "another kubelet's stay");

@@ -4,10 +4,11 @@
 mod allotting;
 mod letting_in;
 mod orders;
+mod resizing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -22,7 +23,8 @@ use crate::control::{Order, PodControl};
 use crate::cri as calls;
 use crate::events::{self, RuntimeEvent};
 use crate::execute::Executor;
-use crate::memory::Termination;
+use crate::housekeeping::Strays;
+use crate::memory::{Pending, Termination};
 use crate::metrics::families;
 use crate::objects::Object;
 use crate::observed::{Listing, list_all};
@@ -34,16 +36,26 @@ use crate::source::file::{self, FileSourceConfig};
 use crate::source::{SourceName, SourceUpdate};
 use crate::table::PodTable;
 use crate::worker::{Message, Worker};
-use crate::{Result, housekeeping, logs, orphan};
+use crate::{Result, hook_record, housekeeping, logs, orphan};
 
 /// A worker seen from outside.
 struct Handle {
+    /// With the resources that it has been given.
     pod: Arc<Pod>,
+    /// Those that it waits for.
+    pending: Option<Pending>,
     name: FullName,
     inbox: mpsc::UnboundedSender<Message>,
     ending: bool,
     /// What the last listing had of the pod.
     listed: Vec<(String, i32)>,
+}
+
+impl Handle {
+    /// The pod as its source has it.
+    fn wanted(&self) -> &Arc<Pod> {
+        self.pending.as_ref().map_or(&self.pod, |pending| &pending.wanted)
+    }
 }
 
 enum Action {
@@ -94,7 +106,11 @@ pub(crate) struct Main {
     /// Pods that ended since the running listing began: it may still have them.
     ended: BTreeSet<PodUid>,
     relist_at: Instant,
+    /// When the last listing began.
+    listed_at: Option<Instant>,
     garbage_at: Instant,
+    /// Locked by the task that collects, which is one at a time.
+    strays: Arc<Mutex<Strays>>,
 }
 
 impl Main {
@@ -150,6 +166,8 @@ impl Main {
             listed: false,
             ended: BTreeSet::new(),
             relist_at: now,
+            listed_at: None,
+            strays: Arc::default(),
         }
     }
 
@@ -254,18 +272,15 @@ impl Main {
         self.queued.retain(|uid, _| wanted.contains_key(uid));
         self.forget_refusals(&wanted);
         self.allotting.forget(|uid| wanted.contains_key(uid));
+        let mut updates = Vec::new();
         for (uid, pod) in wanted {
-            match self.workers.get_mut(&uid) {
-                Some(handle) if !handle.ending => {
-                    if handle.pod != pod {
-                        handle.pod = pod.clone();
-                        let _ = handle.inbox.send(Message::Update(pod));
-                    }
-                }
+            match self.workers.get(&uid) {
+                Some(handle) if !handle.ending => updates.push((uid, pod)),
                 _ if self.rejected.contains(&uid) => {}
                 _ => _ = self.queued.insert(uid, pod),
             }
         }
+        self.update(updates);
         self.start_queued();
         self.update_qos();
     }
@@ -275,6 +290,14 @@ impl Main {
             // An earlier life's logs and status would count as restarts of this one.
             logs::remove_pod(&self.executor.config.pod_logs_dir, &pod);
             SavedStatus::new(&self.executor.pod_dir(&pod)).remove();
+            hook_record::forget(&self.executor.pod_dir(&pod));
+        }
+        let saved = SavedStatus::new(&self.executor.pod_dir(&pod)).load();
+        let present = self.present.contains(&uid);
+        let (pod, pending) = Main::resume_resize(&pod, saved.as_ref().filter(|_| present).map(|saved| &saved.status));
+        if let Some(saved) = saved.filter(|saved| saved.is_over(present)) {
+            // Until its worker has looked: what is over takes no room and no ports from the pods that come with it.
+            self.table.set(&uid, &pod, saved.status);
         }
         let (inbox, messages) = mpsc::unbounded_channel();
         let worker = Worker::new(
@@ -288,7 +311,10 @@ impl Main {
         );
         let name = FullName::of(&pod);
         tracing::info!(pod = %pod::format_pod(&pod), "pod is taken up");
-        self.workers.insert(uid.clone(), Handle { pod, name, inbox, ending: false, listed: Vec::new() });
+        if let Some(pending) = pending.clone() {
+            let _ = inbox.send(Message::ResizePending(pending));
+        }
+        self.workers.insert(uid.clone(), Handle { pod, pending, name, inbox, ending: false, listed: Vec::new() });
         self.tasks.spawn(async move {
             let gone = worker.run().await;
             (uid, gone)
@@ -302,6 +328,7 @@ impl Main {
             self.release_allotments();
         }
         self.ended.insert(uid.clone());
+        self.retry_resizes();
         self.start_queued();
         self.update_qos();
     }
@@ -336,6 +363,10 @@ impl Main {
         if self.listing.is_none() {
             self.ended.clear();
             let runtime = self.executor.runtime.clone();
+            let now = Instant::now();
+            if let Some(before) = self.listed_at.replace(now) {
+                runtime.metrics().observe(&families::RELIST_INTERVAL, &[], now.saturating_duration_since(before));
+            }
             self.listing = Some(tokio::spawn(async move {
                 let begun = Instant::now();
                 let listed = list_all(&runtime).await;
@@ -373,6 +404,7 @@ impl Main {
                 continue;
             }
             let pod = orphan::describe(&uid, listed);
+            self.executor.runtime.metrics().count(&families::ORPHANED_PODS, &[]);
             tracing::warn!(pod = %pod::format_pod(&pod), "nobody wants this pod: it ends");
             self.spawn(uid.clone(), Arc::new(pod));
             if let Some(handle) = self.workers.get_mut(&uid) {
@@ -381,6 +413,7 @@ impl Main {
         }
         self.listed = true;
         self.present = listing.keys().filter_map(|uid| PodUid::new(uid)).collect();
+        self.retry_resizes();
         self.start_queued();
         self.update_qos();
     }
@@ -406,7 +439,11 @@ impl Main {
         let known: Vec<PodUid> = self.workers.keys().chain(self.queued.keys()).cloned().collect();
         let (config, cgroups) = (self.executor.config.clone(), self.executor.cgroups.clone());
         let drivers = self.executor.volumes.drivers.clone();
-        tokio::task::spawn_blocking(move || housekeeping::collect(&config, cgroups.as_ref(), &drivers, &known));
+        let strays = self.strays.clone();
+        tokio::task::spawn_blocking(move || {
+            let mut strays = strays.lock().unwrap_or_else(PoisonError::into_inner);
+            housekeeping::collect(&config, cgroups.as_ref(), &drivers, &known, &mut strays);
+        });
         self.update_qos();
     }
 

@@ -2,16 +2,20 @@
 //! except for what records and log files tell again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::PodStatus;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::jiff::Timestamp;
 use tokio::time::Instant;
 
+use crate::ages::{self, Ages};
 use crate::backoff::Backoff;
-use crate::clock::Now;
+use crate::clock::{Now, Uptime};
 use crate::config::Config;
 use crate::control::Ending;
 use crate::observed::{self, PodObserved, State};
+use crate::resize::Refusal;
+use crate::saved_status::Saved;
 
 /// Why a container waits, as the status shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +44,15 @@ pub struct PullFailure {
     pub reason: Reason,
 }
 
+/// Other resources that a pod is to have when the node has room for them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pending {
+    /// The pod with them.
+    pub wanted: Arc<Pod>,
+    /// Why it does not have them yet.
+    pub refusal: Refusal,
+}
+
 /// A change of limits that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResizeFailure {
@@ -58,11 +71,18 @@ pub struct Termination {
     pub forget: bool,
 }
 
+/// The status' reason of a pod that was active for longer than it may.
+pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
+
 /// The memory of one worker.
 #[derive(Clone, Debug)]
 pub struct PodMemory {
-    /// First sight of the pod.
+    /// First sight of the pod, for users.
     pub start_time: Timestamp,
+    /// The start time is an earlier kubelet's, or the oldest record's.
+    start_known: bool,
+    /// The same by the monotonic clock: the active deadline counts from it.
+    pub active_since: Instant,
     /// Set once the pod is to end; can only become shorter.
     pub terminating: Option<Termination>,
     /// When that was asked first.
@@ -79,6 +99,8 @@ pub struct PodMemory {
     pub holds: BTreeMap<String, Instant>,
     /// When each exit was first seen, by container ID.
     pub exits: BTreeMap<String, Instant>,
+    /// Since when containers run, by ID: the wall clock may have jumped since their start.
+    pub running: BTreeMap<String, Instant>,
     /// Last errors, by container name.
     pub reasons: BTreeMap<String, Reason>,
     /// Highest attempt known, by container name.
@@ -99,8 +121,12 @@ pub struct PodMemory {
     pub pinned: BTreeMap<String, String>,
     /// Until when containers that could not be moved are left alone, by ID.
     pub pin_failures: BTreeMap<String, Instant>,
+    /// Resources that the pod does not get yet.
+    pub pending: Option<Pending>,
     /// Folders, cgroup and volumes are there.
     pub prepared: bool,
+    /// The pod has ended, and its records are not to be kept: the disk is full.
+    pub cleared: bool,
     /// Folders, cgroup and volumes are gone again.
     pub released: bool,
     /// Status of the last pass.
@@ -113,6 +139,8 @@ pub struct PodMemory {
     pub deadline_exceeded: bool,
     /// Containers whose start may be in its postStart hook, with their attempts: until it is over they have not come up.
     pub hooked: BTreeMap<String, u32>,
+    /// The same of an earlier kubelet that was killed meanwhile: their hooks have to run again.
+    pub unfinished_hooks: BTreeMap<String, u32>,
 }
 
 /// What probes say of a running container.
@@ -138,6 +166,8 @@ impl PodMemory {
     pub fn new(config: &Config, now: Now, attempts: BTreeMap<String, u32>) -> PodMemory {
         PodMemory {
             start_time: now.wall,
+            start_known: false,
+            active_since: now.mono,
             terminating: None,
             terminating_since: None,
             ending: None,
@@ -146,6 +176,7 @@ impl PodMemory {
             pull_failures: BTreeMap::new(),
             holds: BTreeMap::new(),
             exits: BTreeMap::new(),
+            running: BTreeMap::new(),
             reasons: BTreeMap::new(),
             attempts,
             probes: BTreeMap::new(),
@@ -156,31 +187,55 @@ impl PodMemory {
             cpus: BTreeMap::new(),
             pinned: BTreeMap::new(),
             pin_failures: BTreeMap::new(),
+            pending: None,
             prepared: false,
+            cleared: false,
             released: false,
             status: None,
             pod_error: None,
             ips: Vec::new(),
             deadline_exceeded: false,
             hooked: BTreeMap::new(),
+            unfinished_hooks: BTreeMap::new(),
         }
     }
 
     /// Goes on from what an earlier kubelet last said of the pod: since when, what was ready, how containers ended. Whether the pod is
-    /// over is found out anew: what ended it may have been that kubelet's shutdown.
-    pub fn resume(&mut self, mut status: PodStatus) {
+    /// over is found out anew by its records, as the upstream does, unless the kubelet has removed them itself: what ended it may have been that kubelet's shutdown. A deadline
+    /// that has passed has passed.
+    pub fn resume(&mut self, saved: Saved, now: Instant) {
+        let Saved { mut status, ages: kept, cleared } = saved;
+        self.cleared = cleared;
         if let Some(start) = &status.start_time {
-            self.start_time = self.start_time.min(start.0);
+            (self.start_time, self.start_known) = (start.0, true);
         }
-        if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+        let instants = |ages: BTreeMap<String, u64>| ages.into_iter().map(|(id, age)| (id, ages::before(now, age))).collect();
+        self.active_since = ages::before(now, kept.active);
+        self.running = instants(kept.running);
+        self.exits = instants(kept.exits);
+        self.crash.resume(kept.delays, now);
+        self.deadline_exceeded = status.reason.as_deref() == Some(DEADLINE_EXCEEDED);
+        if !cleared && matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
             (status.phase, status.reason, status.message) = (None, None, None);
         }
         self.status = Some(status);
     }
 
+    /// What the next kubelet counts on from.
+    pub fn ages(&self, at: Uptime, now: Instant) -> Ages {
+        let ages = |times: &BTreeMap<String, Instant>| times.iter().map(|(id, at)| (id.clone(), ages::age(*at, now))).collect();
+        Ages {
+            at,
+            active: ages::age(self.active_since, now),
+            running: ages(&self.running),
+            exits: ages(&self.exits),
+            delays: self.crash.kept(now),
+        }
+    }
+
     /// Whether a container's postStart hook is not over.
     pub fn is_hooked(&self, record: &observed::Container) -> bool {
-        self.hooked.get(&record.name) == Some(&record.attempt)
+        [&self.hooked, &self.unfinished_hooks].iter().any(|hooks| hooks.get(&record.name) == Some(&record.attempt))
     }
 
     /// Takes note of what the runtime has.
@@ -191,10 +246,19 @@ impl PodMemory {
             if container.state == State::Exited {
                 self.exits.entry(container.id.clone()).or_insert(now.mono);
             }
+            if container.state == State::Running {
+                // Of one that ran before this process, and is on no record of its own, the runtime's word is all there is.
+                let told = now.wall.as_nanosecond() - i128::from(container.started_at);
+                let age = if self.adopted.contains(&container.id) { u64::try_from(told / 1_000_000).unwrap_or(0) } else { 0 };
+                self.running.entry(container.id.clone()).or_insert_with(|| ages::before(now.mono, age));
+            }
         }
         let known = |id: &String| observed.containers.iter().any(|c| c.id == *id);
         let runs = |id: &String| observed.containers.iter().any(|c| c.id == *id && c.state == State::Running);
         self.exits.retain(|id, _| known(id));
+        self.unfinished_hooks
+            .retain(|name, attempt| observed.newest(name).is_some_and(|c| c.attempt == *attempt && c.state == State::Running));
+        self.running.retain(|id, _| runs(id));
         self.probes.retain(|id, _| runs(id));
         self.adopted.retain(&runs);
         self.unhealthy.retain(|id, _| runs(id));
@@ -202,12 +266,11 @@ impl PodMemory {
         self.resize_failures.retain(|id, _| runs(id));
         self.pinned.retain(|id, _| runs(id));
         self.pin_failures.retain(|id, _| runs(id));
-        if let Some(first) =
-            observed.containers.iter().map(|c| c.created_at).chain(observed.sandboxes.iter().map(|s| s.created_at)).min()
-            && first > 0
-        {
+        if !std::mem::replace(&mut self.start_known, true) {
             // A pod that ran before this process started is as old as its oldest record.
-            self.start_time = self.start_time.min(crate::observed::timestamp(first));
+            let records = observed.containers.iter().map(|c| c.created_at).chain(observed.sandboxes.iter().map(|s| s.created_at));
+            let oldest = records.min().filter(|first| *first > 0).map(observed::timestamp);
+            self.start_time = oldest.map_or(self.start_time, |oldest| self.start_time.min(oldest));
         }
         if let Some(sandbox) = observed.sandbox().filter(|s| s.ready && !s.ips.is_empty()) {
             self.ips.clone_from(&sandbox.ips);

@@ -86,10 +86,19 @@ pub enum PodOp {
         /// Sandbox's ID.
         id: String,
     },
-    /// Volumes, cgroup and, when the pod is forgotten, its folder.
+    /// Volumes and cgroup, and the pod's folder but for what is to be kept of it.
     Release {
-        /// The folder goes too.
+        /// The logs go too, and nothing may be left.
         forget: bool,
+        /// The last status stays: the pod has ended, and the next kubelet is to know how.
+        keep_status: bool,
+    },
+    /// Runs the postStart hook that an earlier kubelet has not seen the end of.
+    PostStart {
+        /// Container's ID.
+        id: String,
+        /// Its name.
+        name: String,
     },
 }
 
@@ -215,12 +224,10 @@ fn plan_restart_all(pod: &Pod, observed: &PodObserved, ops: &mut Vec<PodOp>) {
     ops.extend(others.chain(trigger).map(|id| PodOp::ClearContainer { id: id.to_owned() }));
 }
 
-/// When the pod's active deadline passes.
+/// When the pod's active deadline passes. By the monotonic clock: a wall clock that jumps ends no pod.
 fn deadline(situation: &Situation<'_>) -> Option<Instant> {
-    let seconds = pod::spec(situation.pod).active_deadline_seconds?;
-    let start = situation.memory.start_time.as_second();
-    let left = start.saturating_add(seconds).saturating_sub(situation.now.wall.as_second());
-    Some(situation.now.mono + std::time::Duration::from_secs(u64::try_from(left).unwrap_or(0)))
+    let seconds = u64::try_from(pod::spec(situation.pod).active_deadline_seconds?).ok()?;
+    situation.memory.active_since.checked_add(std::time::Duration::from_secs(seconds))
 }
 
 /// Whether the pod has been active for longer than it may.
@@ -243,15 +250,20 @@ fn plan_end(pod: &Pod, observed: &PodObserved, memory: &PodMemory, termination: 
         return plan;
     }
     if termination.forget {
-        plan.ops.extend(observed.containers.iter().map(|c| PodOp::RemoveContainer { id: c.id.clone() }));
-        plan.ops.extend(observed.sandboxes.iter().map(|s| PodOp::RemoveSandbox { id: s.id.clone() }));
+        forget_records(observed, &mut plan.ops);
     }
     if !memory.released {
-        plan.ops.push(PodOp::Release { forget: termination.forget });
+        plan.ops.push(PodOp::Release { forget: termination.forget, keep_status: false });
     }
     // A pod that only the node ends is still wanted: it stays known, with its status.
     plan.finished = plan.ops.is_empty() && termination.forget;
     plan
+}
+
+/// Everything that the runtime has of a pod, when nothing of it runs.
+fn forget_records(observed: &PodObserved, ops: &mut Vec<PodOp>) {
+    ops.extend(observed.containers.iter().map(|c| PodOp::RemoveContainer { id: c.id.clone() }));
+    ops.extend(observed.sandboxes.iter().map(|s| PodOp::RemoveSandbox { id: s.id.clone() }));
 }
 
 /// The pod has nothing more to run: stop what is left, keep the records.
@@ -259,9 +271,12 @@ fn plan_rest(pod: &Pod, observed: &PodObserved, memory: &PodMemory) -> Plan {
     let mut plan = Plan::default();
     stop_all(pod, observed, pod::grace_seconds(pod), &mut plan.ops);
     if plan.ops.is_empty() && !memory.released {
-        plan.ops.push(PodOp::Release { forget: false });
+        plan.ops.push(PodOp::Release { forget: false, keep_status: true });
     }
-    collect_garbage(observed, &mut plan.ops);
+    match memory.cleared && plan.ops.is_empty() {
+        true => forget_records(observed, &mut plan.ops),
+        false => collect_garbage(observed, &mut plan.ops),
+    }
     plan
 }
 

@@ -155,7 +155,7 @@ mod tests {
         fs::create_dir(&folder).unwrap();
         let spec = "containers: [{name: c, image: i}]\n  imagePullSecrets: [{name: s}]\n  volumes:\n  - {name: v, configMap: {name: m}}\n";
         fs::write(&file, format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec:\n  {spec}")).unwrap();
-        let report = plan_files(&[file.clone()], "n", Some(&folder));
+        let report = plan_files(std::slice::from_ref(&file), "n", Some(&folder));
         let at = file.display();
         let error = format!("{at}:8: spec.volumes[0].configMap.name: no file has ConfigMap default/m, and the pod waits for it");
         assert_eq!(report.errors, [error]);

@@ -280,7 +280,7 @@ pub fn container_resources(pod: &Pod, container: &Container, capacity: &Capacity
 
 /// How much a container may swap with cgroup v2: of burstable pods that are not critical, the part of the swap that its memory
 /// request is of the memory.
-fn swap_bytes(pod: &Pod, container: &Container, capacity: &Capacity) -> i64 {
+pub(crate) fn swap_bytes(pod: &Pod, container: &Container, capacity: &Capacity) -> i64 {
     let critical = pod.spec.as_ref().and_then(|s| s.priority).is_some_and(|priority| priority >= 2_000_000_000);
     let requested = request(container, "memory").or_else(|| limit(container, "memory")).map_or(0, Amount::units);
     let limited = limit(container, "memory").map(Amount::units);

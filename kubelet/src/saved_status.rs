@@ -9,7 +9,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use k8s_openapi::api::core::v1::PodStatus;
 use serde::{Deserialize, Serialize};
 
+use crate::ages::Ages;
+use crate::status::is_terminal_phase;
 use crate::typed;
+
+/// The file's name in a pod's folder, and its name while it is written.
+pub(crate) const STATUS: &str = "status.json";
+pub(crate) const STATUS_NEW: &str = "status.json.new";
 
 /// Of the file's content.
 const VERSION: u32 = 1;
@@ -18,6 +24,30 @@ const VERSION: u32 = 1;
 struct File {
     version: u32,
     status: PodStatus,
+    /// Of files that do not have it nothing has been measured.
+    #[serde(default)]
+    ages: Ages,
+    #[serde(default)]
+    cleared: bool,
+}
+
+/// What is known of a pod from before.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Saved {
+    /// Its last status.
+    pub status: PodStatus,
+    /// What had been measured.
+    pub ages: Ages,
+    /// The pod had ended, and its records were removed from the runtime to make room: that there are none does not mean that it has
+    /// not run.
+    pub cleared: bool,
+}
+
+impl Saved {
+    /// Whether the pod had ended and has not been lost since; `present`: the runtime has records of it.
+    pub(crate) fn is_over(&self, present: bool) -> bool {
+        (present || self.cleared) && is_terminal_phase(self.status.phase.as_deref())
+    }
 }
 
 /// One pod's file.
@@ -31,14 +61,15 @@ pub(crate) struct SavedStatus {
 impl SavedStatus {
     /// In a pod's folder.
     pub(crate) fn new(pod_dir: &Path) -> SavedStatus {
-        SavedStatus { path: pod_dir.join("status.json"), next: Arc::default() }
+        SavedStatus { path: pod_dir.join(STATUS), next: Arc::default() }
     }
 
-    /// The status of an earlier kubelet; `None` where there is none that can be read.
-    pub(crate) fn load(&self) -> Option<PodStatus> {
+    /// What an earlier kubelet has left; `None` where there is nothing that can be read.
+    pub(crate) fn load(&self) -> Option<Saved> {
         let text = fs::read(&self.path).ok()?;
         let file: File = typed::from_bytes(&text).ok()?;
-        (file.version == VERSION).then_some(file.status)
+        let File { version, status, ages, cleared } = file;
+        (version == VERSION).then_some(Saved { status, ages, cleared })
     }
 
     /// Forgets what was kept.
@@ -47,8 +78,9 @@ impl SavedStatus {
     }
 
     /// Writes a status in the background. Before the pod has its folder, and after, nothing is kept.
-    pub(crate) fn save(&self, status: &PodStatus) {
-        let Ok(content) = typed::to_bytes(&File { version: VERSION, status: status.clone() }) else { return };
+    pub(crate) fn save(&self, saved: Saved) {
+        let Saved { status, ages, cleared } = saved;
+        let Ok(content) = typed::to_bytes(&File { version: VERSION, status, ages, cleared }) else { return };
         *self.next.lock().unwrap_or_else(PoisonError::into_inner) = Some(content);
         let (path, next) = (self.path.clone(), self.next.clone());
         tokio::task::spawn_blocking(move || {
@@ -66,7 +98,7 @@ impl SavedStatus {
 
 /// Without a sync: what a power cut takes is worth nothing after it, and an idle disk stays idle.
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("json.new");
+    let temporary = path.with_file_name(STATUS_NEW);
     fs::write(&temporary, content)?;
     fs::rename(&temporary, path)
 }
@@ -80,11 +112,14 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let saved = SavedStatus::new(root.path());
         assert_eq!(saved.load(), None);
-        let status = |n: usize| PodStatus { message: Some(n.to_string()), ..PodStatus::default() };
-        (0..20).for_each(|n| saved.save(&status(n)));
+        let status =
+            |n: usize| Saved { status: PodStatus { message: Some(n.to_string()), ..PodStatus::default() }, ..Saved::default() };
+        (0..20).for_each(|n| saved.save(status(n)));
         assert!(berth_testkit::wait_until(std::time::Duration::from_secs(20), || saved.load() == Some(status(19))));
         let gone = SavedStatus::new(&root.path().join("gone"));
-        gone.save(&status(0));
+        gone.save(status(0));
+        fs::write(root.path().join("status.json"), r#"{"version":1,"status":{"message":"old"}}"#).unwrap();
+        assert_eq!(saved.load().unwrap().status.message.as_deref(), Some("old"), "of a kubelet that measured nothing");
         fs::write(root.path().join("status.json"), "{half").unwrap();
         assert_eq!(saved.load(), None);
         assert!(!root.path().join("gone").exists());

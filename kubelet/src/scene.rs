@@ -122,7 +122,8 @@ impl Scene {
             RemoveContainer { id } => format!("remove {id}"),
             ClearContainer { id } => format!("clear {id}"),
             RemoveSandbox { id } => format!("remove {id}"),
-            Release { forget } => format!("release{}", if *forget { " and forget" } else { "" }),
+            PostStart { id, .. } => format!("hook {id}"),
+            Release { forget, .. } => format!("release{}", if *forget { " and forget" } else { "" }),
         };
         let steps: Vec<_> = plan.ops.iter().map(step).collect();
         if plan.finished { "finished".to_owned() } else { steps.join(", ") }

@@ -8,11 +8,12 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::memory::PodMemory;
+use crate::memory::{DEADLINE_EXCEEDED, PodMemory};
 use crate::node::NodeView;
 use crate::observed::{self, PodObserved, State, timestamp, whole_second};
 use crate::plan::{Situation, can_restart_all, init_restarts, resize_of, restart_all_trigger, restarts};
 use crate::pod;
+use crate::resize;
 use crate::resources::qos_class;
 
 /// Most that one termination message may have, and all of a pod together.
@@ -168,7 +169,7 @@ pub fn status(situation: &Situation<'_>) -> PodStatus {
 fn verdict(memory: &PodMemory) -> Option<(String, String)> {
     let deadline = || {
         let message = "Pod was active on the node longer than the specified deadline";
-        memory.deadline_exceeded.then(|| ("DeadlineExceeded".to_owned(), message.to_owned()))
+        memory.deadline_exceeded.then(|| (DEADLINE_EXCEEDED.to_owned(), message.to_owned()))
     };
     let ending = memory.ending.as_ref().map(|ending| (ending.reason.clone(), ending.message.clone()));
     ending.or_else(deadline)
@@ -190,6 +191,14 @@ fn container_status(situation: &Situation<'_>, container: &Container, kind: Kind
     let mut records = observed.containers.iter().filter(|c| c.name == container.name);
     let (newest, older) = (records.next(), records.find(|c| c.state == State::Exited));
     let before = previous(memory, &container.name);
+    let over = || is_terminal_phase(memory.status.as_ref().and_then(|s| s.phase.as_deref()));
+    if let Some(ended) = before.filter(|b| b.state.as_ref().is_some_and(|s| s.terminated.is_some()))
+        && newest.is_none()
+        && over()
+    {
+        // Its record went when the disk was full.
+        return ended.clone();
+    }
     let cached = memory.reasons.get(&container.name);
     let again = |exit_code| {
         memory.terminating.is_none()
@@ -462,12 +471,16 @@ fn conditions(
         };
         ("AllContainersRestarting", verdict)
     });
+    let pending = memory.pending.as_ref().map(|pending| {
+        let message = Some(pending.refusal.message.clone());
+        (resize::PENDING, Verdict { status: true, reason: Some(pending.refusal.reason), message })
+    });
     let resizing = resize_verdict(situation).map(|verdict| ("PodResizeInProgress", verdict));
     let disruption = memory.ending.as_ref().and_then(|ending| ending.disruption.clone()).filter(|_| phase == "Failed");
     let disruption = disruption.map(|message| {
         ("DisruptionTarget", Verdict { status: true, reason: Some("TerminationByKubelet"), message: Some(message) })
     });
-    resizing.into_iter().chain(disruption).chain(wanted).chain(restarting).map(build).collect()
+    pending.into_iter().chain(resizing).chain(disruption).chain(wanted).chain(restarting).map(build).collect()
 }
 
 /// Whether limits of running containers are still to change, and why they could not yet.

@@ -4,11 +4,13 @@
 mod outcome;
 mod probing;
 
+pub(crate) use self::outcome::resize_summary;
+
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -18,15 +20,16 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Now;
 use crate::control::{Ending, Unfinished};
 use crate::execute::{Executor, PassResults, run_pass};
-use crate::memory::{PodMemory, Termination};
+use crate::memory::{Pending, PodMemory, Termination};
+use crate::node::NodeView;
 use crate::observed::{self, PodObserved, State};
 use crate::plan::{self, Plan, PodOp, Situation};
 use crate::pod::{self, PodUid};
 use crate::probe::{Kind, Probers};
 use crate::record::Weight;
-use crate::saved_status::SavedStatus;
-use crate::status;
+use crate::saved_status::{Saved, SavedStatus};
 use crate::table::PodTable;
+use crate::{hook_record, status};
 
 /// How long a stopping kubelet waits for the step that is being carried out.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
@@ -36,6 +39,8 @@ const STOP_PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) enum Message {
     /// The pod's spec as it is now.
     Update(Arc<Pod>),
+    /// The pod is to have other resources, which the node does not have yet.
+    ResizePending(Pending),
     /// The pod is to end.
     Terminate(Termination),
     /// The node ends the pod; it stays known, and is over.
@@ -45,8 +50,12 @@ pub(crate) enum Message {
         /// Let go when nothing of the pod runs any more.
         unfinished: Unfinished,
     },
+    /// The pod has ended: its records go. Let go when there are none.
+    ClearRecords(Unfinished),
     /// Something changed in the runtime.
     Look,
+    /// The node has other addresses.
+    NodeChanged(Arc<NodeView>),
     /// ConfigMaps, Secrets or classes changed.
     ObjectsChanged,
     /// What a container's probe has found, beyond its threshold.
@@ -106,6 +115,8 @@ pub(crate) struct Worker {
     own_inbox: mpsc::WeakUnboundedSender<Message>,
     /// Who waits for the pod's end.
     unfinished: Vec<Unfinished>,
+    /// Who waits for the end of its records.
+    clearing: Vec<Unfinished>,
     has_looked: bool,
     saved: SavedStatus,
     finished: bool,
@@ -126,8 +137,10 @@ impl Worker {
         let logs = crate::logs::pod_log_dir(&executor.config.pod_logs_dir, &pod);
         let mut memory = PodMemory::new(&executor.config, now, crate::logs::highest_attempts(&logs));
         let saved = SavedStatus::new(&executor.pod_dir(&pod));
-        if let Some(status) = saved.load() {
-            memory.resume(status);
+        memory.unfinished_hooks = hook_record::unfinished(&executor.pod_dir(&pod));
+        if let Some(mut before) = saved.load() {
+            before.ages = before.ages.at(&executor.config.clock.uptime());
+            memory.resume(before, now.mono);
         }
         Worker {
             uid,
@@ -149,6 +162,7 @@ impl Worker {
             probers: Probers::default(),
             own_inbox,
             unfinished: Vec::new(),
+            clearing: Vec::new(),
             has_looked: false,
             saved,
             finished: false,
@@ -248,6 +262,9 @@ impl Worker {
     fn told(&mut self, message: Message) {
         match message {
             Message::Look => {}
+            Message::ClearRecords(unfinished) => self.clear_records(unfinished),
+            Message::ResizePending(pending) => self.memory.pending = Some(pending),
+            Message::NodeChanged(node) => self.executor.node = node,
             Message::ObjectsChanged => {
                 // Volumes are brought up to date; what failed for want of an object is tried again at once.
                 self.memory.prepared = false;
@@ -258,6 +275,7 @@ impl Worker {
             }
             Message::Update(pod) => {
                 self.pod = pod;
+                self.memory.pending = None;
                 self.hold = None;
                 self.last_ops.clear();
                 // Limits of the pod's cgroup may have changed.
@@ -292,6 +310,16 @@ impl Worker {
         }
     }
 
+    /// The records of a pod that has ended are not to be kept. That it has ended is written down before they go.
+    fn clear_records(&mut self, unfinished: Unfinished) {
+        let Some(status) = self.memory.status.clone().filter(|s| status::is_terminal_phase(s.phase.as_deref())) else { return };
+        if self.memory.terminating.is_none() {
+            self.memory.cleared = true;
+            self.clearing.push(unfinished);
+            self.save(&status, Instant::now());
+        }
+    }
+
     fn wake_at(&mut self, at: Instant) {
         self.wake = Some(self.wake.map_or(at, |now| now.min(at)));
     }
@@ -323,6 +351,9 @@ impl Worker {
         }
         if self.memory.terminating.is_some() && self.memory.released && !self.observed.is_alive() {
             self.unfinished.clear();
+        }
+        if self.observed.containers.is_empty() && self.observed.sandboxes.is_empty() {
+            self.clearing.clear();
         }
         self.wake = plan.wake;
         if plan.finished {
@@ -376,9 +407,10 @@ impl Worker {
             tracing::info!(pod = %pod::format_pod(&self.pod), steps = plan.ops.len(), "pod is {phase}");
         }
         if self.memory.status.as_ref() != Some(&status) && self.memory.terminating.is_none() {
-            self.saved.save(&status);
+            self.save(&status, now.mono);
         }
         self.memory.status = Some(status.clone());
+        let shown = self.memory.pending.as_ref().map_or(&self.pod, |pending| &pending.wanted);
         self.table.set_trouble(&self.uid, self.memory.pod_error.as_ref());
         match (self.memory.terminating, self.memory.terminating_since) {
             (Some(Termination { grace, .. }), Some(since)) => {
@@ -387,8 +419,14 @@ impl Worker {
                 ending.metadata.deletion_grace_period_seconds = Some(grace);
                 self.table.set(&self.uid, &ending, status);
             }
-            _ => self.table.set(&self.uid, &self.pod, status),
+            _ => self.table.set(&self.uid, shown, status),
         }
+    }
+
+    /// Keeps what the next kubelet goes on from.
+    fn save(&self, status: &PodStatus, now: Instant) {
+        let ages = self.memory.ages(self.executor.config.clock.uptime(), now);
+        self.saved.save(Saved { status: status.clone(), ages, cleared: self.memory.cleared });
     }
 
     fn begin_pass(&mut self, ops: Vec<PodOp>) {

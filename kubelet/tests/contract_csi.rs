@@ -263,7 +263,7 @@ async fn undo_what_a_killed_kubelet_left(root: &Path, driver: &Driver) {
     let staged = root.join("plugins/kubernetes.io/csi/test.csi").join(hash);
     fs::create_dir_all(staged.join("globalmount")).unwrap();
     fs::write(staged.join("vol_data.json"), data.to_string()).unwrap();
-    assert_eq!(orphans(root), [staged.clone()]);
+    assert_eq!(orphans(root), std::slice::from_ref(&staged));
     driver.calls.lock().unwrap().clear();
     let drivers = Drivers::find(root).await;
     let folder = root.to_owned();

@@ -6,6 +6,7 @@ mod support;
 
 use berth_kubelet::Ending;
 use berth_kubelet::admission::NodeConditions;
+use support::fake_cri::Behaviour;
 use support::{Node, pod};
 
 fn phase(pod: &serde_json::Value) -> &str {
@@ -119,4 +120,71 @@ async fn a_pod_waits_for_its_priority_class() {
     node.apply("class.yaml", "apiVersion: scheduling.k8s.io/v1\nkind: PriorityClass\nmetadata: {name: high}\nvalue: 5\n");
     let found = node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
     assert_eq!(found["spec"]["priority"], 5);
+}
+
+fn evicted() -> Ending {
+    Ending {
+        grace: Some(1),
+        reason: "Evicted".into(),
+        message: "The node was low on resource: memory. ".into(),
+        disruption: None,
+    }
+}
+
+#[tokio::test]
+async fn what_has_ended_by_itself_stays_over_after_a_restart_and_what_the_node_ended_goes_by_its_policy() {
+    let mut node = Node::new();
+    node.cri.behave("done", [Behaviour::Exit(0)]);
+    node.cri.behave("bad", [Behaviour::Exit(3)]);
+    let named = |name: &str, extra: &str| pod(name, extra).replace("name: c,", &format!("name: {name},"));
+    node.apply("done.yaml", &named("done", "  restartPolicy: OnFailure\n"));
+    node.apply("bad.yaml", &named("bad", "  restartPolicy: Never\n"));
+    node.apply("late.yaml", &named("late", "  activeDeadlineSeconds: 1\n"));
+    node.apply("again.yaml", &named("again", ""));
+    node.apply("never.yaml", &named("never", "  restartPolicy: Never\n"));
+    node.start().await;
+    for name in ["again-n1", "never-n1"] {
+        node.wait_pod(name, "Running", |p| phase(p) == "Running").await;
+    }
+    let out = ["again-n1", "never-n1"];
+    let control = node.control.clone().unwrap();
+    control.end(move |pod| out.contains(&pod.metadata.name.as_deref().unwrap()).then(evicted)).await;
+    let ends = [("done-n1", "Succeeded"), ("bad-n1", "Failed"), ("late-n1", "Failed"), ("again-n1", "Failed")];
+    let mut before = Vec::new();
+    for (name, end) in ends {
+        before.push(node.wait_pod(name, end, |p| phase(p) == end).await["status"].clone());
+    }
+    assert_eq!(before[3]["reason"], "Evicted");
+    node.cri.wait("all has stopped", |s| s.running().is_empty() && s.ready_sandboxes().is_empty()).await;
+    node.stop().await;
+    node.start().await;
+    node.wait_pod("again-n1", "Running again", |p| phase(p) == "Running").await;
+    for (at, (name, end)) in ends.into_iter().enumerate().take(3) {
+        let after = node.wait_pod(name, end, |p| phase(p) == end && p["status"]["conditions"].is_array()).await;
+        assert_eq!(after["status"], before[at], "{name}");
+    }
+    assert_eq!(before[2]["reason"], "DeadlineExceeded");
+    // Nothing keeps the node's word over its restart, the upstream's neither: the records have the end, not the reason.
+    let never = node.wait_pod("never-n1", "Failed", |p| phase(p) == "Failed").await;
+    assert_eq!(never["status"]["reason"], serde_json::Value::Null);
+    assert_eq!(node.cri.lock().running(), ["again"]);
+    node.delete("late.yaml");
+    node.wait_gone("late-n1").await;
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_over_before_a_restart_takes_no_room_after_it() {
+    let mut node = Node::new();
+    node.cri.behave("c", [Behaviour::Exit(0)]);
+    node.apply("done.yaml", &pod("done", "  restartPolicy: Never\n"));
+    let mut config = node.config().await;
+    config.max_pods = 1;
+    node.start_with(config.clone());
+    node.wait_pod("done-n1", "Succeeded", |p| phase(p) == "Succeeded").await;
+    node.cri.wait("its sandbox ends", |s| s.ready_sandboxes().is_empty()).await;
+    node.stop().await;
+    node.apply("web.yaml", &pod("web", ""));
+    node.start_with(config);
+    node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
 }

@@ -181,3 +181,48 @@ async fn a_container_is_not_ready_and_not_probed_while_its_post_start_hook_runs(
     node.wait_pod("web-n1", "ready", |p| state(p)["ready"] == true).await;
     node.cri.wait("the probe", |s| s.calls.iter().any(|(_, c)| c.contains("alive"))).await;
 }
+
+#[tokio::test]
+async fn a_post_start_hook_that_was_cut_off_runs_again_before_its_container_has_come_up() {
+    let mut node = Node::new();
+    node.cri.hold("ExecSync");
+    let spec = "  containers: [{name: c, image: 'img:1', lifecycle: {postStart: {exec: {command: [warm]}}}, \
+                livenessProbe: {exec: {command: [alive]}, periodSeconds: 1}}]\n";
+    node.apply("web.yaml", &pod(spec));
+    node.start().await;
+    let hooks = |node: &Node| node.cri.calls("ExecSync c/0 warm").len();
+    node.cri.wait("the hook", |s| s.calls.iter().any(|(_, c)| c == "ExecSync c/0 warm")).await;
+    node.stop().await;
+    node.start().await;
+    node.cri.wait("it again", |s| s.calls.iter().filter(|(_, c)| c == "ExecSync c/0 warm").count() == 2).await;
+    let state = |p: &serde_json::Value| p["status"]["containerStatuses"][0].clone();
+    let found = node.wait_pod("web-n1", "running", |p| state(p)["state"]["running"].is_object()).await;
+    assert_eq!((&state(&found)["ready"], &state(&found)["started"]), (&false.into(), &false.into()));
+    node.cri.release("ExecSync");
+    node.wait_pod("web-n1", "ready", |p| state(p)["ready"] == true).await;
+    node.cri.wait("the probe", |s| s.calls.iter().any(|(_, c)| c.contains("alive"))).await;
+    // What is over is not run once more.
+    node.stop().await;
+    node.start().await;
+    node.wait_pod("web-n1", "ready", |p| state(p)["ready"] == true).await;
+    assert_eq!((hooks(&node), node.cri.calls("StartContainer").len()), (2, 1));
+}
+
+#[tokio::test]
+async fn a_post_start_hook_that_fails_the_second_time_kills_its_container() {
+    let mut node = Node::new();
+    node.cri.hold("ExecSync");
+    node.apply(
+        "web.yaml",
+        &pod("  containers: [{name: c, image: 'img:1', lifecycle: {postStart: {exec: {command: [warm]}}}}]\n"),
+    );
+    node.start().await;
+    node.cri.wait("the hook", |s| s.calls.iter().any(|(_, c)| c.starts_with("ExecSync"))).await;
+    node.stop().await;
+    node.start().await;
+    node.cri.wait("it again", |s| s.calls.iter().filter(|(_, c)| c.starts_with("ExecSync")).count() == 2).await;
+    node.cri.fail("ExecSync", [Status::aborted("exit code 1"), Status::aborted("exit code 1")]);
+    node.cri.release("ExecSync");
+    node.cri.wait("the stop", |s| s.calls.iter().any(|(_, c)| c.starts_with("StopContainer c/0"))).await;
+    node.cri.wait("the next start", |s| s.calls.iter().any(|(_, c)| c == "StartContainer c/1")).await;
+}

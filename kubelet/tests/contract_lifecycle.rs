@@ -653,3 +653,58 @@ async fn a_resize_that_fails_is_told_and_tried_again() {
     }
     assert_eq!(node.cri.calls("StartContainer").len(), 1);
 }
+
+fn sized(name: &str, cpu: &str) -> String {
+    pod(name, "").replace("image: 'img:1'", &format!("image: 'img:1', resources: {{requests: {{cpu: '{cpu}'}}}}"))
+}
+
+/// Status, reason and message of the condition that tells of a resize that waits.
+fn waits(pod: &serde_json::Value) -> Option<(String, String)> {
+    let conditions = pod["status"]["conditions"].as_array()?;
+    let found = conditions.iter().find(|c| c["type"] == "PodResizePending" && c["status"] == "True")?;
+    Some((found["reason"].as_str()?.to_owned(), found["message"].as_str()?.to_owned()))
+}
+
+#[tokio::test]
+async fn a_resize_waits_for_room_also_over_a_restart_and_what_never_fits_is_told() {
+    let mut node = Node::new();
+    let cpus = berth_kubelet::node::Capacity::read(node.root.path()).cpu_millis;
+    let mut config = node.config().await;
+    config.timing.relist = Duration::from_millis(200);
+    node.apply("a.yaml", &sized("a", "100m"));
+    node.apply("b.yaml", &sized("b", &format!("{}m", cpus / 2)));
+    node.start_with(config.clone());
+    for name in ["a-n1", "b-n1"] {
+        node.wait_pod(name, "Running", |p| phase(p) == "Running").await;
+    }
+    let most = cpus - 100;
+    node.apply("a.yaml", &sized("a", &format!("{most}m")));
+    let deferred = format!("Node didn't have enough resource: cpu, requested: {most}, used: {}, capacity: {cpus}", cpus / 2);
+    let deferred = Some(("Deferred".to_owned(), deferred));
+    let found = node.wait_pod("a-n1", "deferred", |p| waits(p) == deferred).await;
+    assert_eq!(found["spec"]["containers"][0]["resources"]["requests"]["cpu"], format!("{most}m"), "as its source has it");
+    assert_eq!(found["status"]["containerStatuses"][0]["allocatedResources"]["cpu"], "100m");
+    let events = || node.events().into_iter().filter(|e| e.starts_with("ResizeDeferred: Pod resize Deferred: {")).count();
+    assert_eq!(events(), 1, "{:#?}", node.events());
+    node.stop().await;
+    node.start_with(config);
+    let found = node.wait_pod("a-n1", "still deferred", |p| phase(p) == "Running" && waits(p) == deferred).await;
+    assert_eq!(found["status"]["containerStatuses"][0]["allocatedResources"]["cpu"], "100m");
+    assert!(node.cri.calls("UpdateContainerResources").is_empty());
+    node.delete("b.yaml");
+    node.cri.wait("the resize", |s| s.calls.iter().any(|(_, c)| c == "UpdateContainerResources c/0")).await;
+    node.wait_pod("a-n1", "resized", |p| {
+        waits(p).is_none() && p["status"]["containerStatuses"][0]["allocatedResources"]["cpu"] == format!("{most}m")
+    })
+    .await;
+    node.apply("a.yaml", &sized("a", &format!("{}m", cpus + 1)));
+    let never = format!("Node didn't have enough capacity: cpu, requested: {}, capacity: {cpus}", cpus + 1);
+    node.wait_pod("a-n1", "infeasible", |p| waits(p) == Some(("Infeasible".to_owned(), never.clone()))).await;
+    node.apply("a.yaml", &sized("a", &format!("{most}m")));
+    node.wait_pod("a-n1", "as it was", |p| waits(p).is_none()).await;
+    assert_eq!(
+        (node.cri.calls("UpdateContainerResources").len(), node.cri.calls("StopContainer c/0").len()),
+        (1, 1),
+        "b alone ended"
+    );
+}

@@ -558,7 +558,7 @@ async fn metrics_have_the_names_that_dashboards_use() {
 #[tokio::test]
 async fn the_summary_has_what_dashboards_read() {
     let mut node = Node::new();
-    node.apply("web.yaml", &"apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  volumes: [{name: data, emptyDir: {}}]\n  containers: [{name: c, image: 'img:1', volumeMounts: [{name: data, mountPath: /d}]}]\n");
+    node.apply("web.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  volumes: [{name: data, emptyDir: {}}]\n  containers: [{name: c, image: 'img:1', volumeMounts: [{name: data, mountPath: /d}]}]\n");
     let port = free_port();
     let mut config = node.config().await;
     config.server.address = [127, 0, 0, 1].into();

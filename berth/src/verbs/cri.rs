@@ -6,16 +6,16 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use berth_cri_server::CriServer;
 
-use crate::{admin, agent, cli, config, listen, state_dir, wire};
+use crate::{admin, agent, cli, config, listen, log, state_dir, wire};
 
 /// Serves until SIGTERM; the pods stay.
 pub fn run(global: &cli::Global, args: &cli::Cri) -> Result<ExitCode> {
-    agent::log_to_stderr(&global.log_level)?;
+    let _log = log::to_stderr(&global.log_level)?;
     let file = config::load(global.config.as_deref())?;
     let path = wire::listen(global, args, &file)?;
     let _held = state_dir::hold(&global.state)?;
     let _root = state_dir::hold_root(&global.root)?;
-    crate::runtime(agent::WORKERS)?.block_on(async {
+    agent::run(async {
         let stop = agent::stop_on_signals(&agent::AskOfShutdown::default())?;
         let server =
             Arc::new(CriServer::start(wire::serving_cri(global, args, &file)?).await.context("starting the CRI server")?);

@@ -5,17 +5,17 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use berth_kubelet::Kubelet;
 
-use crate::{agent, cli, client, config, state_dir, wire};
+use crate::{agent, cli, client, config, log, state_dir, wire};
 
 /// The upstream's default endpoint.
 const CONTAINERD: &str = "unix:///run/containerd/containerd.sock";
 
 /// Runs until SIGTERM; the pods stay.
 pub fn run(global: &cli::Global, args: &cli::Kubelet) -> Result<ExitCode> {
-    agent::log_to_stderr(&global.log_level)?;
+    let _log = log::to_stderr(&global.log_level)?;
     let file = config::load(global.config.as_deref())?;
     let _held = state_dir::hold(&global.state)?;
-    crate::runtime(agent::WORKERS)?.block_on(async {
+    agent::run(async {
         let ask = agent::AskOfShutdown::default();
         let stop = agent::stop_on_signals(&ask)?;
         let configuration = wire::kubelet_configuration(&args.kubelet, &file)?;

@@ -1,7 +1,7 @@
 //! `berth logs`: the CRI log of a container, as `kubectl logs` prints it; follows over rotations and over the agent's death.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,6 +16,9 @@ use crate::{cli, client, find};
 /// How often a follower looks for more: what `kubectl logs -f` users perceive as at once.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
 
+/// What is read and written at once.
+const BUFFER: usize = 128 << 10;
+
 /// Time, stream, whether it ends a line, content.
 type Entry<'a> = (&'a [u8], &'a [u8], bool, &'a [u8]);
 
@@ -27,23 +30,36 @@ fn parse(line: &[u8]) -> Option<Entry<'_>> {
     Some((time, stream, full, parts.next().unwrap_or_default()))
 }
 
-/// Turns entries into text: partial ones are joined up to the full one that ends them; stderr goes to stderr.
-fn print(line: &[u8], timestamps: bool, at_start: &mut bool) -> std::io::Result<()> {
-    let Some((time, stream, full, content)) = parse(line) else {
-        *at_start = true;
-        return std::io::stdout().write_all(&[line, b"\n"].concat());
-    };
-    let mut text = Vec::with_capacity(content.len() + 48);
-    if timestamps && *at_start {
-        text.extend_from_slice(time);
-        text.push(b' ');
+/// Entries as text on the two standard outputs: partial ones are joined up to the full one that ends them.
+struct Printer<O: Write, E> {
+    out: BufWriter<O>,
+    err: E,
+    timestamps: bool,
+    at_start: bool,
+}
+
+impl<O: Write, E: Write> Printer<O, E> {
+    fn new(out: O, err: E, timestamps: bool) -> Self {
+        Self { out: BufWriter::with_capacity(BUFFER, out), err, timestamps, at_start: true }
     }
-    text.extend_from_slice(content);
-    if full {
-        text.push(b'\n');
+
+    fn print(&mut self, line: &[u8]) -> std::io::Result<()> {
+        let Some((time, stream, full, content)) = parse(line) else {
+            self.at_start = true;
+            self.out.write_all(line)?;
+            return self.out.write_all(b"\n");
+        };
+        let time: &[u8] = if self.timestamps && self.at_start { time } else { b"" };
+        let gap: &[u8] = if time.is_empty() { b"" } else { b" " };
+        let end: &[u8] = if full { b"\n" } else { b"" };
+        self.at_start = full;
+        if stream == b"stderr" {
+            // In the order of the log, where both are one terminal.
+            self.out.flush()?;
+            return self.err.write_all(&[time, gap, content, end].concat());
+        }
+        [time, gap, content, end].into_iter().try_for_each(|part| self.out.write_all(part))
     }
-    *at_start = full;
-    if stream == b"stderr" { std::io::stderr().write_all(&text) } else { std::io::stdout().write_all(&text) }
 }
 
 /// Where the last `lines` full entries begin; or, where that may be in an older file, how many of them are not here.
@@ -113,10 +129,10 @@ async fn may_write(client: &mut RuntimeServiceClient<Channel>, id: &str) -> bool
 }
 
 /// What a follower found.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct News {
-    /// Entries without their line ends.
-    lines: Vec<Vec<u8>>,
+    /// There was something.
+    any: bool,
     /// A file was rotated away for good before it could be read.
     gap: bool,
 }
@@ -136,24 +152,31 @@ fn id_of(metadata: &std::fs::Metadata) -> FileId {
 }
 
 impl Follower {
-    /// Reads everything that there is now, over any number of rotations.
-    fn read(&mut self) -> std::io::Result<News> {
+    /// Reads everything that there is now, over any number of rotations; `take` gets each entry without its line end.
+    fn read(&mut self, mut take: impl FnMut(&[u8]) -> std::io::Result<()>) -> std::io::Result<News> {
         let mut news = News::default();
         loop {
             // Asked before reading: what was written before the rename is in the held file by then.
             let next = self.next_file(&mut news.gap)?;
-            self.file.read_to_end(&mut self.rest)?;
-            let end = self.rest.iter().rposition(|b| *b == b'\n').map_or(0, |p| p + 1);
-            let kept = self.rest.split_off(end);
-            let whole = std::mem::replace(&mut self.rest, kept);
-            news.lines.extend(whole.split_inclusive(|b| *b == b'\n').map(|l| l.strip_suffix(b"\n").unwrap_or(l).to_vec()));
+            while self.fill()? > 0 {
+                news.any = true;
+                let end = self.rest.iter().rposition(|b| *b == b'\n').map_or(0, |p| p + 1);
+                let whole = self.rest.get(..end).unwrap_or_default();
+                whole.split_inclusive(|b| *b == b'\n').try_for_each(|line| take(line.strip_suffix(b"\n").unwrap_or(line)))?;
+                self.rest.drain(..end);
+            }
             let Some(next) = next else { return Ok(news) };
             // A line that its writer did not end is ended by the file.
             if !self.rest.is_empty() {
-                news.lines.push(std::mem::take(&mut self.rest));
+                take(&std::mem::take(&mut self.rest))?;
             }
             self.file = next;
         }
+    }
+
+    /// Reads on in the held file, a piece; how many bytes it was.
+    fn fill(&mut self) -> std::io::Result<u64> {
+        Read::by_ref(&mut self.file).take(BUFFER as u64).read_to_end(&mut self.rest).map(|n| n as u64)
     }
 
     /// The file after the held one, opened; `None` while the held one is the newest.
@@ -212,27 +235,27 @@ pub async fn run(socket: &Path, kubelet: &Path, args: &cli::Logs) -> Result<()> 
     }
     let path = PathBuf::from(status.log_path);
     let mut file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
-    let mut at_start = true;
     // -1: all of the newest file, as with kubectl.
     if let Ok(lines) = usize::try_from(args.tail) {
         file = back_to_tail(&path, file, lines).with_context(|| format!("reading {}", path.display()))?;
     }
     let mut follower = Follower { path, file, rest: Vec::new() };
+    let mut printer = Printer::new(std::io::stdout(), std::io::stderr(), args.timestamps);
     loop {
         // Asked before reading: whatever a container wrote before it ended is in the file by then.
         let alive = args.follow && may_write(&mut client, &container.id).await;
-        let news = follower.read()?;
-        for line in &news.lines {
-            print(line, args.timestamps, &mut at_start)?;
-        }
-        std::io::stdout().flush()?;
+        let news = follower.read(|line| printer.print(line))?;
+        printer.out.flush()?;
         if news.gap {
             eprintln!("berth: the log was rotated faster than it could be read: lines are missing here");
         }
         if !alive {
             return Ok(());
         }
-        tokio::time::sleep(FOLLOW_INTERVAL).await;
+        // A container that logs all the time is read all the time: its files are soon rotated away.
+        if !news.any {
+            tokio::time::sleep(FOLLOW_INTERVAL).await;
+        }
     }
 }
 
@@ -249,6 +272,20 @@ mod tests {
         assert_eq!((time, stream, full, content), (&b"2026-01-01T00:00:00Z"[..], &b"stdout"[..], true, &b"a b  c"[..]));
         assert!(!parse(b"t stdout P half").expect("CRI form").2);
         assert!(parse(b"plain").is_none());
+    }
+
+    #[test]
+    fn parts_are_joined_and_each_stream_goes_to_its_own() {
+        let printed = |timestamps| {
+            let (mut out, mut err) = (Vec::new(), Vec::new());
+            let mut printer = Printer::new(&mut out, &mut err, timestamps);
+            LOG.split(|b| *b == b'\n').filter(|line| !line.is_empty()).try_for_each(|line| printer.print(line)).expect("printed");
+            drop(printer);
+            (String::from_utf8(out).expect("text"), String::from_utf8(err).expect("text"))
+        };
+        assert_eq!(printed(false), ("one\ntwo\n".to_owned(), "three\n".to_owned()));
+        let time = "2026-01-01T00:00:00.000000000Z";
+        assert_eq!(printed(true), (format!("{time} one\n{time} two\n"), format!("{time} three\n")));
     }
 
     #[test]
@@ -278,10 +315,19 @@ mod tests {
         std::fs::rename(path, format!("{}.20260101-0000{second:02}", path.display())).expect("rotated");
     }
 
+    fn news(follower: &mut Follower) -> (Vec<String>, bool) {
+        let mut found = Vec::new();
+        let news = follower.read(|line| {
+            found.push(String::from_utf8_lossy(line).into_owned());
+            Ok(())
+        });
+        (found, news.expect("read").gap)
+    }
+
     fn lines(follower: &mut Follower) -> Vec<String> {
-        let news = follower.read().expect("read");
-        assert!(!news.gap);
-        news.lines.into_iter().map(|l| String::from_utf8(l).expect("text")).collect()
+        let (found, gap) = news(follower);
+        assert!(!gap);
+        found
     }
 
     #[test]
@@ -336,7 +382,6 @@ mod tests {
         write(&path, "a\n");
         std::fs::remove_file(&path).expect("removed");
         write(&path, "z\n");
-        let news = follower.read().expect("read");
-        assert_eq!(news, News { lines: vec![b"a".to_vec(), b"z".to_vec()], gap: true });
+        assert_eq!(news(&mut follower), (vec!["a".to_owned(), "z".to_owned()], true));
     }
 }

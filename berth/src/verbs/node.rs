@@ -8,17 +8,17 @@ use anyhow::{Context, Result};
 use berth_cri_server::CriServer;
 use berth_kubelet::Kubelet;
 
-use crate::{admin, agent, cli, config, listen, state_dir, wire};
+use crate::{admin, agent, cli, config, listen, log, state_dir, wire};
 
 /// Runs until SIGTERM; the pods stay.
 pub fn run(global: &cli::Global, args: &cli::Node) -> Result<ExitCode> {
-    agent::log_to_stderr(&global.log_level)?;
+    let _log = log::to_stderr(&global.log_level)?;
     let file = config::load(global.config.as_deref())?;
     let path = wire::listen(global, &args.cri, &file)?;
     let configuration = wire::kubelet_configuration(&args.kubelet, &file)?;
     let _held = state_dir::hold(&global.state)?;
     let _root = state_dir::hold_root(&global.root)?;
-    crate::runtime(agent::WORKERS)?.block_on(async {
+    agent::run(async {
         let ask = agent::AskOfShutdown::default();
         let stop = agent::stop_on_signals(&ask)?;
         let server =

@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
 
-use crate::{agent, cli, config, kubelet_api, state_dir, wire};
+use crate::{agent, cli, config, kubelet_api, log, state_dir, wire};
 
 /// How long the agent may take to end: its own drain and a little more.
 const AGENT_ENDS: Duration = Duration::from_secs(15);
@@ -65,7 +65,7 @@ fn tell_hooks(global: &cli::Global) -> Result<()> {
 
 /// Ends everything of this instance.
 pub fn run(global: &cli::Global, args: &cli::Stop) -> Result<ExitCode> {
-    agent::log_to_stderr(&global.log_level)?;
+    let _log = log::to_stderr(&global.log_level)?;
     if !global.state.exists() && !global.root.exists() {
         return Ok(ExitCode::SUCCESS);
     }
@@ -76,7 +76,7 @@ pub fn run(global: &cli::Global, args: &cli::Stop) -> Result<ExitCode> {
     let held = state_dir::hold(&global.state)?;
     let _root = state_dir::hold_root(&global.root)?;
     let flags = cli::Cri::default();
-    crate::runtime(agent::WORKERS)?.block_on(async {
+    agent::run(async {
         let server = CriServer::start(wire::cri(global, &flags, &file)?).await.context("reading the records")?;
         let ended = server.stop_all(Duration::from_secs(args.timeout.into())).await.context("ending the pods");
         server.shutdown().await;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{CStr, OsStr};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
@@ -14,6 +14,7 @@ use berth_linux::beneath::Root;
 use berth_linux::xattr;
 use rustix::fs::{Dir, FileType, Mode, OFlags, Stat};
 use tar::{Builder, EntryType, Header};
+use tokio_util::sync::CancellationToken;
 
 use crate::spec::IdMap;
 
@@ -26,8 +27,42 @@ const WHITEOUT_PREFIX: &[u8] = b".wh.";
 /// Maps of users and groups.
 pub(super) type Users = (Vec<IdMap>, Vec<IdMap>);
 
+/// A file that is written for as long as somebody wants it.
+pub(super) struct Output {
+    file: File,
+    given_up: CancellationToken,
+}
+
+impl Output {
+    /// A new file, for root alone.
+    pub(super) fn create(path: &Path, given_up: &CancellationToken) -> io::Result<Self> {
+        let file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
+        Ok(Self { file, given_up: given_up.clone() })
+    }
+
+    fn sync(self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+}
+
+/// An error once nobody wants it any more.
+fn wanted(given_up: &CancellationToken) -> io::Result<()> {
+    if given_up.is_cancelled() { Err(io::Error::other("the checkpoint was given up")) } else { Ok(()) }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        wanted(&self.given_up)?;
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
 /// Writes the upper folder of an overlay as an OCI layer.
-pub(super) fn layer(upper: &Path, users: &Users, out: File) -> io::Result<()> {
+pub(super) fn layer(upper: &Path, users: &Users, out: Output) -> io::Result<()> {
     let root = Root::strict(Root::open_dir(upper)?.into_fd());
     let mut layer = Layer { tar: Builder::new(out), users, links: BTreeMap::new() };
     // A list instead of recursion: a container nests folders as deep as it likes.
@@ -54,7 +89,7 @@ pub(super) fn layer(upper: &Path, users: &Users, out: File) -> io::Result<()> {
             }
         }
     }
-    layer.tar.into_inner()?.sync_all()
+    layer.tar.into_inner()?.sync()
 }
 
 /// Removed, or changed into something else, since it was listed.
@@ -64,7 +99,7 @@ fn has_gone(error: &io::Error) -> bool {
 }
 
 struct Layer<'a> {
-    tar: Builder<File>,
+    tar: Builder<Output>,
     users: &'a Users,
     /// Files with several names, by device and inode.
     links: BTreeMap<(u64, u64), PathBuf>,
@@ -179,27 +214,29 @@ fn inside(maps: &[IdMap], id: u32) -> u32 {
     map.map_or(id, |map| map.container + (id - map.host))
 }
 
-/// Archives a folder to a file that is there whole or not at all. Blocking.
-pub(super) fn place(folder: &Path, location: &Path) -> io::Result<()> {
+/// Archives a folder to a file that is there whole or not at all; given up, not at all. Blocking.
+pub(super) fn place(folder: &Path, location: &Path, given_up: &CancellationToken) -> io::Result<()> {
     let name = location.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let partial = location.with_file_name(format!(".{name}.partial"));
-    let written = write_all(folder, &partial).and_then(|()| std::fs::rename(&partial, location));
+    let written = write_all(folder, &partial, given_up).and_then(|()| {
+        wanted(given_up)?;
+        std::fs::rename(&partial, location)
+    });
     if written.is_err() {
         let _ = std::fs::remove_file(&partial);
     }
     written
 }
 
-fn write_all(folder: &Path, partial: &Path) -> io::Result<()> {
+fn write_all(folder: &Path, partial: &Path, given_up: &CancellationToken) -> io::Result<()> {
     match std::fs::remove_file(partial) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let out = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(partial)?;
-    let mut tar = Builder::new(out);
+    let mut tar = Builder::new(Output::create(partial, given_up)?);
     tar.follow_symlinks(false);
     tar.append_dir_all("", folder)?;
-    tar.into_inner()?.sync_all()
+    tar.into_inner()?.sync()
 }
 
 #[cfg(test)]
@@ -234,7 +271,7 @@ mod tests {
         let out = dir.path().join("out.tar");
         let own = rustix::process::getuid().as_raw();
         let users = (vec![IdMap { container: 7, host: own, length: 1 }], vec![]);
-        layer(&upper, &users, File::create(&out).unwrap()).unwrap();
+        layer(&upper, &users, Output::create(&out, &CancellationToken::new()).unwrap()).unwrap();
         let found = entries(&std::fs::read(&out).unwrap());
         let long = format!("a/{}/file", "x".repeat(120));
         let (first, second) = (&found[&long], &found["again"]);
@@ -257,14 +294,26 @@ mod tests {
         std::fs::write(work.join("config.dump"), "{}").unwrap();
         let location = dir.path().join("c.tar");
         std::fs::write(&location, "older and longer than nothing").unwrap();
-        place(&work, &location).unwrap();
+        place(&work, &location, &CancellationToken::new()).unwrap();
         let found = entries(&std::fs::read(&location).unwrap());
         assert_eq!(found["checkpoint/core-1.img"].2, b"core");
         assert_eq!(found["config.dump"].2, b"{}");
-        assert!(place(&work, &dir.path().join("absent/c.tar")).is_err());
-        assert!(place(&dir.path().join("nothing"), &dir.path().join("d.tar")).is_err());
+        assert!(place(&work, &dir.path().join("absent/c.tar"), &CancellationToken::new()).is_err());
+        assert!(place(&dir.path().join("nothing"), &dir.path().join("d.tar"), &CancellationToken::new()).is_err());
         let names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert!(!names.iter().any(|n| n.to_string_lossy().contains("partial")), "{names:?}");
+    }
+
+    #[test]
+    fn an_archive_that_was_given_up_leaves_nothing_at_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let (work, location) = (dir.path().join("work"), dir.path().join("c.tar"));
+        std::fs::create_dir(&work).unwrap();
+        std::fs::write(work.join("f"), "x").unwrap();
+        let given_up = CancellationToken::new();
+        given_up.cancel();
+        assert!(place(&work, &location, &given_up).is_err());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "the folder alone");
     }
 
     #[test]

@@ -17,6 +17,7 @@ use berth_oci::spec::{NamespaceType, Spec};
 use prost::Message;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::io::Interest;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::message::{CGROUPS_SOFT, DUMP, ExternalMount, Options, Request, Response};
 use crate::spec::{NamespaceMode, Namespaces};
@@ -118,34 +119,36 @@ fn external_mounts(spec: &Spec, mounted: &BTreeSet<String>, is_folder: impl Fn(&
     found
 }
 
-/// A running CRIU; dropped, it is killed.
-struct Process(Option<PidFd>);
+/// A running CRIU, and what tells others that its folder is in use until it is reaped; dropped, it is killed.
+struct Process(Option<(PidFd, OwnedSemaphorePermit)>);
 
 impl Process {
     async fn end(mut self) {
-        let Some(pidfd) = self.0.take() else { return };
-        reap(pidfd, END).await;
+        let Some((pidfd, busy)) = self.0.take() else { return };
+        reap(pidfd, busy).await;
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if let Some(pidfd) = self.0.take() {
+        if let Some((pidfd, busy)) = self.0.take() {
             let _ = pidfd.signal(9);
             if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-                runtime.spawn(reap(pidfd, END));
+                runtime.spawn(reap(pidfd, busy));
             }
         }
     }
 }
 
-/// Waits for its end, and makes one when it does not come.
-async fn reap(pidfd: PidFd, patience: Duration) {
+/// Waits for its end, and makes one when it does not come. One in uninterruptible sleep is left to its disk.
+async fn reap(pidfd: PidFd, busy: OwnedSemaphorePermit) {
     let ended = crate::blocking(move || {
-        if !pidfd.wait_ended(Some(patience)).unwrap_or(false) {
+        let _busy = busy;
+        if !pidfd.wait_ended(Some(END)).unwrap_or(false) {
             let _ = pidfd.signal(9);
+            let _ = pidfd.wait_ended(Some(END));
         }
-        let _ = pidfd.wait(false);
+        let _ = pidfd.wait(true);
         Ok(())
     });
     let _ = ended.await;
@@ -153,7 +156,7 @@ async fn reap(pidfd: PidFd, patience: Duration) {
 
 /// Dumps into `work/checkpoint`, with CRIU's log in `work`. The error is for the user. Given up, it kills CRIU; the
 /// container then goes on, but may have been caught in the middle.
-pub(super) async fn dump(program: &Path, target: &Target, work: &Path) -> Result<(), String> {
+pub(super) async fn dump(program: &Path, target: &Target, work: &Path, busy: OwnedSemaphorePermit) -> Result<(), String> {
     let said = |what: &'static str| move |e: std::io::Error| format!("{what}: {e}");
     let open = |path: &Path| File::open(path).map(OwnedFd::from).map_err(|e| format!("open {}: {e}", path.display()));
     let (images_fd, work_fd) = (open(&work.join("checkpoint"))?, open(work)?);
@@ -161,7 +164,7 @@ pub(super) async fn dump(program: &Path, target: &Target, work: &Path) -> Result
     let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
     let (ours, theirs) = pair.map_err(|e| said("make a socket pair")(e.into()))?;
     rustix::io::ioctl_fionbio(&theirs, false).map_err(|e| said("make a socket pair")(e.into()))?;
-    let process = start(program, theirs, work)?;
+    let process = start(program, theirs, work, busy)?;
     let request = target.request(&images_fd, &work_fd).encode_to_vec();
     let socket = crate::streaming::async_fd(ours, Interest::READABLE).map_err(said("watch criu"))?;
     let sent =
@@ -178,7 +181,7 @@ pub(super) async fn dump(program: &Path, target: &Target, work: &Path) -> Result
     }
 }
 
-fn start(program: &Path, socket: OwnedFd, work: &Path) -> Result<Process, String> {
+fn start(program: &Path, socket: OwnedFd, work: &Path, busy: OwnedSemaphorePermit) -> Result<Process, String> {
     let word = |text: &[u8]| CString::new(text).map_err(|e| format!("criu: {e}"));
     let path = word(program.as_os_str().as_bytes())?;
     let output = File::create(work.join(OUTPUT_FILE)).map_err(|e| format!("make {OUTPUT_FILE}: {e}"))?;
@@ -192,7 +195,7 @@ fn start(program: &Path, socket: OwnedFd, work: &Path) -> Result<Process, String
         cwd: Some(word(work.as_os_str().as_bytes())?),
     };
     let (_, pidfd) = spawn_exec(spawn).map_err(|e| crate::error::text(&e))?;
-    Ok(Process(Some(pidfd.into())))
+    Ok(Process(Some((pidfd.into(), busy))))
 }
 
 /// The answer; none when CRIU ends without one.

@@ -6,12 +6,13 @@ mod criu;
 mod describe;
 mod message;
 
-use std::fs::{DirBuilder, File};
+use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::Server;
@@ -56,7 +57,8 @@ impl Wanted {
 pub(crate) async fn run(server: &Arc<Server>, id: &ContainerId, wanted: &Wanted, cut: CancellationToken) -> Result<(), Error> {
     let view = server.board.need_container(id.as_str())?;
     let under = server.progress.begin_within(id.as_str(), Step::Checkpoint, wanted.location.display().to_string(), wanted.limit);
-    let all = make(server, &view, &wanted.program, &wanted.location);
+    let disk = Disk::default();
+    let all = make(server, &view, wanted, &disk);
     let late = |_| {
         let command = format!("criu dump of container {id}");
         Err(Error::Timeout { command, seconds: wanted.limit.as_secs() })
@@ -71,8 +73,50 @@ pub(crate) async fn run(server: &Arc<Server>, id: &ContainerId, wanted: &Wanted,
     drop(under);
     let folder = folder(&server.paths.kept_container(id));
     let object = folder.display().to_string();
-    let clear = crate::blocking(move || crate::sandbox::run::remove_folder(&folder));
+    let clear = async {
+        disk.leave().await;
+        crate::blocking(move || crate::sandbox::run::remove_folder(&folder)).await
+    };
     done.and(server.progress.step(id.as_str(), Step::Erase, object, clear).await)
+}
+
+/// The work in the folder, by a thread or by CRIU: either may go on for a while when nobody waits for it any more, and the folder is
+/// removed then, or is the next checkpoint's.
+struct Disk {
+    /// One at a time.
+    busy: Arc<Semaphore>,
+    given_up: CancellationToken,
+}
+
+impl Default for Disk {
+    fn default() -> Self {
+        Self { busy: Arc::new(Semaphore::new(1)), given_up: CancellationToken::new() }
+    }
+}
+
+impl Disk {
+    async fn take(&self) -> Result<OwnedSemaphorePermit, Error> {
+        self.busy.clone().acquire_owned().await.map_err(|_| Error::Closing)
+    }
+
+    async fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&CancellationToken) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let busy = self.take().await?;
+        let given_up = self.given_up.clone();
+        crate::blocking(move || {
+            let _busy = busy;
+            work(&given_up)
+        })
+        .await
+    }
+
+    /// Gives up what is under way, and waits until nothing is at work.
+    async fn leave(self) {
+        self.given_up.cancel();
+        let _ = self.busy.acquire().await;
+    }
 }
 
 /// On disk, in the container's own folder: it goes with the container at the latest.
@@ -80,15 +124,16 @@ pub(crate) fn folder(container: &Path) -> PathBuf {
     container.join("checkpoint")
 }
 
-async fn make(server: &Arc<Server>, view: &ShownContainer, program: &Path, location: &Path) -> Result<(), Error> {
+async fn make(server: &Arc<Server>, view: &ShownContainer, wanted: &Wanted, disk: &Disk) -> Result<(), Error> {
     let work = folder(&server.paths.kept_container(&view.id));
     let prepared = {
         let (server, view, work) = (server.clone(), view.clone(), work.clone());
-        crate::blocking(move || prepare(&server, &view, &work)).await?
+        disk.work(move |_| prepare(&server, &view, &work)).await?
     };
-    criu::dump(program, &prepared, &work).await.map_err(|reason| Error::Checkpoint { id: view.id.as_str().into(), reason })?;
-    let (server, view, location) = (server.clone(), view.clone(), location.to_owned());
-    crate::blocking(move || finish(&server, &view, &work, &location)).await
+    let dumped = criu::dump(&wanted.program, &prepared, &work, disk.take().await?).await;
+    dumped.map_err(|reason| Error::Checkpoint { id: view.id.as_str().into(), reason })?;
+    let (server, view, location) = (server.clone(), view.clone(), wanted.location.clone());
+    disk.work(move |given_up| finish(&server, &view, &work, &location, given_up)).await
 }
 
 /// The folders, and what CRIU has to know. Blocking.
@@ -111,12 +156,47 @@ fn prepare(server: &Server, view: &ContainerView, work: &Path) -> Result<criu::T
 }
 
 /// Description, log and writable layer, and the archive of all. Blocking.
-fn finish(server: &Server, view: &ContainerView, work: &Path, location: &Path) -> Result<(), Error> {
+fn finish(
+    server: &Server,
+    view: &ContainerView,
+    work: &Path,
+    location: &Path,
+    given_up: &CancellationToken,
+) -> Result<(), Error> {
     describe::write(server, view, work)?;
     let diff = work.join("rootfs-diff.tar");
     let upper = server.paths.kept_container(&view.id).join("upper");
     let users = describe::users(server, view)?;
-    let made = File::create_new(&diff).and_then(|out| archive::layer(&upper, &users, out));
+    let made = archive::Output::create(&diff, given_up).and_then(|out| archive::layer(&upper, &users, out));
     made.map_err(file("archive the writable layer to", &diff))?;
-    archive::place(work, location).map_err(file("write the checkpoint to", location))
+    archive::place(work, location, given_up).map_err(file("write the checkpoint to", location))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn work_on_disk_that_nobody_waits_for_is_given_up_and_over_before_the_next_begins() {
+        let (begun, begins) = mpsc::channel();
+        let over = Arc::new(AtomicBool::new(false));
+        let disk = Disk::default();
+        let done = over.clone();
+        let work = disk.work(move |given_up| {
+            begun.send(()).unwrap();
+            let told = berth_testkit::wait_until(Duration::from_secs(10), || given_up.is_cancelled());
+            done.store(told, Ordering::SeqCst);
+            Ok(())
+        });
+        let begins = tokio::task::spawn_blocking(move || begins.recv());
+        tokio::select! {
+            _ = work => panic!("it waits"),
+            _ = begins => {}
+        }
+        disk.leave().await;
+        assert!(over.load(Ordering::SeqCst));
+    }
 }

@@ -22,6 +22,10 @@ const PARSERS: [&str; 3] = ["/usr/sbin/apparmor_parser", "/sbin/apparmor_parser"
 const ABI: (&str, &str) = ("/etc/apparmor.d/abi/3.0", "abi <abi/3.0>,\n");
 /// Compiling takes less than a second on slow machines; a parser that takes longer is stuck.
 const PARSER_TIME: Duration = Duration::from_secs(30);
+/// A killed parser gets this long to be gone; one in uninterruptible sleep is left to its disk.
+const PARSER_ENDS: Duration = Duration::from_secs(2);
+/// How much of what a parser says is told: what fits into a pipe.
+const SAID: usize = 64 << 10;
 
 /// What the decision depends on.
 #[derive(Debug, Clone, Copy)]
@@ -153,7 +157,7 @@ impl AppArmor {
         let fresh = copy.with_extension("new");
         std::fs::create_dir_all(&self.folder).map_err(file("create", &self.folder))?;
         std::fs::write(&fresh, &text).map_err(file("write", &fresh))?;
-        load(parser, &fresh)?;
+        load(parser, &fresh, PARSER_TIME)?;
         std::fs::rename(&fresh, &copy).map_err(file("rename", &fresh))?;
         tracing::info!(profile = DEFAULT_PROFILE, "AppArmor profile loaded");
         Ok(())
@@ -171,11 +175,12 @@ fn loaded_profiles() -> Result<Option<String>, Error> {
 }
 
 /// Compiles a profile and puts it in the place of one of its name.
-fn load(parser: &Path, profile: &Path) -> Result<(), Error> {
+fn load(parser: &Path, profile: &Path, limit: Duration) -> Result<(), Error> {
     let failed = |reason: String| Error::AppArmor { profile: DEFAULT_PROFILE, reason };
     let io = |error: std::io::Error| failed(error.to_string());
     let text = |s: &std::ffi::OsStr| CString::new(s.as_encoded_bytes()).unwrap_or_default();
     let (mut reader, writer) = pipe().map(|(r, w)| (std::fs::File::from(r), w)).map_err(io)?;
+    rustix::io::ioctl_fionbio(&reader, true).map_err(|errno| io(errno.into()))?;
     let arguments = ["apparmor_parser", "--replace", "--skip-cache", "--quiet"].iter().map(|a| text(a.as_ref()));
     let (_, child) = spawn_exec(Spawn {
         exe: Executable::Path(text(parser.as_os_str())),
@@ -186,18 +191,21 @@ fn load(parser: &Path, profile: &Path) -> Result<(), Error> {
     })
     .map_err(|error| failed(crate::error::text(&error)))?;
     let child = PidFd::from(child);
-    let in_time = child.wait_ended(Some(PARSER_TIME)).map_err(io)?;
-    if !in_time {
+    if !child.wait_ended(Some(limit)).map_err(io)? {
         let _ = child.signal(9);
+        let _ = child.wait_ended(Some(PARSER_ENDS));
+        let _ = child.wait(true);
+        return Err(failed(format!("{} did not end in {} s", parser.display(), limit.as_secs())));
     }
-    let status = child.wait(false).map_err(io)?;
-    // What it says fits into a pipe: it ended without a reader.
-    let mut said = String::new();
-    let _ = reader.read_to_string(&mut said);
-    match status {
-        _ if !in_time => Err(failed(format!("{} did not end in {} s", parser.display(), PARSER_TIME.as_secs()))),
+    match child.wait(false).map_err(io)? {
         Some(status) if status.success() => Ok(()),
-        status => Err(failed(format!("{}: {status:?}: {}", parser.display(), said.trim().replace('\n', "; ")))),
+        status => {
+            // It ended without a reader. What it started may have the pipe still: its end is not waited for.
+            let mut said = vec![0; SAID];
+            let length = reader.read(&mut said).unwrap_or_default();
+            let said = String::from_utf8_lossy(&said[..length]).trim().replace('\n', "; ");
+            Err(failed(format!("{}: {status:?}: {said}", parser.display())))
+        }
     }
 }
 
@@ -252,10 +260,18 @@ mod tests {
         let script = dir.path().join("parser");
         std::fs::write(&script, "#!/bin/sh\necho \"syntax error in $4\" >&2\nexit 3\n").unwrap();
         std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        let error = load(&script, Path::new("/some/profile")).unwrap_err().to_string();
+        let error = load(&script, Path::new("/some/profile"), PARSER_TIME).unwrap_err().to_string();
         assert!(error.contains("syntax error in /some/profile") && error.contains(DEFAULT_PROFILE), "{error}");
         std::fs::write(&script, "#!/bin/sh\nexit 0\n").unwrap();
-        load(&script, Path::new("/some/profile")).unwrap();
-        assert!(load(Path::new("/no/such/parser"), Path::new("/x")).is_err());
+        load(&script, Path::new("/some/profile"), PARSER_TIME).unwrap();
+        assert!(load(Path::new("/no/such/parser"), Path::new("/x"), PARSER_TIME).is_err());
+        // What it starts may have its standard error, and outlive it.
+        std::fs::write(&script, "#!/bin/sh\nsleep 5 &\necho no >&2\nexit 3\n").unwrap();
+        let begun = std::time::Instant::now();
+        assert!(load(&script, Path::new("/some/profile"), PARSER_TIME).unwrap_err().to_string().ends_with(": no"));
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        std::fs::write(&script, "#!/bin/sh\nexec sleep 1000\n").unwrap();
+        let error = load(&script, Path::new("/some/profile"), Duration::from_millis(50)).unwrap_err().to_string();
+        assert!(error.contains("did not end in"), "{error}");
     }
 }

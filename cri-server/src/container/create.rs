@@ -434,7 +434,7 @@ async fn launch(
     let object = spec_path.display().to_string();
     let work = crate::blocking(move || {
         std::fs::create_dir_all(&folder).map_err(file("create", &folder))?;
-        records::write_private(&spec_path, &json).map_err(file("write", &spec_path))?;
+        berth_linux::file::write(&spec_path, &json, berth_linux::file::PRIVATE).map_err(file("write", &spec_path))?;
         records::write(&crate::paths::record(&folder), &records::encode(&record))?;
         berth_linux::memfd::sealed_memfd("oci-spec", &json, false).map_err(file("make", "oci-spec"))
     });

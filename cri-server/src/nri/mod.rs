@@ -36,9 +36,10 @@ fn asking(server: &Server, subject: &str, event: Event) -> Under {
     server.progress.begin(subject, Step::AskPlugins, event.as_str_name())
 }
 
-/// Errors of what only tells: the operation goes on.
-fn note(result: Result<(), berth_nri::Error>, id: &str, event: Event) {
-    if let Err(error) = result {
+/// Plugins are only told: an error is noted and the operation goes on.
+async fn tell(server: &Server, id: &str, event: Event, telling: impl Future<Output = Result<(), berth_nri::Error>>) {
+    let _asking = asking(server, id, event);
+    if let Err(error) = telling.await {
         tracing::warn!(id, event = event.as_str_name(), error = %text(&error), "NRI");
     }
 }
@@ -61,8 +62,7 @@ pub(crate) async fn run_pod(server: &Server, live: &Live) -> Result<(), Error> {
 pub(crate) async fn undo_run_pod(server: &Server, live: &Live) {
     if server.nri.active() {
         for event in [Event::StopPodSandbox, Event::RemovePodSandbox] {
-            let _asking = asking(server, live.id.as_str(), event);
-            note(server.nri.pod(event, messages::live_pod(live)).await, live.id.as_str(), event);
+            tell(server, live.id.as_str(), event, server.nri.pod(event, messages::live_pod(live))).await;
         }
     }
 }
@@ -72,8 +72,7 @@ pub(crate) async fn pod(server: &Server, id: &SandboxId, event: Event) {
     if server.nri.active()
         && let Some(view) = server.board.sandbox(id.as_str())
     {
-        let _asking = asking(server, id.as_str(), event);
-        note(server.nri.pod(event, messages::pod(&view)).await, id.as_str(), event);
+        tell(server, id.as_str(), event, server.nri.pod(event, messages::pod(&view))).await;
     }
 }
 
@@ -95,9 +94,8 @@ pub(crate) async fn updated_pod(server: &Server, id: &SandboxId, spec: &Arc<Sand
     if server.nri.active()
         && let Some(view) = server.board.sandbox(id.as_str())
     {
-        let _asking = asking(server, id.as_str(), event);
         let now = SandboxView { spec: spec.clone(), ..(*view).clone() };
-        note(server.nri.pod(event, messages::pod(&now)).await, id.as_str(), event);
+        tell(server, id.as_str(), event, server.nri.pod(event, messages::pod(&now))).await;
     }
 }
 
@@ -127,9 +125,9 @@ pub(crate) fn new_container(
 pub(crate) async fn undo_create(server: &Server, live: &Live, container: api::Container) {
     if server.nri.active() {
         let (pod, id) = (messages::live_pod(live), container.id.clone());
-        let _asking = asking(server, &id, Event::RemoveContainer);
         // The end is told with the removal.
-        note(server.nri.container(Event::RemoveContainer, pod, container).await, &id, Event::RemoveContainer);
+        let event = Event::RemoveContainer;
+        tell(server, &id, event, server.nri.container(event, pod, container)).await;
     }
 }
 
@@ -157,8 +155,7 @@ pub(crate) async fn container(server: &Arc<Server>, id: &ContainerId, event: Eve
         && let Some(view) = server.board.container(id.as_str())
         && let Some((pod, container)) = view_message(server, view).await
     {
-        let _asking = asking(server, id.as_str(), event);
-        note(server.nri.container(event, pod, container).await, id.as_str(), event);
+        tell(server, id.as_str(), event, server.nri.container(event, pod, container)).await;
     }
 }
 
@@ -168,8 +165,8 @@ pub(crate) async fn created(server: &Server, live: &Live, mut container: api::Co
         container.state = api::ContainerState::ContainerCreated.into();
         (container.created_at, container.pid) = (created_at, pid.unsigned_abs());
         let (pod, id) = (messages::live_pod(live), container.id.clone());
-        let _asking = asking(server, &id, Event::PostCreateContainer);
-        note(server.nri.container(Event::PostCreateContainer, pod, container).await, &id, Event::PostCreateContainer);
+        let event = Event::PostCreateContainer;
+        tell(server, &id, event, server.nri.container(event, pod, container)).await;
     }
 }
 
@@ -181,8 +178,8 @@ pub(crate) async fn started(server: &Arc<Server>, id: &ContainerId, at: i64) {
     {
         container.state = api::ContainerState::ContainerRunning.into();
         container.started_at = at;
-        let _asking = asking(server, id.as_str(), Event::PostStartContainer);
-        note(server.nri.container(Event::PostStartContainer, pod, container).await, id.as_str(), Event::PostStartContainer);
+        let event = Event::PostStartContainer;
+        tell(server, id.as_str(), event, server.nri.container(event, pod, container)).await;
     }
 }
 

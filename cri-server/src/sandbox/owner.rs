@@ -173,13 +173,11 @@ pub(crate) async fn own(server: Arc<Server>, mut machine: Machine, mail: Mail, m
                 nri::stopped(&server, id);
             }
         }
-        for answer in out.answers {
-            answer();
-        }
-        // A log that takes its time keeps no client waiting.
+        let unheard: Vec<Arc<Error>> = out.answers.into_iter().filter_map(|answer| answer()).collect();
         for (id, change) in &out.events {
             report(&machine, id, *change);
         }
+        report_unheard(&machine, &unheard);
         // What was done can be seen: plugins may be told of it.
         drop(out.pass);
         for task in out.tasks {
@@ -230,6 +228,17 @@ fn report(machine: &Machine, id: &str, change: Change) {
         }
         (Change::Stopped, None) => tracing::info!(%pod, name, container = id, "container exited"),
         (Change::Deleted, _) => tracing::info!(%pod, container = id, "container removed"),
+    }
+}
+
+/// Errors of operations whose clients have hung up; those of the others are the clients' to tell.
+fn report_unheard(machine: &Machine, errors: &[Arc<Error>]) {
+    let m = &machine.spec.metadata;
+    for (at, error) in errors.iter().enumerate() {
+        if !errors[..at].iter().any(|earlier| Arc::ptr_eq(earlier, error)) {
+            let (pod, error) = (format_args!("{}/{}", m.namespace, m.name), crate::error::text(&**error));
+            tracing::warn!(%pod, sandbox = %machine.id, error, "an operation failed whose client has gone");
+        }
     }
 }
 
@@ -373,8 +382,8 @@ async fn perform(server: Arc<Server>, about: About, changes: bool, work: impl Fu
     let Some(done) = done else { return server.progress.succeeded(&about.subject, about.operation) };
     match done.error() {
         Some(error) => {
-            // The client may have hung up long ago. Signals are tried again many times.
-            if !matches!(done, Done::Signalled { .. }) {
+            // Nobody asked for it, so nobody is told. Signals are tried again many times.
+            if about.operation == UNDO || matches!(done, Done::Killed(_)) {
                 let text = crate::error::text(error);
                 tracing::warn!(pod = about.name, operation = about.operation, id = about.subject, error = text, "failed");
             }

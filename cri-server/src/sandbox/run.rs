@@ -256,10 +256,36 @@ pub(crate) async fn erase(server: &Arc<Server>, id: &SandboxId) -> Result<(), Er
     Ok(())
 }
 
-/// Removes a folder; gone is success. Blocking.
+/// Removes a folder; gone is success. What is mounted in it stays, and is an error. A container may have nested folders in it deeper
+/// than a stack. Blocking.
 pub(crate) fn remove_folder(path: &std::path::Path) -> Result<(), Error> {
-    match std::fs::remove_dir_all(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(file("remove", path)(e)),
-        _ => Ok(()),
+    berth_linux::tree::remove_all_on_one_mount(path).map_err(file("remove", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use rustix::fs::{Mode, OFlags};
+
+    use super::*;
+
+    #[test]
+    fn a_folder_that_a_container_nested_deeper_than_a_stack_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let doomed = dir.path().join("doomed");
+        std::fs::create_dir(&doomed).unwrap();
+        let open = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let mut deepest: OwnedFd = rustix::fs::open(&doomed, open, Mode::empty()).unwrap();
+        for _ in 0..1_000 {
+            rustix::fs::mkdirat(&deepest, "d", Mode::RWXU).unwrap();
+            deepest = rustix::fs::openat(&deepest, "d", open, Mode::empty()).unwrap();
+        }
+        let path = doomed.clone();
+        // A frame for each level would not fit.
+        let small = std::thread::Builder::new().stack_size(64 << 10);
+        small.spawn(move || remove_folder(&path)).unwrap().join().unwrap().unwrap();
+        assert!(!doomed.exists());
+        remove_folder(&doomed).unwrap();
     }
 }

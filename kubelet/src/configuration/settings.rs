@@ -288,6 +288,8 @@ fn apply_dns(reader: &Reader<'_>, config: &mut Config) -> Result<()> {
     if let Some(path) = reader.text("resolvConf") {
         // An empty path means that pods inherit nothing.
         config.resolv_conf = PathBuf::from(path);
+        // Who names one means that one.
+        config.resolv_conf_uplink = None;
     }
     Ok(())
 }
@@ -388,7 +390,7 @@ fn apply_eviction(reader: &Reader<'_>, config: &mut Config) -> Result<()> {
     };
     let eviction = &mut config.eviction;
     eviction.thresholds = thresholds(&given).or_else(|(field, problem)| wrong(field, problem))?;
-    for signal in grace.keys().filter(|signal| !given.soft.contains_key(*signal)) {
+    if let Some(signal) = grace.keys().find(|signal| !given.soft.contains_key(*signal)) {
         return wrong("evictionSoftGracePeriod", format!("{signal} has no soft threshold"));
     }
     if let Some(period) = reader.period("evictionPressureTransitionPeriod")? {

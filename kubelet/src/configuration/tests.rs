@@ -125,6 +125,7 @@ async fn what_kubeadm_writes_is_taken() {
     let config = applied(&configuration);
     assert_eq!(config.manifests.as_deref(), Some(Path::new("/etc/x/manifests")), "meant from the file's folder");
     assert_eq!(config.resolv_conf, Path::new("/run/systemd/resolve/resolv.conf"));
+    assert_eq!(config.resolv_conf_uplink, None, "who names one means that one");
     assert_eq!(config.timing.cri_call, std::time::Duration::from_secs(120));
     assert_eq!(config.image_gc.min_age, std::time::Duration::from_secs(120), "a zero duration means the default");
     assert!(config.shutdown_steps.is_empty());

@@ -190,7 +190,7 @@ impl Inner {
         let available: CpuSet = state.shared.difference(&self.reserved).chain(reusable).copied().collect();
         if self.full_cores {
             let threads = self.topology.threads();
-            if count % threads != 0 {
+            if !count.is_multiple_of(threads) {
                 let text = format!("SMT Alignment Error: requested {count} cpus not multiple cpus per core = {threads}");
                 return Err(Rejection::new("SMTAlignmentError", text));
             }

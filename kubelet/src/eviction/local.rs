@@ -21,11 +21,22 @@ fn containers(pod: &Pod) -> impl Iterator<Item = &k8s_openapi::api::core::v1::Co
     pod::init_containers(pod).iter().chain(&pod::spec(pod).containers)
 }
 
+/// A limit that is exceeded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exceeded {
+    /// As metrics call the limit, in the upstream's words.
+    pub signal: &'static str,
+    /// For users.
+    pub message: String,
+}
+
 /// Why the pod has to go, in the upstream's words; `volumes` are its emptyDir volumes on disk with their bytes and limits.
-pub fn exceeded(usage: &PodUsage, volumes: &[(String, i64, Option<Quantity>)]) -> Option<String> {
+pub fn exceeded(usage: &PodUsage, volumes: &[(String, i64, Option<Quantity>)]) -> Option<Exceeded> {
+    let exceeded = |signal, message| Some(Exceeded { signal, message });
     for (name, used, limit) in volumes {
         if let Some(limit) = limit.as_ref().filter(|limit| *used > Amount::of(limit).units()) {
-            return Some(format!("Usage of EmptyDir volume {name:?} exceeds the limit {:?}. ", limit.0));
+            let message = format!("Usage of EmptyDir volume {name:?} exceeds the limit {:?}. ", limit.0);
+            return exceeded("emptydirfs.limit", message);
         }
     }
     let limits: Vec<Amount> =
@@ -34,14 +45,16 @@ pub fn exceeded(usage: &PodUsage, volumes: &[(String, i64, Option<Quantity>)]) -
     let all_limited = limits.len() == pod::spec(&usage.pod).containers.len();
     if all_limited && !total.is_zero() && usage.disk > total.units() {
         let shown = super::threshold::binary(total.units());
-        return Some(format!("Pod ephemeral local storage usage exceeds the total limit of containers {shown}. "));
+        let message = format!("Pod ephemeral local storage usage exceeds the total limit of containers {shown}. ");
+        return exceeded("ephemeralpodfs.limit", message);
     }
     for container in containers(&usage.pod) {
         let Some(limit) = limit(container, RESOURCE) else { continue };
         let used = usage.containers.iter().find(|other| other.name == container.name).map_or(0, |other| other.disk);
         if used > limit.units() {
             let shown = super::threshold::binary(limit.units());
-            return Some(format!("Container {} exceeded its local ephemeral storage limit {shown:?}. ", container.name));
+            let message = format!("Container {} exceeded its local ephemeral storage limit {shown:?}. ", container.name);
+            return exceeded("ephemeralcontainerfs.limit", message);
         }
     }
     None
@@ -85,7 +98,7 @@ mod tests {
             (usage(&volume, 6, 0), dir(6), Some("Usage of EmptyDir volume \"v\" exceeds the limit \"5Mi\". ")),
             (usage(&volume, 5, 0), dir(5), None),
         ] {
-            assert_eq!(exceeded(&usage, &volumes).as_deref(), expected);
+            assert_eq!(exceeded(&usage, &volumes).map(|e| e.message).as_deref(), expected);
         }
     }
 }

@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::Pod;
 use tokio::time::Instant;
 
 use self::judge::{Judge, Met, Observations};
+use self::local::Exceeded;
 use self::rank::PodUsage;
 use self::signals::Places;
 use crate::admission::CRITICAL_PRIORITY;
@@ -21,6 +22,7 @@ use crate::care::Care;
 use crate::config::Eviction;
 use crate::control::Ending;
 use crate::cri as calls;
+use crate::metrics::families;
 use crate::pod::{self, PodUid};
 use crate::record::Weight;
 use crate::{host_ports, image_gc, volume};
@@ -119,16 +121,29 @@ impl Evictor {
         }
         let mut tried = String::new();
         if matches!(resource, "ephemeral-storage" | "inodes") {
+            // What is dead goes before what may be wanted again.
+            let cleared = tokio::time::timeout(CLEAN_UP, self.care.state.control().clear_ended()).await;
+            if cleared.is_err() {
+                tracing::warn!("dead containers are not all gone yet");
+            }
+            if !self.is_still_met(&first).await {
+                tracing::info!(resource, "dead containers removed: no image and no pod has to go");
+                return;
+            }
             let removed = image_gc::remove_unused(&self.care).await;
-            tried = format!("{removed} unused images removed; ");
-            let seen = self.observe().await;
-            if !self.judge(&seen).iter().any(|met| met.threshold == first.threshold) {
+            tried = format!("dead containers and {removed} unused images removed; ");
+            if !self.is_still_met(&first).await {
                 tracing::info!(resource, "{tried}no pod has to go");
                 return;
             }
         }
         self.evict_one(&first, &tried).await;
         self.announced = Some(first.threshold.signal);
+    }
+
+    async fn is_still_met(&mut self, first: &Met) -> bool {
+        let seen = self.observe().await;
+        self.judge(&seen).iter().any(|met| met.threshold == first.threshold)
     }
 
     /// Pods that run, with what they use.
@@ -172,6 +187,7 @@ impl Evictor {
         };
         let message = rank::message(met, victim);
         tracing::warn!(resource, tried, biggest = rank::biggest(&pods, resource), "a pod is evicted");
+        self.care.runtime.metrics().count(&families::EVICTIONS, &[met.threshold.signal.name()]);
         let disruption = Some(message.clone());
         self.evict(&victim.pod, grace(met, &victim.pod, eviction), message, disruption).await;
     }
@@ -203,7 +219,8 @@ impl Evictor {
                 .into_iter()
                 .map(|(name, used, limit)| (name, i64::try_from(used.bytes).unwrap_or(i64::MAX), limit))
                 .collect();
-            if let Some(message) = local::exceeded(&usage, &volumes) {
+            if let Some(Exceeded { signal, message }) = local::exceeded(&usage, &volumes) {
+                self.care.runtime.metrics().count(&families::EVICTIONS, &[signal]);
                 self.evict(&usage.pod, 1, message, None).await;
             }
         }

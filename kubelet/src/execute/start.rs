@@ -27,7 +27,7 @@ use crate::record::Weight;
 use crate::security::ImageUser;
 use crate::volume::Located;
 use crate::volume::sub_path::{self, Place};
-use crate::{Error, image_name, logs, pull_secret, volume};
+use crate::{Error, hook_record, image_name, logs, pull_secret, volume};
 
 /// For whom and with what an image is pulled.
 #[derive(Clone, Copy)]
@@ -146,6 +146,11 @@ impl Executor {
             Err(e) => return OpResult::StartFailed(Reason::new("CreateContainerError", calls::message(&e))),
         };
         self.recorder.event(pod, Some(name), Weight::Normal, "Created", "Container created");
+        if has_post_start(container)
+            && let Err(e) = hook_record::begin(&self.pod_dir(pod), name, attempt)
+        {
+            return config_error(format!("keep the postStart hook on record: {e}"));
+        }
         if let Err(e) = self.runtime.start_container(&id).await {
             return OpResult::StartFailed(Reason::new("RunContainerError", calls::message(&e)));
         }
@@ -300,6 +305,11 @@ impl Executor {
             Ok(Some(source(mounted.to_string_lossy().into_owned())))
         })
     }
+}
+
+/// Whether the container has a postStart hook.
+fn has_post_start(container: &Container) -> bool {
+    container.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.post_start.is_some())
 }
 
 /// The images that the container mounts.

@@ -10,12 +10,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Executor, OpResult};
 use crate::cri as calls;
-use crate::hooks;
 use crate::memory::Reason;
 use crate::observed::{PodObserved, State};
 use crate::plan::PodOp;
 use crate::pod;
 use crate::record::Weight;
+use crate::{hook_record, hooks};
 
 /// What every container gets between SIGTERM and SIGKILL, whatever its hook or its turn took: the upstream's minimum.
 const LEAST_GRACE: i64 = 2;
@@ -130,6 +130,7 @@ impl Executor {
             outcome = hooks::run(handler, &subject, &self.runtime, &self.recorder) => outcome,
             () = cancel.cancelled() => return Err(OpResult::Cancelled),
         };
+        hook_record::end(&self.pod_dir(pod), &container.name);
         let Err(text) = outcome else { return Ok(()) };
         tracing::warn!(pod = %pod::format_pod(pod), container = container.name, "{text}");
         self.recorder.event(pod, Some(&container.name), Weight::Warning, "FailedPostStartHook", "PostStartHook failed");
@@ -139,6 +140,20 @@ impl Executor {
 }
 
 impl Executor {
+    /// Runs the postStart hook of a container that runs since before this kubelet did.
+    pub(super) async fn post_start_again(
+        &self,
+        pod: &Pod,
+        name: &str,
+        id: &str,
+        observed: &PodObserved,
+        cancel: &CancellationToken,
+    ) -> OpResult {
+        let Some(container) = pod::all_containers(pod).find(|c| c.name == name) else { return OpResult::Done };
+        tracing::info!(pod = %pod::format_pod(pod), container = name, "the postStart hook was cut off: it runs again");
+        self.post_start(pod, container, id, observed, cancel).await.map_or_else(|result| result, |()| OpResult::Done)
+    }
+
     /// Ends a container whose postStart hook has failed, its preStop hook included.
     async fn kill_failed(&self, subject: &hooks::Subject<'_>, cancel: &CancellationToken) {
         let hooks::Subject { pod, container, id, .. } = *subject;

@@ -8,8 +8,10 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use super::Main;
 use crate::admission::{Rejection, admit, is_critical};
 use crate::control::Ending;
+use crate::metrics::families;
 use crate::pod::{self, FullName, PodUid};
 use crate::record::Weight;
+use crate::saved_status::SavedStatus;
 use crate::{classes, host_ports, preemption};
 
 impl Main {
@@ -30,12 +32,13 @@ impl Main {
         for (uid, pod) in queued {
             let name = FullName::of(&pod);
             let taken = self.workers.contains_key(&uid) || self.workers.values().any(|h| h.name == name);
-            if taken
-                || self.lacks_class(&uid, &pod)
-                || self.lacks_port(&uid, &pod)
-                || self.waits_for_room(&uid, &pod)
-                || self.waits_for_allotment(&uid, &pod)
-            {
+            let waits = |main: &mut Main| {
+                main.lacks_class(&uid, &pod)
+                    || main.lacks_port(&uid, &pod)
+                    || main.waits_for_room(&uid, &pod)
+                    || main.waits_for_allotment(&uid, &pod)
+            };
+            if taken || !self.was_over(&uid, &pod) && waits(self) {
                 self.queued.insert(uid, pod);
             } else if !self.rejected.contains(&uid) {
                 self.refused.remove(&uid);
@@ -43,6 +46,12 @@ impl Main {
                 self.spawn(uid, pod);
             }
         }
+    }
+
+    /// Whether the pod had ended before this kubelet: it asks for nothing.
+    fn was_over(&self, uid: &PodUid, pod: &Pod) -> bool {
+        let saved = SavedStatus::new(&self.executor.pod_dir(pod)).load();
+        !self.fresh.contains(uid.as_str()) && saved.is_some_and(|saved| saved.is_over(self.present.contains(uid)))
     }
 
     /// Whether another pod has a port of the host that this one asks for; its status then says which.
@@ -119,6 +128,7 @@ impl Main {
     }
 
     pub(super) fn reject(&mut self, uid: &PodUid, pod: &Arc<Pod>, rejection: &Rejection) {
+        self.executor.runtime.metrics().count(&families::ADMISSION_REJECTIONS, &[&rejection.reason]);
         self.executor.recorder.event(pod, None, Weight::Warning, &rejection.reason, &rejection.message);
         self.table.set(uid, pod, rejection.status(pod, self.executor.config.clock.now()));
         self.rejected.insert(uid.clone());

@@ -1,7 +1,11 @@
 //! What other parts of the node ask of the main loop.
 
+use std::sync::Arc;
+
 use super::{Handle, Main};
 use crate::control::Order;
+use crate::host_ports;
+use crate::node::NodeView;
 use crate::pod;
 use crate::resources::extended_resources;
 use crate::worker::Message;
@@ -17,6 +21,19 @@ impl Main {
                 }
             }
             Order::Conditions(conditions) => self.conditions = conditions,
+            Order::ClearEnded(unfinished) => {
+                let over = |uid| host_ports::is_over(self.table.status(uid).as_ref());
+                for (_, handle) in self.workers.iter().filter(|(uid, handle)| !handle.ending && over(uid)) {
+                    let _ = handle.inbox.send(Message::ClearRecords(unfinished.clone()));
+                }
+            }
+            Order::Addresses(host_ips) => {
+                let node = Arc::new(NodeView { host_ips, ..NodeView::clone(&self.executor.node) });
+                self.executor.node = node.clone();
+                for handle in self.workers.values() {
+                    let _ = handle.inbox.send(Message::NodeChanged(node.clone()));
+                }
+            }
             Order::LookAgain => self.start_queued(),
             Order::CpusChanged => {
                 for handle in self.workers.values() {

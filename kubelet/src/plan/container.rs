@@ -33,6 +33,10 @@ pub(super) fn plan_running(situation: &Situation<'_>, container: &Container, run
         return;
     }
     plan_pin(situation, name, running, plan);
+    if memory.unfinished_hooks.get(name) == Some(&running.attempt) {
+        plan.ops.push(PodOp::PostStart { id: running.id.clone(), name: name.clone() });
+        return;
+    }
     let Some((now, wanted)) = resize_of(situation, container, running) else { return };
     if needs_restart(container, now, wanted) {
         plan.ops.push(stop(running, grace, format!("Container {name} resize requires restart")));

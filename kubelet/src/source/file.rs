@@ -68,6 +68,8 @@ struct FileState {
     warnings: Vec<String>,
     problems: Vec<String>,
     missing_since: Option<Instant>,
+    /// What it looked like when no event vouched for it, and since when.
+    unsettled: Option<(Stamp, Instant)>,
 }
 
 /// Outcome of one look at the files.
@@ -200,8 +202,11 @@ impl Scanner {
         if state.stamp == Some(stamp) {
             return;
         }
+        // The file's own time may be one to come, where the clock has jumped back: then it settles as long as it is seen unchanged.
         let age = metadata.modified().ok().and_then(|m| SystemTime::now().duration_since(m).ok()).unwrap_or_default();
-        if !vouched && age < self.config.settle {
+        let since = state.unsettled.filter(|(before, _)| *before == stamp).map_or(now, |(_, since)| since);
+        state.unsettled = Some((stamp, since));
+        if !vouched && age.max(now.saturating_duration_since(since)) < self.config.settle {
             // Somebody may still be writing: no event has said otherwise.
             sooner(&mut scan.look_again, now + self.config.settle);
             return;
@@ -459,6 +464,26 @@ mod tests {
         fs::rename(&away, &path).unwrap();
         assert!(!scanner.scan(folder.now + Duration::from_secs(3), NONE).changed);
         assert!(scanner.is_ready());
+    }
+
+    #[test]
+    fn a_file_from_the_future_settles_too() {
+        let folder = Folder::new();
+        let mut scanner = folder.scanner();
+        scanner.scan(folder.now, NONE);
+        folder.write("a.yaml", &pod("a", "i"));
+        let path = folder.root.path().join("m/a.yaml");
+        fs::File::options()
+            .write(true)
+            .open(path)
+            .unwrap()
+            .set_modified(SystemTime::now() + Duration::from_secs(86_400))
+            .unwrap();
+        let at = |millis| folder.now + Duration::from_millis(millis);
+        assert!(scanner.scan(at(1000), NONE).look_again.is_some());
+        assert!(scanner.scan(at(1299), NONE).look_again.is_some() && names(&scanner).is_empty());
+        assert!(scanner.scan(at(1300), NONE).changed);
+        assert_eq!(names(&scanner), ["a-n=i"]);
     }
 
     #[test]

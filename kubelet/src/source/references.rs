@@ -107,9 +107,9 @@ mod tests {
         assert_eq!(
             sorted,
             [
-                "spec.containers[0].env[0].valueFrom.configMapKeyRef.name ConfigMap ns/m2 needed",
                 "spec.containers[0].envFrom[0].configMapRef.name ConfigMap ns/m1 -",
                 "spec.containers[0].envFrom[1].secretRef.name Secret ns/s1 needed",
+                "spec.containers[0].env[0].valueFrom.configMapKeyRef.name ConfigMap ns/m2 needed",
                 "spec.imagePullSecrets[0].name Secret ns/pull -",
                 "spec.priorityClassName PriorityClass p needed",
                 "spec.runtimeClassName RuntimeClass r needed",

@@ -27,7 +27,7 @@ use crate::node::Capacity;
 use crate::objects::Objects;
 use crate::pod;
 
-pub use self::tear_down::{remove_folder, tear_down};
+pub use self::tear_down::{remove_folder, remove_folder_but, tear_down};
 
 /// What volumes need of the node, the same for all pods. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -46,7 +46,7 @@ pub fn pod_dir(kubelet_root: &Path, uid: &str) -> PathBuf {
 }
 
 /// The file that says that a pod's folder is ours: other kubelets keep theirs in the same place.
-const OURS: &str = ".berth";
+pub(crate) const OURS: &str = ".berth";
 
 /// Marks a pod's folder as ours. Idempotent.
 pub fn mark_ours(pod_dir: &Path) -> io::Result<()> {

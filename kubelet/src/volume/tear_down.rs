@@ -50,6 +50,15 @@ pub fn remove_folder(path: &Path) -> Result<(), String> {
     remove_all_on_one_mount(path).map_err(|e| format!("remove {}: {e}", path.display()))
 }
 
+/// The same, but for the files of these names.
+pub fn remove_folder_but(path: &Path, kept: &[&str]) -> Result<(), String> {
+    if fs::symlink_metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+        return Ok(());
+    }
+    let is_kept = |entry: &Path| entry.file_name().is_some_and(|name| kept.iter().any(|kept| name == *kept));
+    entries(path)?.iter().filter(|entry| !is_kept(entry)).try_for_each(|entry| remove_folder(entry))
+}
+
 /// Removes the mount points of one kind: folders that are empty. Content is somebody's data.
 fn remove_empty(plugin: &Path) -> Result<(), String> {
     for volume in entries(plugin)? {

@@ -78,6 +78,10 @@ impl Worker {
                 self.memory.pin_failures.remove(&id);
                 self.memory.pinned.insert(id, cpus);
             }
+            PodOp::PostStart { name, .. } => {
+                self.memory.unfinished_hooks.remove(&name);
+                self.memory.reasons.remove(&name);
+            }
             PodOp::Resize { id, name } => {
                 self.memory.resize_failures.remove(&id);
                 self.note_resize(id, &name);
@@ -133,6 +137,10 @@ impl Worker {
                 self.memory.pin_failures.insert(id, now + self.executor.config.cpu_manager.reconcile);
                 return;
             }
+            PodOp::PostStart { name, .. } => {
+                self.memory.unfinished_hooks.remove(&name);
+                name
+            }
             PodOp::Resize { id, .. } => {
                 let message = format!("Pod resize error: {}", resize_summary(&self.pod, Some(&reason.message)));
                 self.warn(None, "ResizeError", &message);
@@ -180,7 +188,7 @@ impl Worker {
 }
 
 /// What a pod's events say of its new resources.
-pub(super) fn resize_summary(pod: &Pod, error: Option<&str>) -> String {
+pub(crate) fn resize_summary(pod: &Pod, error: Option<&str>) -> String {
     let entry = |c: &Container| serde_json::json!({ "name": c.name, "resources": c.resources });
     let mut summary = serde_json::Map::new();
     let sidecars: Vec<_> = pod::sidecars(pod).map(entry).collect();

@@ -1,7 +1,5 @@
 //! The probers of a pod's running containers, and what they tell.
 
-use std::time::Duration;
-
 use super::Worker;
 use crate::clock::Now;
 use crate::memory::{ProbeResults, Unhealthy};
@@ -40,8 +38,8 @@ impl Worker {
             if self.memory.is_hooked(record) {
                 continue;
             }
-            let age = now.wall.as_nanosecond() - i128::from(record.started_at);
-            let age = u64::try_from(age).map(Duration::from_nanos).unwrap_or_default();
+            let since = self.memory.running.get(&record.id).copied().unwrap_or(now.mono);
+            let age = now.mono.saturating_duration_since(since);
             let adopted = self.memory.adopted.contains(&record.id);
             let subject = Subject { pod: &self.pod, container, id: &record.id, age, adopted, ip };
             // What an earlier kubelet has found out of this very container holds until a probe says otherwise.

@@ -41,6 +41,8 @@ pub struct State {
     pub network_ready: bool,
     pub without_events: bool,
     pub user_namespaces: bool,
+    /// The DNS servers of each sandbox so far.
+    pub resolvers: Vec<String>,
     /// What exec, attach and port-forward answer.
     pub streaming: String,
     behaviours: HashMap<String, VecDeque<Behaviour>>,
@@ -452,6 +454,7 @@ impl RuntimeService for FakeCri {
                 return Err(Status::already_exists("sandbox name is taken"));
             }
             let id = state.id();
+            state.resolvers.extend(config.dns_config.iter().flat_map(|dns| dns.servers.clone()));
             let options = config.linux.and_then(|l| l.security_context).and_then(|s| s.namespace_options);
             let host = options.as_ref().is_some_and(|o| o.network() == cri::NamespaceMode::Node);
             let number = state.next;
@@ -826,11 +829,20 @@ impl ImageService for FakeCri {
         }))
     }
 
+    async fn list_images(&self, _: Request<cri::ListImagesRequest>) -> Answer<cri::ListImagesResponse> {
+        Ok(Response::new(cri::ListImagesResponse { images: self.lock().images.values().cloned().collect() }))
+    }
+
+    async fn remove_image(&self, request: Request<cri::RemoveImageRequest>) -> Answer<cri::RemoveImageResponse> {
+        let id = request.into_inner().image.unwrap_or_default().image;
+        self.enter("RemoveImage", &id, None).await?;
+        self.lock().images.retain(|_, image| image.id != id);
+        Ok(Response::new(cri::RemoveImageResponse {}))
+    }
+
     type StreamImagesStream = AnswerStream<cri::StreamImagesResponse>;
 
     not_faked! {
-        list_images(ListImagesRequest) -> cri::ListImagesResponse;
         stream_images(StreamImagesRequest) -> Self::StreamImagesStream;
-        remove_image(RemoveImageRequest) -> cri::RemoveImageResponse;
     }
 }

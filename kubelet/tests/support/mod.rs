@@ -58,7 +58,9 @@ impl Node {
         config.container_logs_dir = Some(self.path("links"));
         config.socket = Some(self.path("kubelet.sock"));
         config.resolv_conf = self.path("resolv.conf");
+        config.resolv_conf_uplink = Some(self.path("uplink.conf"));
         config.hosts_file = self.path("hosts");
+        config.kernel_log = self.path("kmsg");
         config.cgroup_root = None;
         config
     }

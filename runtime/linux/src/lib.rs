@@ -19,6 +19,7 @@ pub mod device;
 pub mod epoll;
 pub mod eventfd;
 pub mod fdpass;
+pub mod file;
 pub mod heap;
 pub mod inotify;
 pub mod instance;

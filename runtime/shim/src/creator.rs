@@ -349,6 +349,7 @@ fn make_container(mut order: ContainerOrder<'_>) -> Result<Init, Error> {
             root,
             trees: mounts,
             pod: order.pod,
+            layout: order.layout,
             shim: rustix::process::getppid().ok_or(Error::Invalid("the shim has ended"))?,
             target: order.target.map(|target| target.pid_namespace()).transpose()?,
             gate: order.gate,

@@ -15,9 +15,18 @@ const MAX_ROUNDS: usize = 100;
 /// Kills the leader (of those in a cgroup, where one is named), its session and their descendants until none is left. Whoever is killed cannot fork any more, so each round finds
 /// only what escaped the one before.
 pub fn kill(within: Option<(&Layout, &str)>, leader: Pid) -> Result<(), Error> {
+    kill_all(within, |table| tree_of(leader.as_raw_nonzero().get(), table))
+}
+
+/// Kills all that a process has started, and not itself. Of a subreaper that is everything, whoever started it.
+pub fn kill_descendants(ancestor: Pid) -> Result<(), Error> {
+    kill_all(None, |table| with_descendants(BTreeSet::new(), ancestor.as_raw_nonzero().get(), table))
+}
+
+fn kill_all(within: Option<(&Layout, &str)>, find: impl Fn(&[Process]) -> BTreeSet<i32>) -> Result<(), Error> {
     for _ in 0..MAX_ROUNDS {
         let table: Vec<Process> = candidates(within).into_iter().filter_map(Process::read).collect();
-        let tree = tree_of(leader.as_raw_nonzero().get(), &table);
+        let tree = find(&table);
         let mut changed = false;
         // All are held before the first is killed: its children get another parent.
         let mut members = Vec::new();
@@ -101,12 +110,16 @@ impl Process {
 
 /// The leader, the members of its session, and all their descendants. A session counts only when it is the leader's own.
 fn tree_of(leader: i32, table: &[Process]) -> BTreeSet<i32> {
-    let mut tree: BTreeSet<i32> =
-        table.iter().filter(|process| process.pid == leader || process.session == leader).map(|process| process.pid).collect();
+    let tree = table.iter().filter(|process| process.pid == leader || process.session == leader).map(|process| process.pid);
+    with_descendants(tree.collect(), leader, table)
+}
+
+/// What is in the set, with the descendants of these and of the ancestor.
+fn with_descendants(mut tree: BTreeSet<i32>, ancestor: i32, table: &[Process]) -> BTreeSet<i32> {
     loop {
         let more: Vec<i32> = table
             .iter()
-            .filter(|process| !tree.contains(&process.pid) && (tree.contains(&process.parent) || process.parent == leader))
+            .filter(|process| !tree.contains(&process.pid) && (tree.contains(&process.parent) || process.parent == ancestor))
             .map(|process| process.pid)
             .collect();
         if more.is_empty() {
@@ -145,5 +158,22 @@ mod tests {
         assert_eq!(tree_of(10, &table).into_iter().collect::<Vec<_>>(), [10, 11, 12, 13, 14]);
         let without_leader: Vec<Process> = table.into_iter().filter(|process| process.pid != 10).collect();
         assert_eq!(tree_of(10, &without_leader).into_iter().collect::<Vec<_>>(), [11, 12, 13, 14]);
+        assert_eq!(with_descendants(BTreeSet::new(), 11, &without_leader).into_iter().collect::<Vec<_>>(), [12, 13]);
+    }
+
+    #[test]
+    fn what_a_process_has_started_is_killed_and_not_the_process_itself() {
+        use std::process::{Command, Stdio};
+        // A child, and one with a child of its own.
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "sleep 1000 & sh -c \"sleep 1000; true\" & echo made; wait; exit 7"]).stdout(Stdio::piped());
+        let mut shell = shell.spawn().unwrap();
+        std::io::Read::read_exact(shell.stdout.as_mut().unwrap(), &mut [0; 5]).unwrap();
+        let pid = Pid::from_raw(i32::try_from(shell.id()).unwrap()).unwrap();
+        let status = berth_testkit::wait_for(std::time::Duration::from_secs(10), || {
+            kill_descendants(pid).unwrap();
+            shell.try_wait().unwrap()
+        });
+        assert_eq!(status.and_then(|status| status.code()), Some(7));
     }
 }

@@ -310,7 +310,8 @@ pub(crate) struct Outbox {
     pub(crate) changed: Vec<ContainerId>,
     pub(crate) gone: Vec<ContainerId>,
     pub(crate) events: Vec<(String, Change)>,
-    pub(crate) answers: Vec<Box<dyn FnOnce() + Send>>,
+    /// Each sends one answer; back comes an error that nobody waits for any more.
+    pub(crate) answers: Vec<Box<dyn FnOnce() -> Option<Arc<Error>> + Send>>,
     pub(crate) tasks: Vec<Task>,
     pub(crate) pass: Option<Pass>,
     /// RunPodSandbox of the same name that came while this one was being removed: for a new owner.

@@ -80,9 +80,7 @@ pub(crate) struct Machine {
 }
 
 fn answer<T: Send + Sync + 'static>(out: &mut Outbox, reply: Reply<T>, result: Shared<T>) {
-    out.answers.push(Box::new(move || {
-        let _ = reply.send(result);
-    }));
+    out.answers.push(Box::new(move || reply.send(result).err().and_then(Result::err)));
 }
 
 fn answer_all(out: &mut Outbox, replies: &mut Vec<Reply<()>>, result: &Shared<()>) {
@@ -140,10 +138,10 @@ impl Machine {
     }
 
     /// The agent ended while it made this one. Nobody is told of it while it goes.
-    pub(crate) fn hide(&mut self) {
+    pub(crate) fn hide(&mut self, now: Instant) {
         self.hidden = true;
         self.told_running = false;
-        self.remains = Some(remains::Again::first(Instant::now()));
+        self.remains = Some(remains::Again::first(now));
     }
 
     /// The recovery's word on why it is not ready.

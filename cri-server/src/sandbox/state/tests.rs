@@ -259,7 +259,7 @@ fn the_next_of_the_name_drives_the_undoing_and_is_told_why_it_has_to_wait() {
 fn what_an_agent_left_half_made_is_shown_when_it_can_not_be_undone() {
     let mut rig = Rig::new();
     let mut machine = Machine::recovered("s".into(), Arc::default(), 1, false, Some(live()), BTreeMap::new());
-    machine.hide();
+    machine.hide(Instant::now());
     rig.machine = machine;
     let _removal = rig.op(Op::Remove);
     assert_eq!(rig.take(), ["tear down"]);
@@ -666,7 +666,7 @@ fn a_resized_pod_is_what_was_put_on_record_and_the_teardown_waits_for_that() {
 fn what_can_not_be_erased_is_shown_and_plugins_hear_of_the_end_of_those_that_ran_alone() {
     let mut rig = Rig::new();
     let mut machine = Machine::recovered("s".into(), Arc::default(), 1, false, None, BTreeMap::new());
-    machine.hide();
+    machine.hide(Instant::now());
     rig.machine = machine;
     let _removal = rig.op(Op::Remove);
     assert!(matches!(rig.tasks.pop(), Some(Task::Erase { told: false })));

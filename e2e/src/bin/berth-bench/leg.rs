@@ -17,7 +17,8 @@ use crate::pods::Bench;
 use crate::traces::{Hierarchies, Traces};
 use crate::workload::{DENSITIES, LIVES, Scale, exec, grace, idle, life, logs, many, pull};
 
-const IMAGE: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
+/// The image of all pods.
+pub const IMAGE: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
 /// The workloads that `--only` knows besides the life cycles and densities.
 const OTHERS: [&str; 10] = ["idle", "exec", "grace", "logs", "pull", "burst", "density110", "list", "restart", "gone"];
 /// A machine that is busier than this before a leg is waited for.
@@ -92,7 +93,7 @@ fn at_end(bench: &Bench, line: &str) -> Result<()> {
 }
 
 /// Waits, so long and no longer, until the machine does nothing else; says how busy it is then.
-async fn wait_calm() -> Result<f64> {
+pub async fn wait_calm() -> Result<f64> {
     let mut busy = busy_percent().await?;
     for _ in 0..BUSY_TRIES {
         if busy < BUSY_PERCENT {

@@ -65,6 +65,23 @@ impl Accounting {
         Ok(self.usage(&self.top)? - own)
     }
 
+    /// CPU time of the side without that of the cgroups of these containers, in ms.
+    pub fn side_without_ms(&self, containers: &[String]) -> Result<f64> {
+        let mut theirs = 0.0;
+        let mut folders = vec![self.top.clone()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).into_iter().flatten().flatten().filter(|e| e.path().is_dir()) {
+                let name = entry.file_name();
+                if containers.iter().any(|id| name.to_string_lossy().contains(id.as_str())) {
+                    theirs += self.usage(&entry.path())?;
+                } else {
+                    folders.push(entry.path());
+                }
+            }
+        }
+        Ok(self.side_ms()? - theirs)
+    }
+
     /// Begins to count.
     pub fn begin(&self) -> Result<Counting> {
         Ok(Counting { accounting: self.clone(), side_ms: self.side_ms()?, machine_ms: machine_ms()?, begun: Instant::now() })

@@ -5,12 +5,14 @@
 //! workload treats them alike.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line program")]
 
+mod agent;
 mod checks;
 mod cri;
 mod daemon;
 mod leg;
 mod machine;
 mod meter;
+mod node_leg;
 mod pods;
 mod report;
 mod rows;
@@ -33,6 +35,8 @@ struct Cli {
 enum Verb {
     /// Measures one CRI server and writes what it saw as JSON.
     Leg(LegArgs),
+    /// Measures one node agent and writes what it saw as JSON.
+    NodeLeg(NodeLegArgs),
     /// Reads the legs of a folder and writes results.md, results.svg and results.json.
     Report(ReportArgs),
 }
@@ -72,6 +76,35 @@ pub struct LegArgs {
     command: Vec<String>,
 }
 
+/// One run of one side's node agent.
+#[derive(Args, Debug)]
+pub struct NodeLegArgs {
+    /// The side's name.
+    #[arg(long)]
+    side: String,
+    /// Which round this is; 0 is the warm-up.
+    #[arg(long)]
+    round: u32,
+    /// Which leg of the round.
+    #[arg(long)]
+    leg: u32,
+    /// A fresh folder for logs and files; its `manifests` is what the command runs.
+    #[arg(long)]
+    dir: PathBuf,
+    /// Where the JSON goes.
+    #[arg(long)]
+    out: PathBuf,
+    /// Workloads by name, with commas between; all without it.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Tiny counts: whether everything works, not how fast.
+    #[arg(long)]
+    quick: bool,
+    /// The agent's command line.
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
+}
+
 /// The legs and the results' folder.
 #[derive(Args, Debug)]
 pub struct ReportArgs {
@@ -92,6 +125,7 @@ fn main() -> Result<()> {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(leg::run(args))
         }
+        Verb::NodeLeg(args) => node_leg::run(args),
         Verb::Report(args) => report::run(&args),
     }
 }

@@ -1,11 +1,11 @@
 //! A container's folder: what is kept of it between two commands.
 
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use berth_cgroup::{Cgroup, CgroupPath, Layout};
+use berth_linux::file;
 use berth_linux::pidfd::PidFd;
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
@@ -97,7 +97,7 @@ impl Folder {
     pub(super) fn save<T: Serialize>(&self, name: &str, value: &T) -> Result<(), String> {
         let text = serde_json::to_vec(value).map_err(|error| format!("write {name}: {error}"))?;
         // Of root alone: the environment of a process holds secrets.
-        write_whole(&self.path.join(name), &text, 0o600)
+        write_whole(&self.path.join(name), &text, file::PRIVATE)
     }
 
     pub(super) fn record(&self) -> Result<Record, String> {
@@ -171,8 +171,7 @@ pub(super) fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> Result<(), St
     name.push(".new");
     let new = path.with_file_name(name);
     let write = || {
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&new)?;
-        file.write_all(bytes)?;
+        file::write(&new, bytes, mode)?;
         fs::rename(&new, path)
     };
     write().map_err(|error: std::io::Error| format!("write {}: {error}", path.display()))

@@ -246,7 +246,7 @@ impl Daemon {
                 let known = self.containers.get(&id).map(|container| (container.cgroup.clone(), container.foreign.clone()));
                 let (cgroup, foreign) = known.unwrap_or_default();
                 if left_nothing && foreign.is_none() {
-                    return self.not_created(&id, failure);
+                    return self.not_created(&id, failure, Ok(()));
                 }
                 // What a creator that died, or another runtime that failed, had made is unknown: without the gate an init at it ends, the
                 // cgroup is emptied and removed.
@@ -255,13 +255,17 @@ impl Daemon {
         }
     }
 
-    pub(super) fn not_created(&mut self, id: &str, failure: Failure) {
+    /// `undone` says whether what the creator had made is gone.
+    pub(super) fn not_created(&mut self, id: &str, mut failure: Failure, undone: Result<(), Failure>) {
         if let Some(container) = self.containers.remove(id) {
+            if let Err(left) = &undone {
+                failure.message = format!("{}; undoing that failed too: {left}", failure.message);
+            }
             if let Stage::Creating { reply } = container.stage {
                 self.answer(reply, Reply::Error(failure));
             }
             for to in container.delete_replies {
-                self.answer(to, Reply::Done);
+                self.answer(to, undone.clone().map_or_else(Reply::Error, |()| Reply::Done));
             }
         }
         self.go_on_shutting_down();

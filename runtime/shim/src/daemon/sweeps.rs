@@ -67,7 +67,7 @@ impl Daemon {
             // Whatever could not be killed: the first process has ended, and that is not kept secret.
             After::Ended { id } => self.container_ended(&id),
             After::Deleted { id } => self.deleted(&id, result),
-            After::NotCreated { id, failure } => self.not_created(&id, failure),
+            After::NotCreated { id, failure } => self.not_created(&id, failure, result),
             After::Reply(to) => self.answer(to, result.map_or_else(Reply::Error, |()| Reply::Done)),
             After::Nothing => {}
         }

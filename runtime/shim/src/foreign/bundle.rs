@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File};
-use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use berth_linux::file;
 use berth_linux::mount::{self, AttrChange, Propagation};
 use berth_oci::spec::{EnvVar, Namespace, NamespaceType, Process, Root, Spec};
 use rustix::fs::CWD;
@@ -104,11 +104,11 @@ pub(super) fn make(bundle: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Writes `config.json`, for root alone: the environment of a process holds secrets, and the folders can be passed by anybody.
+/// Writes `config.json`, for root alone.
 pub(super) fn write_config(bundle: &Path, json: &[u8]) -> Result<(), Error> {
     let path = bundle.join("config.json");
-    let made = File::options().write(true).create(true).truncate(true).mode(0o600).open(&path);
-    made.and_then(|mut file| file.write_all(json)).map_err(|source| Error::File { action: "write", path, source })
+    let written = file::write(&path, json, file::PRIVATE).map(drop);
+    written.map_err(|source| Error::File { action: "write", path, source })
 }
 
 /// Attaches a root.

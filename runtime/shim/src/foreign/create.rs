@@ -29,6 +29,7 @@ use crate::child;
 use crate::creator::Streams;
 use crate::error::full_text;
 use crate::pod::Pod;
+use crate::tree;
 
 /// What making a container needs besides its [`Instance`].
 pub struct Order<'a> {
@@ -42,6 +43,8 @@ pub struct Order<'a> {
     pub trees: BTreeMap<String, OwnedFd>,
     /// The pod.
     pub pod: &'a Pod,
+    /// How the machine has its cgroups.
+    pub layout: &'a Layout,
     /// The shim, whose descriptors of the pod's namespaces the runtime opens.
     pub shim: Pid,
     /// The PID namespace of another container that is wanted.
@@ -105,7 +108,7 @@ fn place(instance: &Instance, order: &Order<'_>, root: RootSource) -> Result<Pla
         namespaces: namespaces(instance, order)?,
         cgroup: order.ext.cgroup.clone(),
         lowest_oom_score: lowest_oom_score(),
-        hugetlb: Layout::detect().is_ok_and(|layout| limits_huge_pages(&layout)),
+        hugetlb: limits_huge_pages(order.layout),
     })
 }
 
@@ -229,8 +232,12 @@ pub fn exec(instance: &Instance, mut process: Process, streams: Streams, size: (
     arguments.extend(console.iter().flat_map(Console::arguments));
     arguments.push(instance.id.clone().into());
     let stdio = stdio(streams)?;
-    instance.call("exec", arguments, stdio)?;
-    let (pid, pidfd) = take_process(runtime, &pid_file)?;
+    let made = instance.call("exec", arguments, stdio).and_then(|()| take_process(runtime, &pid_file));
+    let (pid, pidfd) = made.inspect_err(|_| {
+        // A runtime that failed, or was killed, may have let go of its process already: as a subreaper we are its parent then.
+        let _ = tree::kill_descendants(rustix::process::getpid());
+        let _ = std::fs::remove_file(&pid_file);
+    })?;
     // Without its terminal nobody would know of it.
     let console = console.map(|console| console.take(size)).transpose().inspect_err(|_| drop(pidfd.signal(9)))?;
     // It runs already: the end of the pipe says so.
@@ -246,6 +253,12 @@ struct Console {
     /// Where it is.
     file: PathBuf,
     _folder: OwnedFd,
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.file);
+    }
 }
 
 impl Console {
@@ -269,7 +282,6 @@ impl Console {
 
     /// The runtime has ended well, so the master has been sent.
     fn take(self, (width, height): (u16, u16)) -> Result<OwnedFd, Error> {
-        let _ = std::fs::remove_file(&self.file);
         let failed = Error::system("take the terminal from the OCI runtime");
         let master = self.listener.set_nonblocking(true).and_then(|()| {
             let (stream, _) = self.listener.accept()?;

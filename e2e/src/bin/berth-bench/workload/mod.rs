@@ -6,6 +6,7 @@ pub mod idle;
 pub mod life;
 pub mod logs;
 pub mod many;
+pub mod node;
 pub mod pull;
 
 use crate::cri::Shape;

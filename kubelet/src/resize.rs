@@ -1,0 +1,147 @@
+//! Pure: whether a running pod may have other resources now. What it has been given (allocated) and what its source wants differ while
+//! the node has no room; everything else goes by what is allocated.
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodStatus, ResourceRequirements};
+
+use crate::admission::{NodeConditions, admit};
+use crate::node::{Capacity, NodeView};
+use crate::pod;
+use crate::resources::{pod_request, request, swap_bytes};
+
+/// The condition of a pod that waits for other resources.
+pub const PENDING: &str = "PodResizePending";
+/// Its reason where they may be there later.
+pub const DEFERRED: &str = "Deferred";
+/// Its reason where they never will.
+pub const INFEASIBLE: &str = "Infeasible";
+
+/// Why a pod keeps the resources that it has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// [`DEFERRED`] or [`INFEASIBLE`].
+    pub reason: &'static str,
+    /// For users.
+    pub message: String,
+}
+
+/// Whether two versions of a pod differ in their containers' resources.
+pub fn differs(one: &Pod, other: &Pod) -> bool {
+    fn of(pod: &Pod) -> impl Iterator<Item = (&str, Option<&ResourceRequirements>)> {
+        pod::all_containers(pod).map(|c| (c.name.as_str(), c.resources.as_ref()))
+    }
+    !of(one).eq(of(other))
+}
+
+/// Whether a version of a pod asks for more of anything.
+pub fn grows(allocated: &Pod, wanted: &Pod) -> bool {
+    ["cpu", "memory"].iter().any(|name| pod_request(wanted, name) > pod_request(allocated, name))
+}
+
+/// Whether the pod may have what is wanted now. `others` are the other pods that have not ended, with what they have been given.
+pub fn judge(
+    wanted: &Pod,
+    allocated: &Pod,
+    others: &[&Pod],
+    node: &NodeView,
+    max_pods: usize,
+    conditions: NodeConditions,
+) -> Result<(), Refusal> {
+    let infeasible = |message: String| Err(Refusal { reason: INFEASIBLE, message });
+    if swaps(wanted, allocated, &node.capacity) {
+        return infeasible("In-place resize of containers with swap is not supported.".to_owned());
+    }
+    for name in ["cpu", "memory"] {
+        let (requested, capacity) = (pod_request(wanted, name), node.capacity.amount(name));
+        // A capacity that could not be read refuses nothing.
+        if requested > capacity && !capacity.is_zero() {
+            let number = |amount: crate::quantity::Amount| if name == "cpu" { amount.millis() } else { amount.units() };
+            let (requested, capacity) = (number(requested), number(capacity));
+            return infeasible(format!("Node didn't have enough capacity: {name}, requested: {requested}, capacity: {capacity}"));
+        }
+    }
+    admit(wanted, others, node, max_pods, conditions).map_err(|refused| Refusal { reason: DEFERRED, message: refused.message })
+}
+
+/// Whether a container that may swap would get another memory request without being restarted: its share of the swap goes by it.
+fn swaps(wanted: &Pod, allocated: &Pod, capacity: &Capacity) -> bool {
+    let restarts = |container: &Container| {
+        let policies = container.resize_policy.iter().flatten();
+        policies.into_iter().any(|policy| policy.resource_name == "memory" && policy.restart_policy == "RestartContainer")
+    };
+    capacity.cgroup_v2
+        && capacity.swap_bytes > 0
+        && pod::all_containers(wanted).any(|container| {
+            let before = pod::all_containers(allocated).find(|before| before.name == container.name);
+            before.is_some_and(|before| {
+                request(before, "memory") != request(container, "memory")
+                    && !restarts(container)
+                    && swap_bytes(allocated, before, capacity) > 0
+            })
+        })
+}
+
+/// What the pod had been given when an earlier kubelet last spoke of it, and why it did not get what it wants; `None` where it had
+/// nothing to wait for.
+pub fn resume(wanted: &Pod, status: &PodStatus) -> Option<(Pod, Refusal)> {
+    let pending = status.conditions.iter().flatten().find(|c| c.type_ == PENDING && c.status == "True")?;
+    let reason = if pending.reason.as_deref() == Some(INFEASIBLE) { INFEASIBLE } else { DEFERRED };
+    let refusal = Refusal { reason, message: pending.message.clone().unwrap_or_default() };
+    let mut allocated = wanted.clone();
+    for container in &mut allocated.spec.as_mut()?.containers {
+        let known = status.container_statuses.iter().flatten().find(|s| s.name == container.name);
+        if let Some(resources) = known.and_then(|status| status.resources.clone()) {
+            container.resources = Some(resources);
+        }
+    }
+    Some((allocated, refusal))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::SwapBehavior;
+    use crate::scene::Scene;
+
+    fn pod(cpu: &str, memory: &str, more: &str) -> Pod {
+        let resources = format!("{{requests: {{cpu: {cpu}, memory: {memory}}}, limits: {{memory: 900Mi}}}}");
+        Scene::new(&format!("{{containers: [{{name: c, image: i, resources: {resources}{more}}}]}}")).pod
+    }
+
+    fn node(swap: SwapBehavior) -> NodeView {
+        let mut capacity =
+            Capacity { cpu_millis: 2000, memory_bytes: 1 << 30, swap_bytes: 1 << 30, cgroup_v2: true, ..Capacity::default() };
+        capacity.policy.swap = swap;
+        NodeView { name: "n".into(), capacity, ..NodeView::default() }
+    }
+
+    #[tokio::test]
+    async fn what_has_no_room_is_deferred_and_what_never_will_is_infeasible() {
+        let allocated = pod("500m", "64Mi", "");
+        let other = pod("1", "64Mi", "");
+        let verdict = |wanted: &Pod| {
+            let judged = judge(wanted, &allocated, &[&other], &node(SwapBehavior::NoSwap), 9, NodeConditions::default());
+            judged.map_or_else(|refusal| format!("{}: {}", refusal.reason, refusal.message), |()| "yes".to_owned())
+        };
+        assert_eq!(verdict(&pod("1", "64Mi", "")), "yes");
+        let deferred = "Deferred: Node didn't have enough resource: cpu, requested: 1500, used: 1000, capacity: 2000";
+        assert_eq!(verdict(&pod("1500m", "64Mi", "")), deferred);
+        let infeasible = "Infeasible: Node didn't have enough capacity: cpu, requested: 2500, capacity: 2000";
+        assert_eq!(verdict(&pod("2500m", "64Mi", "")), infeasible);
+        assert!(differs(&allocated, &pod("1", "64Mi", "")) && !differs(&allocated, &allocated));
+        assert!(grows(&allocated, &pod("1", "64Mi", "")) && !grows(&allocated, &pod("100m", "64Mi", "")));
+    }
+
+    #[tokio::test]
+    async fn memory_of_a_container_that_may_swap_changes_only_with_a_restart() {
+        let restart = ", resizePolicy: [{resourceName: memory, restartPolicy: RestartContainer}]";
+        let verdict = |wanted: &Pod, swap| {
+            let judged = judge(wanted, &pod("1", "64Mi", ""), &[], &node(swap), 9, NodeConditions::default());
+            judged.map_err(|refusal| refusal.message)
+        };
+        let refused = Err("In-place resize of containers with swap is not supported.".to_owned());
+        assert_eq!(verdict(&pod("1", "128Mi", ""), SwapBehavior::LimitedSwap), refused);
+        assert_eq!(verdict(&pod("1", "128Mi", restart), SwapBehavior::LimitedSwap), Ok(()));
+        assert_eq!(verdict(&pod("100m", "64Mi", ""), SwapBehavior::LimitedSwap), Ok(()));
+        assert_eq!(verdict(&pod("1", "128Mi", ""), SwapBehavior::NoSwap), Ok(()));
+    }
+}
