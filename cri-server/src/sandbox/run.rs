@@ -14,6 +14,7 @@ use super::holdings::{self, Live, ShimProcess};
 use super::owner::Mail;
 use super::state::{Event, NotMade, ProcessExit, Rest};
 use crate::Server;
+use crate::convert::bandwidth;
 use crate::error::{Error, file};
 use crate::id::SandboxId;
 use crate::records::{self, SandboxRecord};
@@ -201,7 +202,8 @@ pub(crate) async fn connect(server: &Server, live: &mut Live, mail: &Mail) -> Re
     live.shim = Some(client.clone());
     client.greet().await?;
     let answer = client.call("fetch the namespaces", Request::Namespaces, Vec::new()).await?;
-    let Reply::Namespaces { kinds, .. } = &answer.reply else { return Err(client.unexpected("fetch the namespaces")) };
+    let Reply::Namespaces { kinds, pause } = &answer.reply else { return Err(client.unexpected("fetch the namespaces")) };
+    live.pause = *pause;
     let kinds = kinds.clone();
     for (kind, fd) in kinds.into_iter().zip(answer.into_fds()) {
         match kind {
@@ -234,10 +236,24 @@ async fn attach(server: &Arc<Server>, live: &mut Live) -> Result<(), Error> {
     }
     let Some(netns) = live.cni_netns() else { return Err(failed("the network namespace can not be duplicated".into())) };
     let pod = live.pod_network();
+    if pod.bandwidth.is_some() && !server.network.limits_bandwidth() {
+        warn_of_bandwidth(live);
+    }
     let attach = async { server.network.attach(&pod, netns).await.map_err(|e| failed(Box::new(e))) };
     let attachment = server.progress.step(live.id.as_str(), Step::AttachNetwork, "CNI ADD", attach).await?;
     live.ips = attachment.pod_ips();
     Ok(())
+}
+
+/// A limit that is asked for and that the network does not have.
+fn warn_of_bandwidth(live: &Live) {
+    for annotation in [bandwidth::INGRESS, bandwidth::EGRESS] {
+        if let Some(value) = live.spec.annotations.get(annotation) {
+            let (namespace, pod) = (&live.spec.metadata.namespace, &live.spec.metadata.name);
+            let reason = "no plugin of its network has the capability bandwidth; the built-in network has none";
+            tracing::warn!(pod = format!("{namespace}/{pod}"), annotation, value, reason, "a pod's bandwidth is not limited");
+        }
+    }
 }
 
 /// Removes the folders and records of a sandbox.
