@@ -193,6 +193,26 @@ fn a_container_that_leaves_its_namespaces_out_starts_in_every_pod() {
 }
 
 #[test]
+fn the_pods_files_belong_to_the_root_of_its_user_namespace() {
+    in_namespaces(|| {
+        let agent = Agent::start();
+        let ids = vec![v1::IdMapping { host_id: 200_000, container_id: 0, length: 65_536 }];
+        let mut linux = security(v1::NamespaceMode::Container);
+        let options = linux.security_context.as_mut().unwrap().namespace_options.as_mut().unwrap();
+        options.userns_options = Some(v1::UserNamespace { mode: v1::NamespaceMode::Pod.into(), uids: ids.clone(), gids: ids });
+        let pod = run(&agent, v1::PodSandboxConfig { linux: Some(linux), ..agent.sandbox_config("p") }).unwrap();
+        let id = agent.run_script(&pod, "p", "c", "exec sleep 1000");
+        let seen = agent.exec(&id, &["ls", "-ln", "/etc/resolv.conf", "/etc/hostname", "/etc/hosts"], 10).unwrap();
+        let seen = String::from_utf8(seen.stdout).unwrap();
+        let owners: Vec<_> = seen.lines().map(|line| line.split_whitespace().skip(2).take(2).collect::<Vec<_>>()).collect();
+        assert_eq!(owners, [["0", "0"]; 3], "{seen}");
+        let info = agent.sandbox_info(&pod);
+        assert!(path(&info, "user").is_some() && info["runtimeSpec"]["linux"]["uidMappings"][0]["hostID"] == 200_000);
+        agent.finish();
+    });
+}
+
+#[test]
 fn a_bad_cgroup_parent_or_bandwidth_is_refused_before_anything_is_made() {
     in_namespaces(|| {
         let agent = Agent::start();

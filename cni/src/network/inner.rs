@@ -200,7 +200,7 @@ impl Inner {
     }
 
     pub(super) fn limits_bandwidth(&self) -> bool {
-        self.current().is_ok_and(|current| current.conf.plugins.iter().any(|plugin| plugin.has_capability("bandwidth")))
+        self.current().is_ok_and(|current| current.conf.limits_bandwidth())
     }
 
     pub(super) async fn status(&self) -> NetworkStatus {

@@ -55,14 +55,10 @@ fn quantity(text: &str) -> Option<u64> {
     if digits.trim_start_matches('0').is_empty() {
         return Some(0);
     }
-    let value: u128 = match digits.parse::<u128>() {
-        Ok(value) => value,
-        Err(_) => return None,
-    };
-    let value = value.checked_mul(factor).unwrap_or(u128::MAX);
+    let value = digits.parse::<u128>().ok()?.saturating_mul(factor);
     let power = 10u128.checked_pow(exponent.unsigned_abs());
     let units = match (exponent < 0, power) {
-        (false, Some(power)) => value.checked_mul(power).unwrap_or(u128::MAX),
+        (false, Some(power)) => value.saturating_mul(power),
         (false, None) => u128::MAX,
         (true, Some(power)) => value.div_ceil(power),
         (true, None) => 1,
