@@ -38,6 +38,11 @@ pub(crate) struct NetworkConf {
 }
 
 impl NetworkConf {
+    /// Whether one of the plugins is told the limits of a pod's bandwidth.
+    pub(crate) fn limits_bandwidth(&self) -> bool {
+        self.plugins.iter().any(|plugin| plugin.has_capability("bandwidth"))
+    }
+
     /// Reads a list, or a single plugin's configuration, which becomes a list of one. `beside` is the folder where plugins may be
     /// added to a list that allows it (`<folder>/<network>/*.conf`).
     pub(crate) fn parse(bytes: &[u8], what: &str, beside: Option<&Path>) -> Result<Self> {
@@ -213,6 +218,17 @@ mod tests {
         let single = parse(r#"{"cniVersion": "0.3.1", "name": "n", "type": "a", "x": 1}"#).unwrap();
         assert_eq!((single.plugins[0].plugin.as_str(), single.version), ("a", CniVersion::V0_3_1));
         assert_eq!(parse(std::str::from_utf8(&single.bytes).unwrap()).unwrap(), single, "what is cached reads the same");
+    }
+
+    #[test]
+    fn bandwidth_is_limited_by_a_plugin_that_declares_it() {
+        let list = |capability: &str| {
+            let text =
+                r#"{"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": "a"}, {"type": "b", "capabilities": {"@": true}}]}"#;
+            parse(&text.replace('@', capability)).unwrap().limits_bandwidth()
+        };
+        assert!(list("bandwidth"));
+        assert!(!list("portMappings"));
     }
 
     #[test]

@@ -40,6 +40,11 @@ impl Network {
         self.inner.needs_netns_path()
     }
 
+    /// Whether a plugin of the network that new pods get takes [`PodNetwork::bandwidth`]. The built-in network has none.
+    pub fn limits_bandwidth(&self) -> bool {
+        self.inner.limits_bandwidth()
+    }
+
     /// Gives the sandbox its interface, addresses and host ports. Undone when it fails. A second call for a sandbox that
     /// is attached, or being attached, yields the same result; a dropped call goes on until it has ended or undone itself.
     pub async fn attach(&self, pod: &PodNetwork, netns: Netns) -> Result<Attachment> {

@@ -112,12 +112,28 @@ impl Cgroups {
         CgroupPath::parse(text).map_err(failed("name", subject))
     }
 
+    /// Refuses what can not be the parent of a sandbox's cgroup.
+    pub(crate) fn check_parent(&self, parent: &str) -> Result<(), Error> {
+        let bad = |reason: &str| crate::error::invalid("linux.cgroup_parent", format!("{parent:?}: {reason}"));
+        let unit = self.leaf(parent, "x");
+        // All of it, also what systemd's form leaves out: its folders follow from the slice's name.
+        for text in [join(self.parent(parent), "x"), unit] {
+            match CgroupPath::parse(&text) {
+                Ok(_) => {}
+                Err(_) if self.driver == CgroupDriver::Systemd && !text.starts_with('/') => {
+                    return Err(bad(
+                        "with the systemd cgroup driver it must end in the name of a slice, as in /a.slice/a-b.slice",
+                    ));
+                }
+                Err(berth_cgroup::Error::BadPath { reason, .. }) => return Err(bad(reason)),
+                Err(error) => return Err(failed("name", parent)(error)),
+            }
+        }
+        Ok(())
+    }
+
     /// The parent of a sandbox's cgroup exists after this; slices are systemd's, which makes them with the scope. Blocking.
     pub(crate) fn ensure_parent(&self, sandbox_cgroup: &str, subject: &str) -> Result<(), Error> {
-        if self.driver == CgroupDriver::Systemd && CgroupPath::parse(sandbox_cgroup).is_err() {
-            let reason = "with the systemd cgroup driver it must end in the name of a slice, as in /a.slice/a-b.slice";
-            return Err(crate::error::invalid("linux.cgroup_parent", reason));
-        }
         let path = self.path(sandbox_cgroup, subject)?;
         if let Some(parent) = path.parent() {
             Cgroup::create(&self.layout, &parent).map_err(failed("create parent", subject))?;
@@ -325,9 +341,26 @@ mod tests {
             assert_eq!(Cgroups::id_of(other), None, "{other}");
         }
         systemd.ensure_parent(&of(&systemd, pod), "s").unwrap();
-        assert!(systemd.ensure_parent(&of(&systemd, "/no/slice"), "s").is_err());
+        assert!(systemd.check_parent("/no/slice").unwrap_err().to_string().contains("the name of a slice"));
         // A sandbox that was refused for it can still be undone.
         systemd.remove_now(&of(&systemd, "/no/slice"), "s").unwrap();
+    }
+
+    #[test]
+    fn what_can_not_be_a_parent_is_refused_by_its_field() {
+        for driver in [CgroupDriver::Cgroupfs, CgroupDriver::Systemd] {
+            let cgroups = cgroups(driver, "/berth.slice/berth-x.slice");
+            for good in ["", "/", "/kubepods.slice/kubepods-podu_1.slice", "kubepods.slice/", "/a.slice"] {
+                cgroups.check_parent(good).unwrap();
+            }
+            let long = format!("/{}.slice", "x".repeat(300));
+            for bad in ["relative/../../x.slice", "..", "/a.slice/../b.slice", &long, "/a\nb.slice", "/a\0.slice"] {
+                let error = cgroups.check_parent(bad).unwrap_err();
+                assert!(matches!(error, Error::Invalid { .. }), "{driver:?} {bad:?}: {error}");
+                assert!(error.to_string().contains("linux.cgroup_parent"), "{error}");
+            }
+        }
+        cgroups(CgroupDriver::Cgroupfs, "/top").check_parent("pods/a:b:c").unwrap();
     }
 
     #[test]

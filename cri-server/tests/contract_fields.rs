@@ -114,6 +114,128 @@ fn a_status_repeats_what_was_asked_for() {
     });
 }
 
+fn security(pid: v1::NamespaceMode) -> v1::LinuxPodSandboxConfig {
+    let options = v1::NamespaceOption { pid: pid.into(), ..Default::default() };
+    v1::LinuxPodSandboxConfig {
+        security_context: Some(v1::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() }),
+        ..Default::default()
+    }
+}
+
+/// What a tool sees of the network in a namespace.
+fn addresses(namespace: &str) -> String {
+    let out = std::process::Command::new("nsenter").args([namespace, "ip", "-j", "addr"]).output().unwrap();
+    assert!(out.status.success(), "{namespace}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+/// The path of a namespace in a verbose status.
+fn path<'a>(info: &'a serde_json::Value, kind: &str) -> Option<&'a str> {
+    let entries = info["runtimeSpec"]["linux"]["namespaces"].as_array().unwrap();
+    entries.iter().find(|entry| entry["type"] == kind).unwrap_or_else(|| panic!("no {kind}: {entries:?}"))["path"].as_str()
+}
+
+#[test]
+fn a_verbose_status_leads_tools_into_the_pods_namespaces() {
+    in_namespaces(|| {
+        let agent = Agent::start();
+        let ns = |pid: i64, kind: &str| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+        let with = |name: &str, pid| v1::PodSandboxConfig { linux: Some(security(pid)), ..agent.sandbox_config(name) };
+        for (name, mode) in [("own", v1::NamespaceMode::Container), ("shared", v1::NamespaceMode::Pod)] {
+            let pod = run(&agent, with(name, mode)).unwrap();
+            let ip = agent.sandbox_status(&pod).network.unwrap().ip;
+            let info = agent.sandbox_info(&pod);
+            for kind in ["network", "ipc", "uts"] {
+                assert!(path(&info, kind).is_some(), "{kind}");
+            }
+            assert!(addresses(&format!("--net={}", path(&info, "network").unwrap())).contains(&ip));
+            let (pid, shim) = (info["pid"].as_i64().unwrap(), info["shimPid"].as_i64().unwrap());
+            // A pod that shares its processes has one in it from the beginning.
+            assert_eq!(pid == shim, name == "own");
+            let id = agent.run_script(&pod, name, "c", "exec sleep 1000");
+            let info = agent.sandbox_info(&pod);
+            let pid = info["pid"].as_i64().unwrap();
+            assert_eq!(pid, i64::from(agent.container_pid(&id)));
+            assert!(addresses(&format!("--net=/proc/{pid}/ns/net")).contains(&ip));
+            let inside = agent.container_info(&id);
+            assert!(addresses(&format!("--net={}", path(&inside, "network").unwrap())).contains(&ip));
+            assert_eq!(std::fs::read_link(path(&inside, "uts").unwrap()).unwrap(), ns(pid, "uts"));
+            assert_eq!(path(&inside, "mount"), None);
+            assert_eq!(path(&inside, "pid").is_some(), name == "shared", "its own PID namespace has no path");
+            let eth0 = &info["cniResult"]["Interfaces"]["eth0"];
+            assert_eq!(eth0["IPConfigs"][0]["IP"], ip.as_str());
+            assert_eq!(eth0["Sandbox"].as_str(), path(&info, "network"));
+            assert_eq!(info["cniResult"]["Interfaces"]["lo"]["IPConfigs"][0]["IP"], "127.0.0.1");
+            assert!(info["cniResult"]["Routes"][0]["dst"].is_string(), "{}", info["cniResult"]);
+        }
+        agent.finish();
+    });
+}
+
+#[test]
+fn a_container_that_leaves_its_namespaces_out_starts_in_every_pod() {
+    in_namespaces(|| {
+        let agent = Agent::start();
+        let config = v1::PodSandboxConfig { linux: Some(security(v1::NamespaceMode::Container)), ..agent.sandbox_config("p") };
+        let pod = run(&agent, config).unwrap();
+        agent.run_script(&pod, "p", "c", "exec sleep 1000");
+        let mut explicit = container("d", &["true"]);
+        explicit.linux = Some(v1::LinuxContainerConfig {
+            security_context: Some(v1::LinuxContainerSecurityContext {
+                namespace_options: Some(v1::NamespaceOption::default()),
+                ..Default::default()
+            }),
+            ..Default::default()
+        });
+        assert_eq!(agent.create(&pod, "p", explicit).unwrap_err().code(), Code::InvalidArgument);
+        agent.finish();
+    });
+}
+
+#[test]
+fn the_pods_files_belong_to_the_root_of_its_user_namespace() {
+    in_namespaces(|| {
+        let agent = Agent::start();
+        let ids = vec![v1::IdMapping { host_id: 200_000, container_id: 0, length: 65_536 }];
+        let mut linux = security(v1::NamespaceMode::Container);
+        let options = linux.security_context.as_mut().unwrap().namespace_options.as_mut().unwrap();
+        options.userns_options = Some(v1::UserNamespace { mode: v1::NamespaceMode::Pod.into(), uids: ids.clone(), gids: ids });
+        let pod = run(&agent, v1::PodSandboxConfig { linux: Some(linux), ..agent.sandbox_config("p") }).unwrap();
+        let id = agent.run_script(&pod, "p", "c", "exec sleep 1000");
+        let seen = agent.exec(&id, &["ls", "-ln", "/etc/resolv.conf", "/etc/hostname", "/etc/hosts"], 10).unwrap();
+        let seen = String::from_utf8(seen.stdout).unwrap();
+        let owners: Vec<_> = seen.lines().map(|line| line.split_whitespace().skip(2).take(2).collect::<Vec<_>>()).collect();
+        assert_eq!(owners, [["0", "0"]; 3], "{seen}");
+        let info = agent.sandbox_info(&pod);
+        assert!(path(&info, "user").is_some() && info["runtimeSpec"]["linux"]["uidMappings"][0]["hostID"] == 200_000);
+        agent.finish();
+    });
+}
+
+#[test]
+fn a_bad_cgroup_parent_or_bandwidth_is_refused_before_anything_is_made() {
+    in_namespaces(|| {
+        let agent = Agent::start();
+        let long = "x".repeat(300);
+        for parent in ["relative/../../x", long.as_str(), "/a\nb", "/a\0b"] {
+            let mut config = agent.sandbox_config("p");
+            config.linux = Some(v1::LinuxPodSandboxConfig { cgroup_parent: parent.into(), ..Default::default() });
+            let error = run(&agent, config).unwrap_err();
+            assert_eq!(error.code(), Code::InvalidArgument, "{parent:?}: {error}");
+            assert!(error.message().contains("linux.cgroup_parent"), "{error}");
+        }
+        let mut config = agent.sandbox_config("p");
+        config.annotations = map(&[("kubernetes.io/egress-bandwidth", "fast")]);
+        let error = run(&agent, config.clone()).unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+        assert!(error.message().contains("kubernetes.io/egress-bandwidth"), "{error}");
+        assert_eq!(std::fs::read_dir(agent.state.join("sandboxes")).unwrap().count(), 0);
+        config.annotations = map(&[("kubernetes.io/egress-bandwidth", "10M")]);
+        run(&agent, config).unwrap();
+        agent.finish();
+    });
+}
+
 #[test]
 fn what_a_linux_node_can_not_mean_is_refused_by_its_name() {
     in_namespaces(|| {

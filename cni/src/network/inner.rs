@@ -199,6 +199,10 @@ impl Inner {
         self.current().is_ok_and(|current| self.chain(&current.conf).has_external())
     }
 
+    pub(super) fn limits_bandwidth(&self) -> bool {
+        self.current().is_ok_and(|current| current.conf.limits_bandwidth())
+    }
+
     pub(super) async fn status(&self) -> NetworkStatus {
         let current = self.current();
         let mut status = NetworkStatus { invalid: lock(&self.loaded).1.invalid.clone(), ..NetworkStatus::default() };

@@ -1,5 +1,6 @@
 //! Wire ↔ domain. Protobuf types stop here; must not touch the system.
 
+pub(crate) mod bandwidth;
 pub(crate) mod request;
 pub(crate) mod signal;
 pub(crate) mod status;

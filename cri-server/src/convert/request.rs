@@ -34,8 +34,11 @@ pub(crate) fn sandbox(config: v1::PodSandboxConfig, runtime_handler: String) -> 
     for p in config.port_mappings {
         port_mappings.extend(port_mapping(&p)?);
     }
+    let annotations = map(config.annotations);
     if namespaces.network == NamespaceMode::Node {
         port_mappings.clear();
+    } else {
+        super::bandwidth::check(&annotations)?;
     }
     hostname_is_valid(&config.hostname)?;
     Ok(SandboxSpec {
@@ -50,7 +53,7 @@ pub(crate) fn sandbox(config: v1::PodSandboxConfig, runtime_handler: String) -> 
         dns: config.dns_config.map(|d| Dns { servers: d.servers, searches: d.searches, options: d.options }),
         port_mappings,
         labels: map(config.labels),
-        annotations: map(config.annotations),
+        annotations,
         runtime_handler,
         cgroup_parent: linux.cgroup_parent,
         sysctls: map(linux.sysctls),
@@ -150,8 +153,8 @@ fn users(wire: v1::UserNamespace) -> Result<UserNamespace, Error> {
     Ok(out)
 }
 
-/// A container configuration.
-pub(crate) fn container(config: v1::ContainerConfig) -> Result<ContainerSpec, Error> {
+/// A container configuration. What it leaves out of namespaces is as its pod, which has those of `pod`.
+pub(crate) fn container(config: v1::ContainerConfig, pod: &Namespaces) -> Result<ContainerSpec, Error> {
     if config.windows.is_some() {
         return Err(Error::Unsupported { what: "config.windows", reason: "this node runs Linux".into() });
     }
@@ -205,7 +208,7 @@ pub(crate) fn container(config: v1::ContainerConfig) -> Result<ContainerSpec, Er
         stdin_once: config.stdin_once,
         tty: config.tty,
         resources: linux.resources.map(resources),
-        security: security(linux.security_context.unwrap_or_default())?,
+        security: security(linux.security_context.unwrap_or_default(), pod)?,
         stop_signal: config.stop_signal,
     })
 }
@@ -277,7 +280,7 @@ fn id(field: &'static str, value: i64) -> Result<u32, Error> {
 }
 
 #[allow(deprecated)]
-fn security(wire: v1::LinuxContainerSecurityContext) -> Result<Security, Error> {
+fn security(wire: v1::LinuxContainerSecurityContext, pod: &Namespaces) -> Result<Security, Error> {
     let run_as_user = wire.run_as_user.map(|v| id("run_as_user", v.value)).transpose()?;
     let run_as_group = wire.run_as_group.map(|v| id("run_as_group", v.value)).transpose()?;
     if run_as_group.is_some() && run_as_user.is_none() && wire.run_as_username.is_empty() {
@@ -301,7 +304,10 @@ fn security(wire: v1::LinuxContainerSecurityContext) -> Result<Security, Error> 
         add_capabilities: capabilities.add_capabilities,
         drop_capabilities: capabilities.drop_capabilities,
         ambient_capabilities: capabilities.add_ambient_capabilities,
-        namespaces: namespaces(wire.namespace_options, false)?,
+        namespaces: match wire.namespace_options {
+            Some(options) => namespaces(Some(options), false)?,
+            None => pod.clone(),
+        },
         run_as_user,
         run_as_group,
         run_as_username: wire.run_as_username,
@@ -412,7 +418,26 @@ mod tests {
         for (path, good) in
             [("c/0.log", true), ("", true), ("a..b/0.log", true), ("../0.log", false), ("c/../../x", false), ("a\0", false)]
         {
-            assert_eq!(container(config(path)).is_ok(), good, "{path:?}");
+            assert_eq!(container(config(path), &Namespaces::default()).is_ok(), good, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn a_container_without_namespace_options_is_as_its_pod() {
+        let asked = |options: Option<v1::NamespaceOption>| v1::ContainerConfig {
+            metadata: Some(v1::ContainerMetadata { name: "c".into(), attempt: 0 }),
+            image: Some(v1::ImageSpec { image: "i".into(), ..Default::default() }),
+            linux: Some(v1::LinuxContainerConfig {
+                security_context: Some(v1::LinuxContainerSecurityContext { namespace_options: options, ..Default::default() }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        for mode in [NamespaceMode::Pod, NamespaceMode::Container, NamespaceMode::Node] {
+            let pod = Namespaces { pid: mode, ..Default::default() };
+            assert_eq!(container(asked(None), &pod).unwrap().security.namespaces, pod);
+            let said = container(asked(Some(v1::NamespaceOption::default())), &pod).unwrap();
+            assert_eq!(said.security.namespaces.pid, NamespaceMode::Pod, "POD is 0, and said");
         }
     }
 
@@ -524,12 +549,13 @@ mod tests {
                 true,
             ),
         ] {
-            assert_eq!(security(wire.clone()).is_ok(), good, "{wire:?}");
+            assert_eq!(security(wire.clone(), &Namespaces::default()).is_ok(), good, "{wire:?}");
         }
     }
 
     #[test]
     fn no_seccomp_message_is_unconfined_and_an_empty_one_is_the_default() {
+        let security = |wire| security(wire, &Namespaces::default());
         let none = security(v1::LinuxContainerSecurityContext::default()).unwrap();
         assert_eq!(none.seccomp, None);
         let empty =
@@ -553,6 +579,7 @@ mod tests {
 
     #[test]
     fn the_new_apparmor_field_wins_over_the_deprecated_one() {
+        let security = |wire| security(wire, &Namespaces::default());
         #[allow(deprecated)]
         let both = security(v1::LinuxContainerSecurityContext {
             apparmor: Some(v1::SecurityProfile { profile_type: 1, localhost_ref: String::new() }),

@@ -68,6 +68,7 @@ impl RuntimeService for RuntimeEdge {
         let config = request.config.ok_or_else(|| invalid("config", "missing"))?;
         self.server.handlers.check(&request.runtime_handler)?;
         let mut spec = request::sandbox(config, request.runtime_handler)?;
+        self.server.cgroups.check_parent(&spec.cgroup_parent)?;
         self.can_have(&spec).await?;
         let taken = self.server.board.pod_levels();
         spec.labels_of_pod = self.server.selinux.of_pod(spec.selinux.as_ref(), &taken)?;
@@ -98,7 +99,7 @@ impl RuntimeService for RuntimeEdge {
         let request = request.into_inner();
         let view = self.sandbox(&request.pod_sandbox_id)?;
         let containers = self.server.board.containers_of(&view.id);
-        let info = if request.verbose { verbose::sandbox(&self.server, &view) } else { Default::default() };
+        let info = if request.verbose { verbose::sandbox(&self.server, &view).await } else { Default::default() };
         Ok(Response::new(v1::PodSandboxStatusResponse {
             status: Some(status::sandbox_status(&view)),
             info,
@@ -123,7 +124,7 @@ impl RuntimeService for RuntimeEdge {
     async fn create_container(&self, request: Request<v1::CreateContainerRequest>) -> Answer<v1::CreateContainerResponse> {
         let request = request.into_inner();
         let view = self.sandbox(&request.pod_sandbox_id)?;
-        let spec = request::container(request.config.ok_or_else(|| invalid("config", "missing"))?)?;
+        let spec = request::container(request.config.ok_or_else(|| invalid("config", "missing"))?, &view.spec.namespaces)?;
         let log_directory = match request.sandbox_config {
             Some(config) if !config.log_directory.is_empty() => config.log_directory,
             _ => view.spec.log_directory.clone(),

@@ -13,15 +13,12 @@ use berth_shim::protocol::Request;
 use tokio_util::sync::CancellationToken;
 
 use crate::Server;
+use crate::convert::bandwidth;
 use crate::error::{Error, file};
 use crate::id::SandboxId;
 use crate::shim::ShimClient;
 use crate::spec::SandboxSpec;
 use crate::steps::Step;
-
-/// The annotations that limit a pod's bandwidth, in Kubernetes quantities.
-const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
-const EGRESS: &str = "kubernetes.io/egress-bandwidth";
 
 /// The process of a shim, living or dead.
 pub(crate) struct ShimProcess {
@@ -42,6 +39,8 @@ pub(crate) struct Live {
     pub(crate) netns: Option<OwnedFd>,
     /// The pod's user namespace, if it has one.
     pub(crate) userns: Option<OwnedFd>,
+    /// PID 1 of the pod's PID namespace, if it shares one: a process in all namespaces of the pod.
+    pub(crate) pause: Option<i32>,
     pub(crate) netns_path: Option<PathBuf>,
     pub(crate) ips: Vec<IpAddr>,
     pub(crate) returned: AtomicU8,
@@ -68,6 +67,7 @@ impl Live {
             shim: None,
             netns: None,
             userns: None,
+            pause: None,
             netns_path: None,
             ips: Vec::new(),
             returned: AtomicU8::new(0),
@@ -220,8 +220,9 @@ pub(crate) fn pod_network(id: &SandboxId, spec: &SandboxSpec, cgroup: &str) -> b
 }
 
 fn bandwidth(spec: &SandboxSpec) -> Option<berth_cni::Bandwidth> {
-    let rate = |name: &str| spec.annotations.get(name).and_then(|t| quantity(t)).unwrap_or(0);
-    let (ingress_rate, egress_rate) = (rate(INGRESS), rate(EGRESS));
+    // Checked when the pod was asked for. What older versions took and did not understand stays without a limit.
+    let rate = |name: &str| spec.annotations.get(name).and_then(|text| bandwidth::rate(text).ok()).unwrap_or(0);
+    let (ingress_rate, egress_rate) = (rate(bandwidth::INGRESS), rate(bandwidth::EGRESS));
     // The burst that containerd gives: as much as the counters hold.
     let burst = |rate: u64| if rate > 0 { u64::from(u32::MAX) } else { 0 };
     (ingress_rate > 0 || egress_rate > 0).then(|| berth_cni::Bandwidth {
@@ -230,25 +231,6 @@ fn bandwidth(spec: &SandboxSpec) -> Option<berth_cni::Bandwidth> {
         egress_rate,
         egress_burst: burst(egress_rate),
     })
-}
-
-/// A Kubernetes quantity in whole units: "10M", "1Gi", "1500".
-fn quantity(text: &str) -> Option<u64> {
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let number: u64 = text[..split].parse().ok()?;
-    let factor = match &text[split..] {
-        "" => 1,
-        "k" => 1_000,
-        "M" => 1_000_000,
-        "G" => 1_000_000_000,
-        "T" => 1_000_000_000_000,
-        "Ki" => 1 << 10,
-        "Mi" => 1 << 20,
-        "Gi" => 1 << 30,
-        "Ti" => 1u64 << 40,
-        _ => return None,
-    };
-    number.checked_mul(factor)
 }
 
 /// Binds a network namespace to a name in the host's mount namespace, for foreign plugins. Blocking.
@@ -283,13 +265,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bandwidth_annotations_are_quantities_of_bits() {
-        for (text, want) in [("10M", Some(10_000_000)), ("1Ki", Some(1024)), ("7", Some(7)), ("x", None), ("1m", None)] {
-            assert_eq!(quantity(text), want, "{text}");
-        }
-        let spec = SandboxSpec { annotations: [(INGRESS.to_owned(), "1M".to_owned())].into(), ..Default::default() };
+    fn a_bandwidth_is_told_to_plugins_with_containerds_burst() {
+        let spec = SandboxSpec { annotations: [(bandwidth::INGRESS.to_owned(), "1M".to_owned())].into(), ..Default::default() };
         let got = bandwidth(&spec).unwrap();
-        assert_eq!((got.ingress_rate, got.egress_rate, got.egress_burst), (1_000_000, 0, 0));
+        assert_eq!((got.ingress_rate, got.ingress_burst), (1_000_000, u64::from(u32::MAX)));
+        assert_eq!((got.egress_rate, got.egress_burst), (0, 0));
         assert_eq!(bandwidth(&SandboxSpec::default()), None);
     }
 }

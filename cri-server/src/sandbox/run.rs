@@ -14,6 +14,7 @@ use super::holdings::{self, Live, ShimProcess};
 use super::owner::Mail;
 use super::state::{Event, NotMade, ProcessExit, Rest};
 use crate::Server;
+use crate::convert::bandwidth;
 use crate::error::{Error, file};
 use crate::id::SandboxId;
 use crate::records::{self, SandboxRecord};
@@ -201,7 +202,8 @@ pub(crate) async fn connect(server: &Server, live: &mut Live, mail: &Mail) -> Re
     live.shim = Some(client.clone());
     client.greet().await?;
     let answer = client.call("fetch the namespaces", Request::Namespaces, Vec::new()).await?;
-    let Reply::Namespaces { kinds, .. } = &answer.reply else { return Err(client.unexpected("fetch the namespaces")) };
+    let Reply::Namespaces { kinds, pause } = &answer.reply else { return Err(client.unexpected("fetch the namespaces")) };
+    live.pause = *pause;
     let kinds = kinds.clone();
     for (kind, fd) in kinds.into_iter().zip(answer.into_fds()) {
         match kind {
@@ -234,10 +236,24 @@ async fn attach(server: &Arc<Server>, live: &mut Live) -> Result<(), Error> {
     }
     let Some(netns) = live.cni_netns() else { return Err(failed("the network namespace can not be duplicated".into())) };
     let pod = live.pod_network();
+    if pod.bandwidth.is_some() && !server.network.limits_bandwidth() {
+        warn_of_bandwidth(&live.spec);
+    }
     let attach = async { server.network.attach(&pod, netns).await.map_err(|e| failed(Box::new(e))) };
     let attachment = server.progress.step(live.id.as_str(), Step::AttachNetwork, "CNI ADD", attach).await?;
     live.ips = attachment.pod_ips();
     Ok(())
+}
+
+/// A limit that is asked for and that the network does not have.
+fn warn_of_bandwidth(spec: &SandboxSpec) {
+    for annotation in [bandwidth::INGRESS, bandwidth::EGRESS] {
+        if let Some(value) = spec.annotations.get(annotation) {
+            let (namespace, pod) = (&spec.metadata.namespace, &spec.metadata.name);
+            let reason = "no plugin of its network has the capability bandwidth; the built-in network has none";
+            tracing::warn!(pod = format!("{namespace}/{pod}"), annotation, value, reason, "a pod's bandwidth is not limited");
+        }
+    }
 }
 
 /// Removes the folders and records of a sandbox.
@@ -269,6 +285,53 @@ mod tests {
     use rustix::fs::{Mode, OFlags};
 
     use super::*;
+    use crate::spec::SandboxMetadata;
+
+    /// Keeps the text of what is logged.
+    #[derive(Clone, Default)]
+    struct Heard(Arc<std::sync::Mutex<String>>);
+
+    impl tracing::field::Visit for Heard {
+        fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+            self.0.lock().unwrap().push_str(&format!("{field}={value:?} "));
+        }
+    }
+
+    impl tracing::Subscriber for Heard {
+        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+            true
+        }
+
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+        fn event(&self, event: &tracing::Event<'_>) {
+            event.record(&mut self.clone());
+        }
+
+        fn enter(&self, _: &tracing::span::Id) {}
+
+        fn exit(&self, _: &tracing::span::Id) {}
+    }
+
+    #[test]
+    fn a_bandwidth_that_is_not_limited_is_told_with_pod_and_annotation() {
+        let metadata = SandboxMetadata { name: "web".into(), namespace: "shop".into(), ..Default::default() };
+        let annotations = [(bandwidth::EGRESS.to_owned(), "10M".to_owned())].into();
+        let heard = Heard::default();
+        let spec = SandboxSpec { metadata, annotations, ..Default::default() };
+        tracing::subscriber::with_default(heard.clone(), || warn_of_bandwidth(&spec));
+        let text = heard.0.lock().unwrap().clone();
+        for part in ["shop/web", bandwidth::EGRESS, "10M"] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(!text.contains(bandwidth::INGRESS), "{text}");
+    }
 
     #[test]
     fn a_folder_that_a_container_nested_deeper_than_a_stack_is_removed() {

@@ -261,18 +261,28 @@ impl Agent {
 
     /// The first process of a container.
     pub fn container_pid(&self, id: &str) -> i32 {
+        self.container_info(id)["pid"].as_i64().unwrap() as i32
+    }
+
+    /// What the verbose status tells of a container.
+    pub fn container_info(&self, id: &str) -> serde_json::Value {
         let mut client = self.runtime();
         let request = v1::ContainerStatusRequest { container_id: id.into(), verbose: true };
         let info = self.client.block_on(client.container_status(request)).unwrap().into_inner().info;
-        serde_json::from_str::<serde_json::Value>(&info["info"]).unwrap()["pid"].as_i64().unwrap() as i32
+        serde_json::from_str(&info["info"]).unwrap()
     }
 
     /// The process that pins a sandbox.
     pub fn shim_pid(&self, id: &str) -> i32 {
+        self.sandbox_info(id)["shimPid"].as_i64().unwrap() as i32
+    }
+
+    /// What the verbose status tells of a sandbox.
+    pub fn sandbox_info(&self, id: &str) -> serde_json::Value {
         let mut client = self.runtime();
         let request = v1::PodSandboxStatusRequest { pod_sandbox_id: id.into(), verbose: true };
         let info = self.client.block_on(client.pod_sandbox_status(request)).unwrap().into_inner().info;
-        serde_json::from_str::<serde_json::Value>(&info["info"]).unwrap()["pid"].as_i64().unwrap() as i32
+        serde_json::from_str(&info["info"]).unwrap()
     }
 }
 

@@ -78,6 +78,14 @@ pub enum Error {
         /// What failed in it, with its causes.
         message: String,
     },
+    /// The new process was killed before its gate, for want of memory.
+    #[error(
+        "the container's process was killed before it could start: a memory limit of {limit} bytes is too small to start a process"
+    )]
+    MemoryLimit {
+        /// The limit that was asked for, in bytes.
+        limit: i64,
+    },
     /// A hook failed.
     #[error("error running {point} hook #{index}: {reason}")]
     Hook {

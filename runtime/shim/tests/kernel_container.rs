@@ -141,6 +141,25 @@ fn a_failed_create_says_why_and_leaves_nothing() {
 }
 
 #[test]
+fn a_memory_limit_that_no_process_can_start_in_is_named() {
+    in_namespaces(|| {
+        let shim = Shim::start();
+        shim.make_rootfs();
+        let mut client = shim.client();
+        let mut spec = shim.spec(&["true"]);
+        for limit in [1000, 8192] {
+            spec.linux.resources = serde_json::from_value(serde_json::json!({"memory": {"limit": limit}})).unwrap();
+            let failure = client.create("a", &spec, shim.ext("a")).unwrap_err();
+            assert_eq!(failure.kind, FailureKind::Create);
+            let want = format!("a memory limit of {limit} bytes is too small to start a process");
+            assert!(failure.message.contains(&want), "{}", failure.message);
+        }
+        assert!(!cgroup_exists("a"));
+        shim.shut_down(&mut client);
+    });
+}
+
+#[test]
 fn a_container_over_its_memory_limit_is_marked() {
     in_namespaces(|| {
         let shim = Shim::start();

@@ -21,6 +21,15 @@ use crate::spec::Spec;
 /// A control group of v2 that has given controllers to groups below it takes no processes itself.
 const EBUSY: i32 = 16;
 
+/// The limit on memory leaves no room for another process.
+const ENOMEM: i32 = 12;
+
+/// Whether a group's own memory limit was met, which nothing but the first process can have done yet: kills are counted for the limits
+/// of the groups above too.
+fn has_met_its_limit(cgroup: &Cgroup) -> bool {
+    cgroup.stats().is_ok_and(|stats| stats.memory.limit_hits > 0)
+}
+
 /// What the launcher does for the process from outside.
 #[derive(Default)]
 pub(super) struct ParentPlan {
@@ -59,6 +68,8 @@ pub(super) struct Maker<'a> {
     pub(super) parent: Parentage,
     pub(super) pid_namespace: Option<OwnedFd>,
     pub(super) cgroup: Option<&'a Placement>,
+    /// What the control group limits memory to, in bytes, as it was asked for.
+    pub(super) memory_limit: Option<i64>,
     pub(super) flags: CloneFlags,
     /// A process of the control group that the new one belongs to, for when the group itself takes no more.
     pub(super) beside: Option<Pid>,
@@ -80,7 +91,7 @@ impl Maker<'_> {
         };
         // Nothing that lives in a namespace we enter may look into the new process, its memory or its descriptors.
         prctl::set_dumpable(false).map_err(Error::Clone)?;
-        let (pid, pidfd) = self.birth(child, &channel)?;
+        let (pid, pidfd) = self.birth(child, &channel).map_err(|error| self.explain(error))?;
         let result = self.guide(pid, &channel, &mut plan, hooks);
         match result {
             Ok(console) => Ok(Init { pid, pidfd, console, started, warnings: plan.warnings }),
@@ -90,7 +101,7 @@ impl Maker<'_> {
                 // When it failed first, ours is only what followed from that.
                 let error = match (error, channel.hear()) {
                     (Error::Init { message }, _) | (_, Ok((Report::Failed(message), _))) => Error::Init { message },
-                    (error, _) => error,
+                    (error, _) => self.explain(error),
                 };
                 if self.parent == Parentage::Caller {
                     let _ = process.wait(false);
@@ -98,6 +109,19 @@ impl Maker<'_> {
                 Err(error)
             }
         }
+    }
+
+    /// A process that never said a word, in a group that has met its memory limit, was killed for that.
+    fn explain(&self, error: Error) -> Error {
+        let (Some(limit), Some(group)) = (self.memory_limit, self.cgroup.map(Placement::cgroup)) else { return error };
+        let killed = match &error {
+            Error::Clone(source) => source.raw_os_error() == Some(ENOMEM) && has_met_its_limit(group),
+            // A scope of systemd's goes with its last process, and its counters with it.
+            Error::Channel(_) => !group.exists() || has_met_its_limit(group),
+            Error::Cgroup(_) | Error::IdMap(_) => has_met_its_limit(group),
+            _ => false,
+        };
+        if killed { Error::MemoryLimit { limit } } else { error }
     }
 
     fn birth(&self, child: Child, channel: &Channel) -> Result<(Pid, OwnedFd), Error> {

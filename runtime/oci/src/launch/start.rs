@@ -20,6 +20,7 @@ use crate::channel::Channel;
 use crate::init::{Child, Container, Work};
 use crate::plan::{self, Extension, Host, Mount, Plan, Source, Step};
 use crate::seccomp;
+use crate::spec::Spec;
 
 /// Makes the container's first process. When this returns, everything is done but executing the program.
 ///
@@ -30,6 +31,7 @@ pub fn launch(mut launch: Launch) -> Result<Init, Error> {
     let host = look_at_host();
     let mut join = std::mem::take(&mut launch.join);
     let extension = extension(&launch, &join)?;
+    let memory_limit = memory_limit(&launch.spec);
     let plan = plan::plan(&launch.spec, &launch.bundle, &extension, &host)?;
     for (kind, path) in &plan.join_paths {
         join.push((*kind, ns::open_ns_path(path, *kind).map_err(Error::Namespace)?));
@@ -49,6 +51,7 @@ pub fn launch(mut launch: Launch) -> Result<Init, Error> {
         parent: launch.parent,
         pid_namespace,
         cgroup: launch.cgroup.as_ref(),
+        memory_limit,
         beside: None,
         // Owned by the user namespace, which exists by then, or free of it: see `namespaces`.
         flags: namespaces(&plan, joins_user).0,
@@ -111,6 +114,7 @@ pub fn exec(exec: ExecLaunch) -> Result<Init, Error> {
         parent: exec.parent,
         pid_namespace,
         cgroup: placement.as_ref(),
+        memory_limit: None,
         flags: CloneFlags::empty(),
         beside: Some(exec.init),
         stage_user: false,
@@ -134,6 +138,12 @@ pub fn exec(exec: ExecLaunch) -> Result<Init, Error> {
 fn check_preserved(count: u32) -> Result<(), Error> {
     let missing = (3i32..).take(count as usize).find(|number| !is_inherited(*number));
     missing.map_or(Ok(()), |number| Err(Error::Preserve { number }))
+}
+
+/// The memory limit of a container, if it has one.
+fn memory_limit(spec: &Spec) -> Option<i64> {
+    let memory = spec.linux.resources.as_ref()?.memory.as_ref()?;
+    memory.limit.filter(|limit| *limit > 0)
 }
 
 fn look_at_host() -> Host {
