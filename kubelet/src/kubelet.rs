@@ -10,6 +10,7 @@ use crate::care::{self, Care};
 use crate::cgroup::{AllLimits, Driver, PodCgroups};
 use crate::control::{Order, PodControl};
 use crate::cri::Runtime;
+use crate::doing::Doing;
 use crate::execute::{Executor, host_resolver};
 use crate::main_loop::Main;
 use crate::node::{Capacity, NodeView, Reserved};
@@ -86,7 +87,7 @@ impl Kubelet {
         let stop = shutdown.child_token();
         let _stop_all = stop.clone().drop_guard();
         let server = server::start(&config, table.clone(), runtime.clone(), health.clone(), stop.clone()).await?;
-        let Some(executor) = connect(&config, runtime, self.recorder, &shutdown).await else {
+        let Some(executor) = connect(&config, runtime, (self.recorder, table.doing()), &shutdown).await else {
             server.stopped().await;
             return Ok(());
         };
@@ -115,7 +116,12 @@ impl Kubelet {
 }
 
 /// Waits for the runtime and asks it what it is; `None` when the kubelet is stopped before it answers.
-async fn connect(config: &Arc<Config>, runtime: Runtime, recorder: Recorder, shutdown: &CancellationToken) -> Option<Executor> {
+async fn connect(
+    config: &Arc<Config>,
+    runtime: Runtime,
+    (recorder, doing): (Recorder, Doing),
+    shutdown: &CancellationToken,
+) -> Option<Executor> {
     let mut pause = Duration::from_millis(100);
     let version = loop {
         let error = match runtime.version().await {
@@ -168,7 +174,7 @@ async fn connect(config: &Arc<Config>, runtime: Runtime, recorder: Recorder, shu
     let [subuid, subgid] = &config.subordinate_ids;
     let host_ids = HostIds::new(&config.kubelet_root, subuid, subgid, config.max_pods);
     let (config, node) = (config.clone(), Arc::new(node));
-    Some(Executor { config, runtime, node, objects: LocalObjects::default(), volumes, cgroups, recorder, host_ids })
+    Some(Executor { config, runtime, node, objects: LocalObjects::default(), volumes, cgroups, doing, recorder, host_ids })
 }
 
 /// What all pods may have together, where something is reserved and the pods' share is enforced.

@@ -20,6 +20,7 @@ pub mod container_config;
 pub mod control;
 pub mod cri;
 pub mod dns;
+pub mod doing;
 pub mod env;
 pub mod env_file;
 pub mod error;
