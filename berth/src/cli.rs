@@ -108,7 +108,7 @@ pub struct Cri {
     /// Who makes the cgroups of pods and containers: cgroupfs (berth itself) or systemd (scopes, over D-Bus) (default cgroupfs)
     #[arg(long, value_name = "DRIVER")]
     pub cgroup_driver: Option<CgroupDriver>,
-    /// The pods' addresses on the built-in network; one IPv4 and one IPv6 range, with a comma
+    /// The pods' addresses on the built-in network; one IPv4 and one IPv6 range, with a comma; none that an interface of the node is in
     #[arg(long, value_name = "CIDR[,CIDR]")]
     pub pod_cidr: Option<String>,
 }

@@ -28,15 +28,25 @@ pub fn socket_path(endpoint: &str) -> Result<PathBuf> {
     Ok(PathBuf::from(path))
 }
 
-/// Connects to a CRI server on a unix socket.
+/// Connects to our own CRI server on a unix socket.
 ///
 /// # Errors
 /// When nothing listens there.
 pub async fn connect(socket: &Path) -> Result<Channel> {
+    reach(socket, ": is `berth node` or `berth cri` running?").await
+}
+
+/// Connects to anybody's CRI server on a unix socket.
+///
+/// # Errors
+/// When nothing listens there.
+pub async fn connect_to_any(socket: &Path) -> Result<Channel> {
+    reach(socket, "").await
+}
+
+async fn reach(socket: &Path, advice: &str) -> Result<Channel> {
     // Asked first: the channel's own error tells its cause twice.
-    UnixStream::connect(socket)
-        .await
-        .with_context(|| format!("no CRI server answers on {}: is `berth node` or `berth cri` running?", socket.display()))?;
+    UnixStream::connect(socket).await.with_context(|| format!("no CRI server answers on {}{advice}", socket.display()))?;
     let path = socket.to_owned();
     // The authority is never resolved: the connector ignores it.
     Endpoint::from_static("http://localhost")
@@ -61,6 +71,15 @@ pub fn images(channel: Channel) -> ImageServiceClient<Channel> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn only_for_our_own_socket_it_is_asked_whether_we_run() {
+        let nobody = Path::new("/nosuch/cri.sock");
+        let error = connect_to_any(nobody).await.expect_err("nobody").to_string();
+        assert_eq!(error, "no CRI server answers on /nosuch/cri.sock");
+        let error = connect(nobody).await.expect_err("nobody").to_string();
+        assert_eq!(error, "no CRI server answers on /nosuch/cri.sock: is `berth node` or `berth cri` running?");
+    }
 
     #[test]
     fn only_unix_sockets_are_endpoints() {

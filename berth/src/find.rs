@@ -2,11 +2,12 @@
 //! kubelet's pods, where one answers, say in which order containers are and why one has not run; without them the runtime's
 //! records have to do.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
 use berth_cri_api::v1::runtime_service_client::RuntimeServiceClient;
-use berth_cri_api::v1::{Container, ContainerState, ListContainersRequest};
+use berth_cri_api::v1::{Container, ContainerState, ListContainersRequest, ListPodSandboxRequest};
 use serde_json::Value;
 use tonic::transport::Channel;
 
@@ -31,9 +32,47 @@ pub fn container_name(container: &Container) -> &str {
     }
 }
 
-/// The pod's namespace and name from the kubelet's labels; empty where crictl made the container.
+/// The pod's namespace and name: empty where neither labels nor sandbox said.
 pub fn pod_of(container: &Container) -> (&str, &str) {
     (label(container, NAMESPACE), label(container, POD))
+}
+
+/// Which pod a sandbox is, as the one who made it said.
+struct Sandbox {
+    namespace: String,
+    name: String,
+    uid: String,
+}
+
+/// Gives containers without the kubelet's labels those that their sandbox's metadata stands for: crictl sets none.
+fn complete(containers: &mut [Container], sandboxes: &HashMap<String, Sandbox>) {
+    for container in containers {
+        let Some(sandbox) = sandboxes.get(&container.pod_sandbox_id) else { continue };
+        if !label(container, POD).is_empty() {
+            continue;
+        }
+        for (key, value) in [(NAMESPACE, &sandbox.namespace), (POD, &sandbox.name), (UID, &sandbox.uid)] {
+            container.labels.insert(key.to_owned(), value.clone());
+        }
+    }
+}
+
+/// The runtime's containers, each with the labels that say which pod it is of.
+///
+/// # Errors
+/// When the agent does not answer.
+pub async fn containers(client: &mut RuntimeServiceClient<Channel>) -> Result<Vec<Container>> {
+    // Containers first: the sandbox of one that is listed is older, so it is listed too unless both are gone.
+    let mut all = client.list_containers(ListContainersRequest::default()).await?.into_inner().containers;
+    if all.iter().any(|c| label(c, POD).is_empty()) {
+        let sandboxes = client.list_pod_sandbox(ListPodSandboxRequest::default()).await?.into_inner().items;
+        let sandboxes = sandboxes.into_iter().filter_map(|s| {
+            let metadata = s.metadata?;
+            Some((s.id, Sandbox { namespace: metadata.namespace, name: metadata.name, uid: metadata.uid }))
+        });
+        complete(&mut all, &sandboxes.collect());
+    }
+    Ok(all)
 }
 
 /// Who is asked for.
@@ -192,7 +231,7 @@ fn choose(all: &[Container], pods: &[Value], wanted: Wanted<'_>) -> Result<Found
 /// # Errors
 /// When nothing matches or several do; the text says what to add.
 pub async fn container(client: &mut RuntimeServiceClient<Channel>, kubelet: &Path, wanted: Wanted<'_>) -> Result<Found> {
-    let all = client.list_containers(ListContainersRequest::default()).await?.into_inner().containers;
+    let all = containers(client).await?;
     let told = kubelet_api::pods(kubelet).await?;
     let pods = told.as_ref().map(|list| list["items"].as_array().cloned().unwrap_or_default()).unwrap_or_default();
     choose(&all, &pods, wanted)
@@ -201,6 +240,7 @@ pub async fn container(client: &mut RuntimeServiceClient<Channel>, kubelet: &Pat
 #[cfg(test)]
 mod tests {
     use super::*;
+    use berth_cri_api::v1::ContainerMetadata;
     use serde_json::json;
 
     fn one(id: &str, pod: &str, name: &str, created_at: i64, state: ContainerState) -> Container {
@@ -268,6 +308,26 @@ mod tests {
         pods[0]["metadata"]["annotations"] = json!({DEFAULT_CONTAINER: "side"});
         let found = choose(&all, &pods, wanted("web", None, false)).expect("found");
         assert_eq!((found.container.id.as_str(), found.note), ("cccc3", None));
+    }
+
+    #[test]
+    fn a_container_without_labels_is_of_the_pod_that_its_sandbox_names() {
+        let sandbox = |namespace: &str, name: &str| Sandbox { namespace: namespace.into(), name: name.into(), uid: "u9".into() };
+        let sandboxes = HashMap::from([("s1".to_owned(), sandbox("tools", "probe")), ("s2".to_owned(), sandbox("x", "y"))]);
+        let metadata = Some(ContainerMetadata { name: "sh".into(), attempt: 0 });
+        let plain = Container { id: "dddd4".into(), pod_sandbox_id: "s1".into(), metadata, ..Default::default() };
+        let labelled =
+            Container { pod_sandbox_id: "s2".into(), ..one("eeee5", "web", "app", 1, ContainerState::ContainerRunning) };
+        let mut all = [plain, labelled];
+        assert!(choose(&all, &[], wanted("probe", None, false)).is_err());
+        complete(&mut all, &sandboxes);
+        assert_eq!(pod_of(&all[0]), ("tools", "probe"));
+        assert_eq!(pod_of(&all[1]), ("default", "web"), "the kubelet's labels stay");
+        // A kubelet that answers knows nothing of it.
+        let pods = [pod(json!({"containers": [{"name": "app"}]}), json!([]))];
+        for name in ["probe", "tools/probe"] {
+            assert_eq!(choose(&all, &pods, wanted(name, None, false)).expect(name).container.id, "dddd4");
+        }
     }
 
     #[test]

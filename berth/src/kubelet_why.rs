@@ -25,6 +25,9 @@ pub struct Container {
     /// In a crash back-off: in how many seconds it is started again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub starts_in_seconds: Option<i64>,
+    /// What the kubelet is doing for it, or why it is being stopped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub doing: Option<String>,
     /// How the run before ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_exit: Option<String>,
@@ -66,6 +69,9 @@ impl std::fmt::Display for PodWhy {
             let why = joined(&c.reason, &c.message);
             let why = if why.is_empty() { why } else { format!(", {why}") };
             write!(f, "\n  container:  {} {}{why}", c.name, c.state)?;
+            if let Some(doing) = &c.doing {
+                write!(f, "; {doing}")?;
+            }
             if let Some(seconds) = c.starts_in_seconds {
                 write!(f, "; starts again in {seconds} s")?;
             }
@@ -118,13 +124,33 @@ fn starts_in(status: &Value, now: OffsetDateTime) -> Option<i64> {
     Some((ended + pause - now).whole_seconds().max(0))
 }
 
-fn container(status: &Value, now: OffsetDateTime) -> Container {
+/// The probe that had the run stopped that a state or status names by its container's id.
+fn condemned_by<'a>(doing: Option<&'a Value>, of: &Value) -> Option<&'a str> {
+    let id = text(of, "/containerID").rsplit('/').next()?;
+    doing?.get("condemned")?.get(id)?.as_str()
+}
+
+/// What the kubelet does for a container, or to it, at this moment.
+fn doing_for(status: &Value, doing: Option<&Value>, now: OffsetDateTime) -> Option<String> {
+    if let Some(pull) = doing.and_then(|d| d.get("pulling")?.get(text(status, "/name"))) {
+        let since = text(pull, "/since");
+        let age = OffsetDateTime::parse(since, &Rfc3339).map_or(0, |at| (now - at).whole_seconds().max(0));
+        return Some(format!("pulling {} since {since} ({age} s)", text(pull, "/image")));
+    }
+    status.pointer("/state/running")?;
+    let probe = condemned_by(doing, status)?;
+    Some(format!("it failed its {probe} probe and is being stopped"))
+}
+
+fn container(status: &Value, doing: Option<&Value>, now: OffsetDateTime) -> Container {
     let state = ["waiting", "running", "terminated"].into_iter().find(|s| status.pointer(&format!("/state/{s}")).is_some());
     let state = state.unwrap_or("waiting");
     let of = |field: &str| text(status, &format!("/state/{state}/{field}")).to_owned();
     let exit = |of: &Value| {
         let code = of.get("exitCode").and_then(Value::as_i64).unwrap_or_default();
-        format!("ended with {code} ({}) at {}", text(of, "/reason"), text(of, "/finishedAt"))
+        let probe =
+            condemned_by(doing, of).map(|probe| format!(", stopped because its {probe} probe failed")).unwrap_or_default();
+        format!("ended with {code} ({}) at {}{probe}", text(of, "/reason"), text(of, "/finishedAt"))
     };
     Container {
         name: text(status, "/name").to_owned(),
@@ -133,6 +159,7 @@ fn container(status: &Value, now: OffsetDateTime) -> Container {
         message: of("message"),
         restarts: status.get("restartCount").and_then(Value::as_i64).unwrap_or_default(),
         starts_in_seconds: starts_in(status, now),
+        doing: doing_for(status, doing, now),
         last_exit: status.pointer("/lastState/terminated").map(exit),
     }
 }
@@ -156,7 +183,7 @@ fn statuses(pod: &Value) -> impl Iterator<Item = &Value> {
         .flatten()
 }
 
-fn pod_why(pod: &Value, trouble: Option<&Value>, now: OffsetDateTime) -> PodWhy {
+fn pod_why(pod: &Value, (trouble, doing): (Option<&Value>, Option<&Value>), now: OffsetDateTime) -> PodWhy {
     let of_trouble = |field: &str| trouble.map_or("", |t| text(t, field));
     let either = |first: &str, second: &str| if first.is_empty() { second.to_owned() } else { first.to_owned() };
     PodWhy {
@@ -170,7 +197,7 @@ fn pod_why(pod: &Value, trouble: Option<&Value>, now: OffsetDateTime) -> PodWhy 
         reason: either(text(pod, "/status/reason"), of_trouble("/reason")),
         message: either(text(pod, "/status/message"), of_trouble("/message")),
         source: "kubelet",
-        containers: statuses(pod).map(|status| container(status, now)).collect(),
+        containers: statuses(pod).map(|status| container(status, doing, now)).collect(),
     }
 }
 
@@ -191,9 +218,10 @@ fn refused(problem: &str) -> PodWhy {
 /// refused manifest is meant by its file's name or by what the refusal names.
 pub fn explain(pods: &Value, problems: &Value, wanted: &str, now: OffsetDateTime) -> Vec<PodWhy> {
     let items = pods.get("items").and_then(Value::as_array).into_iter().flatten();
+    let of_pod = |kind: &str, pod: &Value| problems.get(kind).and_then(|all| all.get(text(pod, "/metadata/uid")));
     let mut answers: Vec<PodWhy> = items
         .filter(|pod| is_meant(pod, wanted))
-        .map(|pod| pod_why(pod, problems.get("pods").and_then(|all| all.get(text(pod, "/metadata/uid"))), now))
+        .map(|pod| pod_why(pod, (of_pod("pods", pod), of_pod("doing", pod)), now))
         .collect();
     // A pod runs on as it was when its manifest is refused: then both are told.
     let name = wanted.rsplit('/').next().unwrap_or(wanted);
@@ -233,6 +261,31 @@ mod tests {
         for (text, want) in [("10s", Some(10)), ("5m0s", Some(300)), ("1h1s", Some(3601)), ("x", None), ("10", None)] {
             assert_eq!(go_duration(text).map(|d| d.as_secs()), want, "{text}");
         }
+    }
+
+    #[test]
+    fn a_pull_under_way_and_the_probe_that_ended_a_run_are_named() {
+        let told = |status: Value, doing: Value| {
+            let status = json!({"phase": "Pending", "containerStatuses": [status]});
+            explain(&pod(status), &json!({"doing": {"0f8fad5b": doing}}), "web-e2e", now())[0].to_string()
+        };
+        let waits = json!({"name": "app", "state": {"waiting": {"reason": "ContainerCreating"}}});
+        let text = told(waits, json!({"pulling": {"app": {"image": "r.example/big:1", "since": "2026-01-01T00:00:30Z"}}}));
+        assert!(
+            text.contains("app waiting, ContainerCreating; pulling r.example/big:1 since 2026-01-01T00:00:30Z (30 s)"),
+            "{text}"
+        );
+        let condemned = json!({"condemned": {"cafe1": "liveness"}});
+        let runs = json!({"name": "app", "containerID": "berth://cafe1", "state": {"running": {}}});
+        let text = told(runs, condemned.clone());
+        assert!(text.contains("app running; it failed its liveness probe and is being stopped"), "{text}");
+        let again = json!({"name": "app", "containerID": "berth://cafe2", "restartCount": 1, "state": {"running": {}},
+            "lastState": {"terminated": {"exitCode": 137, "reason": "Error", "finishedAt": "t", "containerID": "berth://cafe1"}}});
+        let text = told(again, condemned);
+        assert!(
+            text.contains("app running; its last run ended with 137 (Error) at t, stopped because its liveness probe failed"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -8,8 +8,9 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// How many bytes wait for a reader: some thousand lines, and little of a small machine's memory.
@@ -127,9 +128,21 @@ fn start(out: impl Write + Send + 'static) -> io::Result<Log> {
     Ok(Log(shared))
 }
 
+/// A filter of the log. A word without `=` must be a level: the filter would take any other for the name of a target, log that alone
+/// and nothing of berth.
+fn parse_filter(level: &str) -> Result<EnvFilter> {
+    let words = level.split(',').map(str::trim).filter(|word| !word.is_empty() && !word.contains(['=', '[']));
+    for word in words {
+        if word.parse::<LevelFilter>().is_err() {
+            bail!("--log-level {level:?}: {word:?} is no level: one of error, warn, info, debug, trace, off, or TARGET=LEVEL");
+        }
+    }
+    EnvFilter::try_new(level).with_context(|| format!("--log-level {level:?}"))
+}
+
 /// Logs to standard error what the filter `level` lets through, until the end of the process.
 pub fn to_stderr(level: &str) -> Result<Log> {
-    let filter = EnvFilter::try_new(level).with_context(|| format!("--log-level {level:?}"))?;
+    let filter = parse_filter(level)?;
     // By a descriptor of its own: the standard library's lock would keep others from saying why the agent ends.
     let out: Box<dyn Write + Send> = match io::stderr().as_fd().try_clone_to_owned() {
         Ok(fd) => Box::new(File::from(fd)),
@@ -150,6 +163,18 @@ mod tests {
     use std::io::{BufRead, BufReader};
 
     use super::*;
+
+    #[test]
+    fn a_word_that_is_no_level_is_refused_with_the_levels_named() {
+        for good in ["info", "WARN", "off", "info,berth_cri_server=debug", "warn,berth_cni=trace", "berth[span]=debug"] {
+            assert!(parse_filter(good).is_ok(), "{good}");
+        }
+        for (bad, word) in [("bogus", "bogus"), ("wran", "wran"), ("info,berth_cni", "berth_cni")] {
+            let error = parse_filter(bad).expect_err(bad).to_string();
+            assert!(error.contains(&format!("{word:?} is no level: one of error, warn, info, debug, trace, off")), "{error}");
+        }
+        assert!(parse_filter("berth_cni=wran").is_err());
+    }
 
     #[test]
     fn a_reader_that_stands_still_stops_nobody_and_learns_how_many_lines_it_lost() {

@@ -58,6 +58,17 @@ pub(crate) fn choose_subnets(instance: &str, in_use: &[Cidr], ipv6: bool) -> Res
     Ok([Some(v4), v6].into_iter().flatten().collect())
 }
 
+/// Refuses subnets in which the node has an address, or that overlap with the network of one. Pure; `in_use` are addresses with the
+/// names of their interfaces.
+pub(crate) fn refuse_taken(subnets: &[Cidr], in_use: &[(String, Cidr)]) -> Result<()> {
+    for cidr in subnets {
+        if let Some((link, address)) = in_use.iter().find(|(_, address)| address.overlaps(cidr)) {
+            return Err(Error::SubnetTaken { cidr: *cidr, address: *address, link: link.clone() });
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,6 +83,27 @@ mod tests {
         let other = choose_subnets("a1b2c3", &first[..1], true).unwrap();
         assert_ne!(other[0], first[0]);
         assert!(choose_subnets("a1b2c3", &["10.0.0.0/8".parse().unwrap()], true).is_err());
+    }
+
+    #[test]
+    fn a_subnet_that_has_an_address_of_the_node_or_of_its_network_is_refused_by_name() {
+        let in_use: Vec<(String, Cidr)> =
+            [("lo", "127.0.0.1/8"), ("eth0", "10.9.3.4/24"), ("wg0", "10.7.0.1/32"), ("eth0", "fd00::5/64")]
+                .map(|(link, address)| (link.to_owned(), address.parse().unwrap()))
+                .into();
+        let taken = |cidr: &str| refuse_taken(&[cidr.parse().unwrap()], &in_use).map_err(|error| error.to_string());
+        for free in ["10.9.0.0/24", "10.9.4.0/22", "10.8.0.0/16", "fd00:1::/64"] {
+            assert_eq!(taken(free), Ok(()), "{free}");
+        }
+        for (cidr, with) in [
+            ("10.9.0.0/16", "10.9.3.4/24 of interface eth0"),
+            ("10.9.3.128/25", "10.9.3.4/24 of interface eth0"),
+            ("10.7.0.0/24", "10.7.0.1/32 of interface wg0"),
+            ("fd00::/48", "fd00::5/64 of interface eth0"),
+        ] {
+            let error = taken(cidr).unwrap_err();
+            assert!(error.starts_with(&format!("pod CIDR {cidr} overlaps with {with}")), "{error}");
+        }
     }
 
     #[test]

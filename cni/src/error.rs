@@ -246,6 +246,18 @@ pub enum Error {
         /// A route in the way.
         example: String,
     },
+    /// A subnet that was asked for has addresses of the node in it.
+    #[error(
+        "pod CIDR {cidr} overlaps with {address} of interface {link}: pods would get addresses of the node and its network; choose another pod CIDR"
+    )]
+    SubnetTaken {
+        /// The subnet.
+        cidr: Cidr,
+        /// The address of the node.
+        address: Cidr,
+        /// Its interface.
+        link: String,
+    },
     /// All plugins succeeded and none gave the pod an address.
     #[error("the plugins of network {network} gave the pod no address")]
     NoAddress {
@@ -296,7 +308,11 @@ impl Error {
             Self::Environment { .. } | Self::InvalidName { .. } | Self::NetnsPathMissing { .. } => 4,
             Self::File { .. } | Self::Netns { .. } => 5,
             Self::Decode { .. } => 6,
-            Self::InvalidConfig { .. } | Self::NotABridge { .. } | Self::BridgeAddress { .. } | Self::NoFreeSubnet { .. } => 7,
+            Self::InvalidConfig { .. }
+            | Self::NotABridge { .. }
+            | Self::BridgeAddress { .. }
+            | Self::NoFreeSubnet { .. }
+            | Self::SubnetTaken { .. } => 7,
             Self::NotReady { .. } => 50,
             Self::PluginFailed { code, .. } if *code != 0 => *code,
             Self::Exhausted { .. } => 101,

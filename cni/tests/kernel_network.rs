@@ -283,6 +283,36 @@ fn one_sandbox_attached_twice_at_once_is_attached_once() {
 }
 
 #[test]
+fn subnets_that_the_node_is_in_are_refused_at_start_and_those_of_our_own_bridge_are_not() {
+    in_namespaces(|| {
+        block_on(async {
+            run("ip", &["link", "add", "wan0", "type", "veth", "peer", "name", "wan1"]);
+            run("ip", &["addr", "add", "10.61.7.1/24", "dev", "wan0"]);
+            let mut config = config(Path::new(DIR));
+            for cidr in ["10.61.0.0/16", "10.61.7.128/25"] {
+                config.pod_cidrs = vec![cidr.parse().unwrap()];
+                let error = Network::load(config.clone()).unwrap_err().to_string();
+                assert!(error.contains(&format!("pod CIDR {cidr} overlaps with 10.61.7.1/24 of interface wan0")), "{error}");
+            }
+            // Where CNI is configured they are not used.
+            std::fs::create_dir_all(&config.conf_dir).unwrap();
+            let conf = config.conf_dir.join("10-net.conflist");
+            std::fs::write(&conf, r#"{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"loopback"}]}"#).unwrap();
+            Network::load(config.clone()).unwrap();
+            std::fs::remove_file(&conf).unwrap();
+            config.pod_cidrs = vec!["10.62.0.0/16".parse().unwrap()];
+            let network = Network::load(config.clone()).unwrap();
+            attach(&network, &pod("a")).await;
+            drop(network);
+            Network::load(config.clone()).unwrap();
+            // Where pods are already, an agent must come back to them, whatever the node has got since.
+            run("ip", &["addr", "add", "10.62.9.1/24", "dev", "wan0"]);
+            Network::load(config).unwrap();
+        });
+    });
+}
+
+#[test]
 fn a_small_range_is_exhausted_and_used_again() {
     in_namespaces(|| {
         block_on(async {

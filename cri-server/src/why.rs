@@ -381,6 +381,21 @@ fn candidates(server: &Server) -> BTreeSet<Candidate> {
     all
 }
 
+/// Whether it could not be made: nothing is left of it but how that failed.
+fn is_gone(server: &Server, id: &str) -> bool {
+    let there = server.board.sandbox(id).is_some() || server.board.container(id).is_some();
+    !there && server.progress.running(id).is_none() && server.owners.get(&id.into()).is_none()
+}
+
+/// Attempts that failed in the order of time, the newest last; what there is comes after them. Pure.
+fn in_order(mut all: Vec<Candidate>, failed_at: impl Fn(&str) -> i64, is_gone: impl Fn(&str) -> bool) -> Vec<Candidate> {
+    all.sort_by_cached_key(|c| match is_gone(&c.id) {
+        true => (false, failed_at(&c.id)),
+        false => (true, 0),
+    });
+    all
+}
+
 /// Asks the running server.
 pub(crate) async fn ask(server: &Arc<Server>, wanted: &str) -> Result<Vec<Why>, Error> {
     let (server, wanted) = (server.clone(), wanted.to_owned());
@@ -390,6 +405,8 @@ pub(crate) async fn ask(server: &Arc<Server>, wanted: &str) -> Result<Vec<Why>, 
         .name("why".into())
         .spawn(move || {
             let chosen = choose(&candidates(&server), &wanted);
+            let chosen =
+                in_order(chosen, |id| server.progress.failure(id).map_or(0, |failure| failure.at), |id| is_gone(&server, id));
             let answers: Vec<Why> = chosen.iter().map(|c| describe(&server, c)).collect();
             let _ = tx.send(if answers.is_empty() { Err(not_found(&wanted)) } else { Ok(answers) });
         })
@@ -513,6 +530,19 @@ mod tests {
         ] {
             assert_eq!(ids(wanted), want, "{wanted}");
         }
+    }
+
+    #[test]
+    fn failed_attempts_are_told_by_their_time_and_what_there_is_last() {
+        let all = ["aaaa1", "bbbb2", "cccc3", "dddd4"].map(|id| one(id, "default/web", None)).to_vec();
+        let at = |id: &str| match id {
+            "aaaa1" => 30,
+            "cccc3" => 20,
+            "dddd4" => 10,
+            _ => 99,
+        };
+        let ids: Vec<String> = in_order(all, at, |id| id != "bbbb2").into_iter().map(|c| c.id).collect();
+        assert_eq!(ids, ["dddd4", "cccc3", "aaaa1", "bbbb2"]);
     }
 
     #[test]

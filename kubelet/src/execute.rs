@@ -20,6 +20,7 @@ use crate::cpus::Cpus;
 use crate::cri::{self as calls, Runtime};
 use crate::devices::Devices;
 use crate::dns::{self, NodeDns};
+use crate::doing::Doing;
 use crate::memory::Reason;
 use crate::metrics::families;
 use crate::node::NodeView;
@@ -50,6 +51,8 @@ pub struct Executor {
     pub volumes: volume::Services,
     /// The pods' cgroups.
     pub cgroups: Option<PodCgroups>,
+    /// Where it is told what is being done for containers.
+    pub doing: Doing,
     /// Where events go.
     pub recorder: Recorder,
     /// User and group IDs of pods with user namespaces of their own.

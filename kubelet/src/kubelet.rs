@@ -12,6 +12,7 @@ use crate::control::{Order, PodControl};
 use crate::cpus::Cpus;
 use crate::cri::Runtime;
 use crate::devices::Devices;
+use crate::doing::Doing;
 use crate::execute::{Executor, host_resolver};
 use crate::main_loop::Main;
 use crate::node::{Capacity, NodeView, Reserved};
@@ -89,7 +90,8 @@ impl Kubelet {
         let stop = shutdown.child_token();
         let _stop_all = stop.clone().drop_guard();
         let server = server::start(&config, table.clone(), runtime.clone(), health.clone(), stop.clone()).await?;
-        let Some(executor) = connect(&config, runtime, self.recorder, (self.control.clone(), cpus), &stop).await else {
+        let told = (self.recorder, table.doing());
+        let Some(executor) = connect(&config, runtime, told, (self.control.clone(), cpus), &stop).await else {
             server.stopped().await;
             return Ok(());
         };
@@ -124,7 +126,7 @@ impl Kubelet {
 async fn connect(
     config: &Arc<Config>,
     runtime: Runtime,
-    recorder: Recorder,
+    (recorder, doing): (Recorder, Doing),
     (control, cpus): (PodControl, Cpus),
     shutdown: &CancellationToken,
 ) -> Option<Executor> {
@@ -182,7 +184,7 @@ async fn connect(
     tokio::spawn(volumes.drivers.clone().run(config.kubelet_root.clone(), devices.clone(), shutdown.clone()));
     let objects = LocalObjects::default();
     let (config, node) = (config.clone(), Arc::new(node));
-    Some(Executor { config, runtime, node, objects, volumes, cgroups, recorder, host_ids, devices, cpus })
+    Some(Executor { config, runtime, node, objects, volumes, cgroups, doing, recorder, host_ids, devices, cpus })
 }
 
 /// What all pods may have together, where something is reserved and the pods' share is enforced.

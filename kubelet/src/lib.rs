@@ -23,6 +23,7 @@ mod cpus;
 pub mod cri;
 pub mod devices;
 pub mod dns;
+pub mod doing;
 pub mod env;
 pub mod env_file;
 pub mod error;

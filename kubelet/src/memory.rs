@@ -111,6 +111,8 @@ pub struct PodMemory {
     pub adopted: BTreeSet<String>,
     /// Containers that a probe has condemned, by ID.
     pub unhealthy: BTreeMap<String, Unhealthy>,
+    /// The probe that had a run stopped, by the container's ID, for as long as there is a record of it.
+    pub condemned: BTreeMap<String, &'static str>,
     /// Containers whose limits were changed in place, with the limits, by ID.
     pub resized: BTreeMap<String, crate::observed::Limits>,
     /// Containers whose limits could not be changed, by ID.
@@ -182,6 +184,7 @@ impl PodMemory {
             probes: BTreeMap::new(),
             adopted: BTreeSet::new(),
             unhealthy: BTreeMap::new(),
+            condemned: BTreeMap::new(),
             resized: BTreeMap::new(),
             resize_failures: BTreeMap::new(),
             pending: None,
@@ -262,6 +265,7 @@ impl PodMemory {
         self.probes.retain(|id, _| runs(id));
         self.adopted.retain(&runs);
         self.unhealthy.retain(|id, _| runs(id));
+        self.condemned.retain(|id, _| known(id));
         self.resized.retain(|id, _| runs(id));
         self.resize_failures.retain(|id, _| runs(id));
         self.pinned.retain(|id, _| runs(id));

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::time::Instant;
 
+use crate::doing::Doing;
 use crate::memory::Reason;
 use crate::metrics::{Metrics, families};
 use crate::pod::PodUid;
@@ -15,6 +16,7 @@ use crate::pod::PodUid;
 pub struct PodTable {
     pods: Arc<Mutex<BTreeMap<PodUid, Arc<Pod>>>>,
     troubles: Troubles,
+    doing: Doing,
     /// Pods that have been seen and do not run yet, and since when.
     starting: Arc<Mutex<BTreeMap<PodUid, Instant>>>,
     metrics: Metrics,
@@ -71,9 +73,15 @@ impl PodTable {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// What is being done for the pods' containers.
+    pub fn doing(&self) -> Doing {
+        self.doing.clone()
+    }
+
     /// Forgets a pod.
     pub fn remove(&self, uid: &PodUid) {
         self.set_trouble(uid, None);
+        self.doing.forget(uid);
         self.starting.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
         self.lock().remove(uid);
     }

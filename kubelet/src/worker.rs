@@ -412,6 +412,7 @@ impl Worker {
         self.memory.status = Some(status.clone());
         let shown = self.memory.pending.as_ref().map_or(&self.pod, |pending| &pending.wanted);
         self.table.set_trouble(&self.uid, self.memory.pod_error.as_ref());
+        self.table.doing().set_condemned(&self.uid, &self.memory.condemned);
         match (self.memory.terminating, self.memory.terminating_since) {
             (Some(Termination { grace, .. }), Some(since)) => {
                 let mut ending = Pod::clone(&self.pod);

@@ -94,6 +94,36 @@ async fn the_startup_probe_comes_first_and_its_failure_kills_with_its_own_grace(
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_being_pulled_and_which_probe_ended_a_run_is_told() {
+    let mut node = Node::new();
+    node.cri.hold("PullImage");
+    node.cri.lock().pullable.push("img:1".into());
+    node.cri.fail("ExecSync is-well", failures(1));
+    let probe = "livenessProbe: {exec: {command: [is-well]}, periodSeconds: 1, failureThreshold: 1}";
+    node.apply("web.yaml", &pod(&format!("imagePullPolicy: Always, {probe}")));
+    let config = config(&node, Instant::now()).await;
+    node.start_with(config);
+    node.cri.wait("the pull", |s| s.calls.iter().any(|(_, c)| c.starts_with("PullImage"))).await;
+    let doing = async || {
+        let (_, body) = node.get("/problems").await;
+        serde_json::from_str::<serde_json::Value>(&body).unwrap()["doing"].clone()
+    };
+    let told = doing().await;
+    let (_, of_pod) = told.as_object().unwrap().iter().next().expect("the pod is told of");
+    assert_eq!(of_pod["pulling"]["c"]["image"], "img:1", "{told}");
+    assert!(of_pod["pulling"]["c"]["since"].as_str().unwrap().starts_with("1970-01-01T00:00:"), "{told}");
+    node.cri.release("PullImage");
+    let again = |p: &serde_json::Value| p["status"]["containerStatuses"][0]["restartCount"] == 1;
+    let restarted = node.wait_pod("web-n1", "the restart", again).await;
+    let ended = &restarted["status"]["containerStatuses"][0]["lastState"]["terminated"]["containerID"];
+    let ended = ended.as_str().unwrap().rsplit('/').next().unwrap();
+    let told = doing().await;
+    let of_pod = &told[restarted["metadata"]["uid"].as_str().unwrap()];
+    assert_eq!(of_pod["condemned"], serde_json::json!({ended: "liveness"}), "{told}");
+    assert!(of_pod["pulling"].is_null(), "{told}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_probe_that_does_not_work_counts_for_nothing() {
     let mut node = Node::new();
     node.cri.fail("ExecSync is-well", vec![Status::internal("no such runtime"); 6]);

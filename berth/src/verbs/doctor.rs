@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use anyhow::Result;
-use rustix::fs::{StatVfs, statvfs};
+use rustix::fs::{Dir, FileType, Mode, OFlags, StatVfs, lgetxattr, statfs, statvfs};
+use rustix::io::Errno;
 
 use crate::{cli, table};
 
@@ -206,14 +207,69 @@ fn lsm_apparmor(enabled: &str) -> Finding {
     finding("AppArmor", enabled == "Y" && parser.is_some(), Verdict::Warn, shown, consequence)
 }
 
-fn room(name: &'static str, path: &Path, least: u64) -> Finding {
-    let mut at = path;
-    while !at.exists() {
-        match at.parent() {
-            Some(parent) => at = parent,
-            None => break,
-        }
+/// The nearest folder on the way to `path` that is there.
+fn existing(path: &Path) -> &Path {
+    path.ancestors().find(|at| at.exists()).unwrap_or(path)
+}
+
+/// `OVERLAYFS_SUPER_MAGIC` of linux/magic.h.
+const OVERLAY: i128 = 0x794c_7630;
+
+/// What a file system is that would hold the containers' upper layers.
+struct Holder {
+    /// Its magic number, as statfs(2) tells it.
+    magic: i128,
+    /// It takes the attributes by which an overlay marks folders.
+    has_xattr: bool,
+    /// readdir(3) tells what its entries are: overlayfs asks for that.
+    has_d_type: bool,
+}
+
+impl Holder {
+    fn of(at: &Path) -> rustix::io::Result<Holder> {
+        // Of all architectures the type differs, the number does not: 32 bits.
+        let magic = i128::from(statfs(at)?.f_type) & 0xffff_ffff;
+        // Any name does: a file system without attributes refuses the name space, others say that there is none.
+        let asked = lgetxattr(at, "trusted.overlay.opaque", &mut [0_u8; 16]);
+        let has_xattr = !matches!(asked, Err(Errno::OPNOTSUPP));
+        let folder = rustix::fs::open(at, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let has_d_type = Dir::new(folder)?.flatten().all(|entry| entry.file_type() != FileType::Unknown);
+        Ok(Holder { magic, has_xattr, has_d_type })
     }
+
+    /// What it is that keeps it from holding upper layers, with what to do; `None`: it can. Pure.
+    fn lacks(&self) -> Option<(&'static str, &'static str)> {
+        if self.magic == OVERLAY {
+            let why = "an overlay, which cannot hold another one's upper layer";
+            return Some((why, "no container can start: mount a disk or a tmpfs there, or name a folder on one by --root"));
+        }
+        if !self.has_xattr {
+            let why = "no extended attributes (trusted.*)";
+            return Some((why, "no container can start as its image says: name a folder on ext4, XFS, btrfs or tmpfs by --root"));
+        }
+        let why = "its folders do not tell what their entries are (d_type)";
+        (!self.has_d_type).then_some((why, "no container can start: make the file system anew (XFS: mkfs.xfs -n ftype=1)"))
+    }
+}
+
+/// Whether the folder of images and containers lies where an overlay can be written.
+fn upper_layers(root: &Path) -> Finding {
+    const NAME: &str = "root file system";
+    let at = existing(root);
+    let holder = match Holder::of(at) {
+        Ok(holder) => holder,
+        Err(error) => {
+            return finding(NAME, false, Verdict::Fail, format!("{}: {error}", at.display()), "berth cannot look at it");
+        }
+    };
+    match holder.lacks() {
+        None => finding(NAME, true, Verdict::Fail, format!("{} holds upper layers", at.display()), ""),
+        Some((why, means)) => finding(NAME, false, Verdict::Fail, format!("{}: {why}", at.display()), means),
+    }
+}
+
+fn room(name: &'static str, path: &Path, least: u64) -> Finding {
+    let at = existing(path);
     match statvfs(at) {
         Ok(StatVfs { f_bavail, f_frsize, f_favail, .. }) => {
             let free = f_bavail * f_frsize;
@@ -266,6 +322,7 @@ pub fn run(root: &Path, state: &Path, args: &cli::Output) -> Result<std::process
     let mut all = kernel();
     all.extend(cgroups());
     all.push(filesystems());
+    all.push(upper_layers(root));
     all.extend(network());
     all.extend(security());
     all.push(room("space", root, 1 << 30));
@@ -301,6 +358,24 @@ mod tests {
     #[test]
     fn the_clock_is_told_as_a_date() {
         assert_eq!(date(1_767_225_600), "2026-01-01T00:00:00Z");
+    }
+
+    #[test]
+    fn a_file_system_that_holds_no_upper_layer_is_named_with_what_to_do() {
+        let lacks = |magic, has_xattr, has_d_type| Holder { magic, has_xattr, has_d_type }.lacks();
+        // ext4
+        assert_eq!(lacks(0xef53, true, true), None);
+        for (lack, why, means) in [
+            (lacks(OVERLAY, true, true), "an overlay", "--root"),
+            (lacks(0x6969, false, true), "no extended attributes", "--root"),
+            (lacks(0x5846_5342, true, false), "d_type", "ftype=1"),
+        ] {
+            let (seen, fix) = lack.expect(why);
+            assert!(seen.contains(why) && fix.contains(means), "{seen}: {fix}");
+        }
+        // procfs has no attributes, on any machine.
+        assert!(!Holder::of(Path::new("/proc")).expect("looked at").has_xattr);
+        assert_eq!(upper_layers(Path::new("/proc/no/such")).means, lacks(0x9fa0, false, true).expect("refused").1);
     }
 
     #[test]

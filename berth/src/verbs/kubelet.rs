@@ -21,7 +21,12 @@ pub fn run(global: &cli::Global, args: &cli::Kubelet) -> Result<ExitCode> {
         let configuration = wire::kubelet_configuration(&args.kubelet, &file)?;
         let endpoint = args.container_runtime_endpoint.as_deref().or_else(|| configuration.text("containerRuntimeEndpoint"));
         let socket = client::socket_path(endpoint.filter(|text| !text.is_empty()).unwrap_or(CONTAINERD))?;
-        let channel = client::connect(&socket).await?;
+        let configured = file.node.listen.as_deref().and_then(|listen| client::socket_path(listen).ok());
+        let ours = configured.unwrap_or_else(|| global.state.join("berth.sock"));
+        let channel = match socket == ours {
+            true => client::connect(&socket).await?,
+            false => client::connect_to_any(&socket).await?,
+        };
         let kubelet = Kubelet::new(wire::kubelet(global, &args.kubelet, &file, &configuration, channel)?)
             .context("starting the kubelet")?;
         let _ = ask.set(kubelet.shutdown());

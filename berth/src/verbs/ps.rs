@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
-use berth_cri_api::v1::{Container, ContainerState, ListContainersRequest};
+use berth_cri_api::v1::{Container, ContainerState};
 
 use crate::cli;
 use crate::{client, find, table};
@@ -44,7 +44,7 @@ fn row(container: &Container) -> Vec<String> {
 /// Prints the table, or JSON.
 pub async fn run(socket: &std::path::Path, args: &cli::Ps) -> Result<()> {
     let mut client = client::runtime(client::connect(socket).await?);
-    let mut all = client.list_containers(ListContainersRequest::default()).await?.into_inner().containers;
+    let mut all = find::containers(&mut client).await?;
     all.retain(|c| args.all || c.state() == ContainerState::ContainerRunning);
     all.sort_by_key(|c| std::cmp::Reverse(c.created_at));
     if args.output.output == "json" {

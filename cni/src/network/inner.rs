@@ -95,6 +95,7 @@ impl Inner {
         };
         inner.remember_host_ports()?;
         inner.reload();
+        inner.refuse_taken_cidrs()?;
         Ok(inner)
     }
 
@@ -172,6 +173,28 @@ impl Inner {
         records::write(&path, &chosen)?;
         configured.clone_from(&chosen);
         Ok(chosen)
+    }
+
+    /// Refuses configured subnets that the node is in itself: the bridge would take its address. Where a configuration of CNI is
+    /// there they are not ours to use. A subnet that our bridge is in already has pods, which an agent must come back to.
+    fn refuse_taken_cidrs(&self) -> Result<()> {
+        let cidrs = lock(&self.pod_cidrs).clone();
+        if cidrs.is_empty() || lock(&self.loaded).1.any {
+            return Ok(());
+        }
+        let open = Socket::open(berth_linux::netlink::ROUTE);
+        let mut socket = open.map_err(|e| Error::netlink("open", "netlink socket")(e.into()))?;
+        let links = link::dump_links(&mut socket).map_err(Error::netlink("list", "links"))?;
+        let addresses = route::dump_addresses(&mut socket).map_err(Error::netlink("list", "addresses"))?;
+        let name = |index| links.iter().find(|link| link.index == index).map(|link| link.name.clone()).unwrap_or_default();
+        let in_use = addresses.into_iter().map(|(index, address)| (name(index), address));
+        let (own, others): (Vec<_>, Vec<_>) = in_use.partition(|(link, _)| *link == self.host.names.bridge);
+        let (old, new): (Vec<_>, Vec<_>) =
+            cidrs.into_iter().partition(|cidr| own.iter().any(|(_, ours)| cidr.contains(ours.addr())));
+        if let Err(error) = default_network::refuse_taken(&old, &others) {
+            tracing::warn!(%error, "pods are in this subnet already");
+        }
+        default_network::refuse_taken(&new, &others)
     }
 
     /// Destinations of the host's routes, those of our own bridge excepted.

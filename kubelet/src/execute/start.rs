@@ -22,7 +22,7 @@ use crate::env::{EnvContext, Variable, container_env, expand_path, skipped_keys}
 use crate::hosts::{self, Hostname};
 use crate::memory::Reason;
 use crate::observed::PodObserved;
-use crate::pod;
+use crate::pod::{self, PodUid};
 use crate::record::Weight;
 use crate::security::ImageUser;
 use crate::volume::Located;
@@ -214,6 +214,7 @@ impl Executor {
         }
         event("Pulling", &format!("Pulling image {wanted:?}"));
         let begun = Instant::now();
+        let _pulling = PodUid::of(pod).map(|uid| self.doing.pull(&uid, container, wanted, self.config.clock.now()));
         let pulled = tokio::select! {
             pulled = self.pull(pod, &image, sandbox_config) => pulled,
             () = cancel.cancelled() => return Err(OpResult::Cancelled),

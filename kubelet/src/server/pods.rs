@@ -25,12 +25,13 @@ pub(crate) fn list(api: &Api) -> Response<Body> {
     json_response(StatusCode::OK, &pod_list(items))
 }
 
-/// What keeps the kubelet from doing as it is told: manifests that it refuses, and pods that can not go on, by UID.
+/// What keeps the kubelet from doing as it is told: manifests that it refuses, and pods that can not go on, by UID; and what
+/// it is doing for containers meanwhile.
 pub(crate) fn problems(api: &Api) -> serde_json::Value {
     let one = |reason: &crate::memory::Reason| json!({"reason": reason.reason, "message": reason.message});
     let pods: serde_json::Map<String, serde_json::Value> =
         api.table.troubles().iter().map(|(uid, reason)| (uid.as_str().to_owned(), one(reason))).collect();
-    json!({"problems": api.health.problems(), "pods": pods})
+    json!({"problems": api.health.problems(), "pods": pods, "doing": api.table.doing().as_json()})
 }
 
 /// What the runtime runs, whoever wants it.

@@ -18,6 +18,7 @@ impl Worker {
             }
         }
         if !well && kind != Kind::Readiness {
+            self.memory.condemned.insert(id.clone(), kind.as_str());
             self.memory.unhealthy.insert(id, Unhealthy { probe: kind.as_str(), grace });
         }
     }
