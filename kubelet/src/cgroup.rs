@@ -56,7 +56,7 @@ impl PodCgroups {
         pod_path(&self.root, self.driver, qos, uid)
     }
 
-    /// Where folders are made for pods: slices are systemd's.
+    /// Where folders are made for pods: slices are systemd's, which makes them with the first scope in them.
     fn folders(&self) -> Option<&Layout> {
         self.layout.as_ref().filter(|_| self.driver == Driver::Cgroupfs)
     }
@@ -68,18 +68,13 @@ impl PodCgroups {
         Cgroup::at(layout, &slice.map_or_else(|| CgroupPath::parse(&text), Ok)?)
     }
 
-    /// Whether the limits of pods are enforced: with systemd's form of paths, only systemd can.
-    pub fn has_limits(&self) -> bool {
-        self.layout.is_some() && (self.driver == Driver::Cgroupfs || berth_cgroup::systemd::is_running())
-    }
-
     /// Makes the pod's cgroup and sets its limits. Idempotent.
     pub fn ensure_pod(&self, qos: QosClass, uid: &str, limits: &PodLimits) -> Result<(), berth_cgroup::Error> {
-        let Some(layout) = self.layout.as_ref().filter(|_| self.has_limits()) else { return Ok(()) };
+        let Some(layout) = self.folders() else { return Ok(()) };
         let _one = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         // The first pod is not to run a moment without them.
         self.limit_all(layout)?;
-        let cgroup = Cgroup::create(layout, self.pod(layout, qos, uid)?.path())?;
+        let cgroup = Cgroup::create(layout, &CgroupPath::parse(&self.pod_path(qos, uid))?)?;
         let huge = limits.huge_pages.iter().filter(|(_, bytes)| *bytes > 0);
         cgroup.apply(&Resources {
             cpu: Some(Cpu {
