@@ -1,5 +1,5 @@
-//! The agent's heap stays near what is in use: few arenas, and what a burst of pods needed goes back to the kernel when it is over.
-//! Decides when; how is the C library's.
+//! The agent's memory stays near what is in use: few arenas, and what a burst of pods needed, heap and code, goes back to the kernel
+//! when it is over. Decides when; how is runtime/linux's.
 
 use std::time::Duration;
 
@@ -24,7 +24,11 @@ pub async fn give_back() {
             continue;
         }
         // It takes each arena's lock in turn: not on a thread that serves.
-        let _ = tokio::task::spawn_blocking(berth_linux::heap::trim).await;
+        let given = tokio::task::spawn_blocking(|| {
+            berth_linux::heap::trim();
+            berth_linux::code::forget()
+        });
+        let _ = given.await;
         settled = anonymous_pages();
     }
 }

@@ -69,8 +69,11 @@ impl CriServer {
         if let Err(error) = server.nri.start(Arc::new(nri::Node::of(&server))).await {
             tracing::warn!(error = %error::text(&error), "no NRI plugins");
         }
-        // What was read at the start is not needed again.
+        // What was read and run at the start is not needed again.
         berth_linux::heap::trim();
+        if let Err(error) = berth_linux::code::forget() {
+            tracing::debug!(%error, "the code that ran at the start stays mapped");
+        }
         Ok(Self { server })
     }
 

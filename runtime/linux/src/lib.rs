@@ -14,6 +14,7 @@ pub mod boot;
 pub mod bpf;
 pub mod caps;
 pub mod child;
+pub mod code;
 pub mod creds;
 pub mod device;
 pub mod epoll;
