@@ -6,8 +6,8 @@ use std::io;
 
 use rustix::mm::{Advice, madvise};
 
-/// Unmaps the code that has run so far. What runs again is mapped again from the page cache, what only ran at the start stays out:
-/// a third of a large program's memory. Nothing can be lost, as code is never written to; data and constants that the loader
+/// Unmaps the code that has run so far. What runs again is mapped again from the page cache, what only ran at the start stays out
+/// (1.4 of an idle server's 16.3 MiB of PSS). Nothing can be lost, as code is never written to; data and constants that the loader
 /// relocated are in other mappings and are not touched.
 pub fn forget() -> io::Result<()> {
     let program = fs::read_link("/proc/self/exe")?;
