@@ -84,6 +84,16 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// A record of another version of the format.
+    #[error("record {path:?} has version {version}, of another berth; this one reads version {readable}: start the berth that wrote it")]
+    RecordVersion {
+        /// The record's path.
+        path: PathBuf,
+        /// The version it has.
+        version: u32,
+        /// The version that this program reads.
+        readable: u32,
+    },
     /// A container could not be checkpointed.
     #[error("checkpoint container {id}: {reason}")]
     Checkpoint {

@@ -59,7 +59,7 @@ pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
     let bad = |reason: String| Error::Record { path: path.into(), reason };
     let OnlyVersion { version } = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
     if version != VERSION {
-        return Err(bad(format!("version {version} was written by another berth; this one reads {VERSION}")));
+        return Err(Error::RecordVersion { path: path.into(), version, readable: VERSION });
     }
     serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))
 }

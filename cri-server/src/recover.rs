@@ -5,7 +5,7 @@ mod drain;
 mod fate;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -94,19 +94,18 @@ fn read(server: &Server) -> Result<Found, Error> {
         let id = SandboxId::from(name);
         let live = crate::paths::record(&server.paths.live_sandbox(&id));
         let kept = crate::paths::record(&server.paths.kept_sandbox(&id));
-        if let Some(record) = first(&[&live, &kept]) {
+        if let Some(record) = first(&[&live, &kept])? {
             found.sandboxes.insert(id, record);
         }
     }
     for name in ids(&server.paths.kept_containers())? {
         let id = ContainerId::from(name);
         let kept = server.paths.kept_container(&id);
-        let durable: Option<ContainerRecord> = first(&[&crate::paths::record(&kept)]);
-        let live: Option<ContainerRecord> = match &durable {
-            Some(record) => first(&[&crate::paths::record(&server.paths.live_container(&record.sandbox, &id))]),
-            // The agent died before the durable record was written: the state folder of its sandbox has it.
-            None => found.sandboxes.keys().find_map(|s| first(&[&crate::paths::record(&server.paths.live_container(s, &id))])),
-        };
+        let durable: Option<ContainerRecord> = first(&[&crate::paths::record(&kept)])?;
+        // The agent died before the durable record was written: the state folder of its sandbox has it.
+        let sandboxes = durable.as_ref().map_or_else(|| found.sandboxes.keys().collect(), |record| vec![&record.sandbox]);
+        let places: Vec<_> = sandboxes.iter().map(|s| crate::paths::record(&server.paths.live_container(s, &id))).collect();
+        let live: Option<ContainerRecord> = first(&places.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
         let record = match (live, durable) {
             (Some(live), durable) => Some(ContainerRecord { exit: live.exit.clone().or(durable.and_then(|d| d.exit)), ..live }),
             (None, durable) => durable,
@@ -129,15 +128,19 @@ fn read(server: &Server) -> Result<Found, Error> {
     Ok(found)
 }
 
-fn first<T: serde::de::DeserializeOwned>(paths: &[&Path]) -> Option<T> {
-    paths.iter().find_map(|path| match records::load(path) {
-        Ok(record) => Some(record),
-        Err(Error::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => None,
-        Err(error) => {
-            tracing::error!(error = %crate::error::text(&error), "record can not be read");
-            None
+/// The first record that is there and whole. One that is torn counts as none. An error is what says nothing of the pod, of which
+/// nothing may be undone then: another version wrote the record, or the agent lacks descriptors or memory.
+fn first<T: serde::de::DeserializeOwned>(paths: &[&Path]) -> Result<Option<T>, Error> {
+    for path in paths {
+        match records::load(path) {
+            Ok(record) => return Ok(Some(record)),
+            Err(Error::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error @ Error::RecordVersion { .. }) => return Err(error),
+            Err(error) if verdict(&error) == Verdict::OurTrouble => return Err(error),
+            Err(error) => tracing::error!(error = %crate::error::text(&error), "record can not be read"),
         }
-    })
+    }
+    Ok(None)
 }
 
 /// A volatile overlay of another boot must never be mounted again: its folders go before anything is created.
@@ -283,9 +286,10 @@ async fn reach(server: &Arc<Server>, live: &mut Live, mail: &Mail, shims: &Shims
             }
             tracing::info!(sandbox = %live.id, error = %crate::error::text(&error), "a pod's shim can not be reached");
             if verdict == Verdict::Silent {
-                look_for(&live.id).await
+                look_for(&live.id).await?
             } else {
-                let all = shims.get_or_init(|| async { crate::blocking(|| Ok(all_shims())).await.unwrap_or_default() }).await;
+                // What can not be looked at is no dead shim: the pod is left as it is, and the start fails.
+                let all = shims.get_or_try_init(|| crate::blocking(all_shims)).await?;
                 live.shim = None;
                 if let Some(process) = all.get(live.id.as_str()).and_then(|pid| watch_shim(*pid, &live.id, mail)) {
                     // What it still does must not outlive what is taken away below.
@@ -297,7 +301,7 @@ async fn reach(server: &Arc<Server>, live: &mut Live, mail: &Mail, shims: &Shims
                 return Ok(Reached::Gone);
             }
         }
-        Err(_) => look_for(&live.id).await,
+        Err(_) => look_for(&live.id).await?,
     };
     live.shim = None;
     Ok(match found.and_then(|pid| watch_shim(pid, &live.id, mail)) {
@@ -310,15 +314,15 @@ async fn reach(server: &Arc<Server>, live: &mut Live, mail: &Mail, shims: &Shims
     })
 }
 
-async fn look_for(id: &SandboxId) -> Option<i32> {
+async fn look_for(id: &SandboxId) -> Result<Option<i32>, Error> {
     let id = id.clone();
-    crate::blocking(move || Ok(all_shims().get(id.as_str()).copied())).await.ok().flatten()
+    crate::blocking(move || Ok(all_shims()?.get(id.as_str()).copied())).await
 }
 
 fn watch_shim(pid: i32, id: &SandboxId, mail: &Mail) -> Option<Arc<ShimProcess>> {
     let pidfd = PidFd::open(rustix::process::Pid::from_raw(pid)?).ok()?;
     // Asked again with the descriptor in hand: the number can not have changed its owner.
-    (sandbox_of(pid).as_deref() == Some(id.as_str())).then_some(())?;
+    (sandbox_of(pid).ok()?.as_deref() == Some(id.as_str())).then_some(())?;
     run::watch(pid, pidfd.into(), mail.clone()).ok().map(Arc::new)
 }
 
@@ -340,9 +344,21 @@ async fn greet(server: &Arc<Server>, live: &mut Live, mail: &Mail) -> Result<Vec
     Ok(state.containers)
 }
 
-/// Whose shim a process is, by its command line. Blocking.
-fn sandbox_of(pid: i32) -> Option<String> {
-    let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+/// Whose shim a process is, by its command line. One that has ended is nobody's. Blocking.
+fn sandbox_of(pid: i32) -> Result<Option<String>, Error> {
+    let path = PathBuf::from(format!("/proc/{pid}/cmdline"));
+    let line = match std::fs::read(&path) {
+        // ESRCH: it ended after its file was opened.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound || e.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {
+            return Ok(None);
+        }
+        other => other.map_err(file("read", path))?,
+    };
+    Ok(shim_in(&line))
+}
+
+/// The sandbox in the command line of a shim. Pure.
+fn shim_in(line: &[u8]) -> Option<String> {
     let mut words = line.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).into_owned());
     (words.next()? == "berth-shim").then_some(())?;
     words.next().filter(|id| is_id(id))
@@ -350,17 +366,24 @@ fn sandbox_of(pid: i32) -> Option<String> {
 
 /// The living shims by sandbox: of the processes with a sandbox's id in their command line the oldest. The others are its forks.
 /// By /proc and not by cgroup, because a shim that has just been started is not in its cgroup yet. Blocking.
-pub(crate) fn all_shims() -> BTreeMap<String, i32> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+pub(crate) fn all_shims() -> Result<BTreeMap<String, i32>, Error> {
     let mut oldest: BTreeMap<String, Process> = BTreeMap::new();
-    for (id, process) in pids.filter_map(|pid| Some((sandbox_of(pid)?, Process::of(pid)?))) {
+    for entry in std::fs::read_dir("/proc").map_err(file("list", "/proc"))? {
+        let entry = entry.map_err(file("list", "/proc"))?;
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let Some(id) = sandbox_of(pid)? else { continue };
+        let Some(process) = Process::of(pid) else { continue };
         let known = oldest.get(&id).is_some_and(|other| (other.started, other.pid) < (process.started, process.pid));
         if !known && process.state != 'Z' {
             oldest.insert(id, process);
         }
     }
-    oldest.into_iter().map(|(id, process)| (id, process.pid)).collect()
+    Ok(oldest.into_iter().map(|(id, process)| (id, process.pid)).collect())
+}
+
+/// The shim of a sandbox as a process, for those who tell of it: where /proc can not be read there is nothing to tell. Blocking.
+pub(crate) fn shim_of(sandbox: &str) -> Option<Process> {
+    all_shims().ok()?.get(sandbox).and_then(|pid| Process::of(*pid))
 }
 
 /// Waits for a silent shim to answer, and tells the owner what it says. Ends with the shim's process.
@@ -416,6 +439,26 @@ async fn end(server: &Arc<Server>, cgroup: &str, subject: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_record_of_another_version_stops_the_start_and_a_torn_one_counts_as_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let (torn, newer, gone) = (folder.path().join("torn"), folder.path().join("newer"), folder.path().join("gone"));
+        std::fs::write(&torn, "{\"version\":1,\"id").unwrap();
+        std::fs::write(&newer, "{\"version\":2}").unwrap();
+        assert_eq!(first::<SandboxRecord>(&[&gone, &torn]).unwrap(), None);
+        let error = first::<SandboxRecord>(&[&torn, &newer]).unwrap_err().to_string();
+        assert!(error.contains("newer") && error.contains("version 2"), "{error}");
+    }
+
+    #[test]
+    fn a_shim_is_known_by_its_command_line() {
+        let id = "0123456789abcdef".repeat(4);
+        assert_eq!(shim_in(format!("berth-shim\0{id}\0").as_bytes()), Some(id.clone()));
+        for line in [String::new(), "berth-shim\0".into(), "berth-shim\0short\0".into(), format!("sleep\0{id}\0")] {
+            assert_eq!(shim_in(line.as_bytes()), None);
+        }
+    }
 
     #[test]
     fn a_pod_is_not_ended_for_what_the_agent_itself_lacks_or_does_not_understand() {

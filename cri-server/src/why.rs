@@ -227,7 +227,7 @@ pub(crate) fn doing(server: &Server, id: &SandboxId) -> Option<String> {
     let subjects = std::iter::once(id.as_str()).chain(containers.iter().map(|c| c.id.as_str()));
     let active = subjects.flat_map(|subject| server.progress.active(subject)).min_by_key(|active| active.since)?;
     let stage = stage_of(server, &active, id.as_str());
-    let shim = crate::recover::all_shims().get(id.as_str()).and_then(|pid| Process::of(*pid));
+    let shim = crate::recover::shim_of(id.as_str());
     let shim = shim.filter(|shim| shim.trouble().is_some()).map(|shim| format!("; the pod's shim: {shim}")).unwrap_or_default();
     Some(format!("at the step \"{}\" ({}) since {}{shim}", stage.step, stage.object, stage.since))
 }
@@ -449,7 +449,7 @@ fn describe(server: &Server, candidate: &Candidate) -> Why {
     };
     why.next_deadline = next_deadline(&why.stages);
     let parent = server.owners.held().get(sandbox).map(|h| h.cgroup_parent.clone()).unwrap_or_default();
-    let shim = crate::recover::all_shims().get(sandbox).and_then(|pid| Process::of(*pid));
+    let shim = crate::recover::shim_of(sandbox);
     let (state, reason) = match &candidate.sandbox {
         None => sandbox_state(server, id),
         Some(_) => container_state(server, id, why.operation.is_some()),

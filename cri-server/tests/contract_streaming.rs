@@ -498,7 +498,8 @@ fn ports_named_in_the_request_are_forwarded_over_channels() {
 fn streams_end_with_their_sandbox() {
     in_namespaces(|| {
         let agent = Agent::start();
-        let (pod, id) = pod(&agent, "p");
+        let pod = agent.run_sandbox("p");
+        let id = agent.run_script(&pod, "p", "c", "while :; do echo tick; sleep 0.05; done");
         let listener = listen(&agent, &id, "127.0.0.1:80");
         let forward = forward_url(&agent, &pod, vec![]);
         let (exec, attach) = (exec_url(&agent, &id, &["sleep", "1000"], false, false), attach_url(&agent, &id, false, false));
@@ -509,7 +510,9 @@ fn streams_end_with_their_sandbox() {
             let mut running = Spdy::connect(&exec, V4).await;
             let [mut error, ..] = running.streams(["error", "stdout", "stderr"]).await;
             let mut watching = Spdy::connect(&attach, V4).await;
-            let [mut attached, _] = watching.streams(["error", "stdout"]).await;
+            let [mut attached, mut seen] = watching.streams(["error", "stdout"]).await;
+            // An attach is whole when the first output has come to it.
+            seen.read_until(|text: &[u8]| text.ends_with(b"tick\n")).await;
             let mut client = agent.runtime();
             client.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: pod }).await.unwrap();
             assert_eq!(data.read_to_end().await, b"");

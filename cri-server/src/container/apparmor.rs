@@ -5,7 +5,7 @@ use std::ffi::CString;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use berth_linux::pidfd::PidFd;
 use berth_linux::process::{Executable, Spawn, pipe, spawn_exec};
@@ -22,6 +22,8 @@ const PARSERS: [&str; 3] = ["/usr/sbin/apparmor_parser", "/sbin/apparmor_parser"
 const ABI: (&str, &str) = ("/etc/apparmor.d/abi/3.0", "abi <abi/3.0>,\n");
 /// Compiling takes less than a second on slow machines; a parser that takes longer is stuck.
 const PARSER_TIME: Duration = Duration::from_secs(30);
+/// A parser that was stuck is left alone for so long.
+const PARSER_AGAIN: Duration = Duration::from_secs(300);
 /// A killed parser gets this long to be gone; one in uninterruptible sleep is left to its disk.
 const PARSER_ENDS: Duration = Duration::from_secs(2);
 /// How much of what a parser says is told: what fits into a pipe.
@@ -88,7 +90,36 @@ fn is_loaded(list: &str, name: &str) -> bool {
 pub(crate) struct AppArmor {
     /// Holds the copy of our profile that was loaded in this boot.
     folder: PathBuf,
-    loading: Mutex<()>,
+    loading: Mutex<Loading>,
+}
+
+/// How the last loading went.
+#[derive(Default)]
+struct Loading {
+    /// The parser did not end: when, and its error's text.
+    stuck: Option<(Instant, String)>,
+}
+
+impl Loading {
+    /// Loads with what may get stuck. One that got stuck is not tried again for [`PARSER_AGAIN`]: each container that is to be
+    /// created waits for it.
+    fn load(&mut self, limit: Duration, now: impl Fn() -> Instant, load: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
+        let begun = now();
+        if let Some((at, reason)) = self.stuck.as_ref().filter(|(at, _)| begun.duration_since(*at) < PARSER_AGAIN) {
+            let left = PARSER_AGAIN.saturating_sub(begun.duration_since(*at)).as_secs();
+            let reason = format!("{reason}; tried again in {left} s");
+            return Err(Error::AppArmor { profile: DEFAULT_PROFILE, reason });
+        }
+        self.stuck = None;
+        let result = load();
+        let ended = now();
+        if let Err(Error::AppArmor { reason, .. }) = &result
+            && ended.duration_since(begun) >= limit
+        {
+            self.stuck = Some((ended, reason.clone()));
+        }
+        result
+    }
 }
 
 /// Whether the kernel labels processes.
@@ -148,7 +179,7 @@ impl AppArmor {
         let copy = self.folder.join(DEFAULT_PROFILE);
         let abi = if Path::new(ABI.0).exists() { ABI.1 } else { "" };
         let text = format!("{abi}{DEFAULT_TEXT}");
-        let _one = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut one = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
         let known = std::fs::read(&copy).is_ok_and(|old| old == text.as_bytes());
         if known && loaded_profiles()?.is_some_and(|list| is_loaded(&list, DEFAULT_PROFILE)) {
             return Ok(());
@@ -157,7 +188,7 @@ impl AppArmor {
         let fresh = copy.with_extension("new");
         std::fs::create_dir_all(&self.folder).map_err(file("create", &self.folder))?;
         std::fs::write(&fresh, &text).map_err(file("write", &fresh))?;
-        load(parser, &fresh, PARSER_TIME)?;
+        one.load(PARSER_TIME, Instant::now, || load(parser, &fresh, PARSER_TIME))?;
         std::fs::rename(&fresh, &copy).map_err(file("rename", &fresh))?;
         tracing::info!(profile = DEFAULT_PROFILE, "AppArmor profile loaded");
         Ok(())
@@ -217,6 +248,26 @@ mod tests {
     const FULL: Host<'_> = Host { active: true, default: true, loaded: LOADED };
     const NO_PARSER: Host<'_> = Host { default: false, ..FULL };
     const OFF: Host<'_> = Host { active: false, default: false, loaded: "" };
+
+    #[test]
+    fn a_parser_that_was_stuck_is_left_alone_for_a_while() {
+        let (begun, clock) = (Instant::now(), std::cell::Cell::new(Duration::ZERO));
+        let now = || begun + clock.get();
+        let mut loading = Loading::default();
+        let refused = || Err(Error::AppArmor { profile: DEFAULT_PROFILE, reason: "stuck".into() });
+        assert!(loading.load(PARSER_TIME, now, refused).is_err());
+        assert!(loading.load(PARSER_TIME, now, || Ok(())).is_ok(), "a refusal that came at once is no reason to wait");
+        let stuck = || {
+            clock.set(clock.get() + PARSER_TIME);
+            refused()
+        };
+        assert!(loading.load(PARSER_TIME, now, stuck).is_err());
+        clock.set(clock.get() + Duration::from_secs(100));
+        let error = loading.load(PARSER_TIME, now, || unreachable!("asked too early")).unwrap_err().to_string();
+        assert!(error.ends_with("stuck; tried again in 200 s"), "{error}");
+        clock.set(clock.get() + Duration::from_secs(200));
+        assert!(loading.load(PARSER_TIME, now, || Ok(())).is_ok());
+    }
 
     fn chosen(profile: Option<Profile>, privileged: bool, host: Host<'_>) -> Result<Choice, String> {
         let security = Security { privileged, apparmor: profile, ..Default::default() };

@@ -153,7 +153,9 @@ impl Live {
             server.progress.step(self.id.as_str(), Step::DetachNetwork, "CNI DEL", detach).await?;
         }
         if let Some(path) = self.netns_path.clone() {
-            crate::blocking(move || unbind(&path)).await?;
+            let object = path.display().to_string();
+            let unbind = crate::blocking(move || unbind(&path));
+            server.progress.step(self.id.as_str(), Step::DetachNetwork, object, unbind).await?;
         }
         Ok(())
     }

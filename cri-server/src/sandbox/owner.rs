@@ -372,7 +372,6 @@ async fn perform(server: Arc<Server>, about: About, changes: bool, work: impl Fu
             () = tokio::time::sleep(LOOK) => {
                 if let Some(error) = server.progress.overdue(&about.subject) {
                     let error = why::with_plugin(&server, error);
-                    tracing::warn!(pod = about.name, operation = about.operation, error = %error, "past its limit");
                     server.progress.failed(&about.subject, about.name.clone(), about.operation, &error);
                     let _ = mail.send(Event::Overdue { container: about.container.clone(), error: Arc::new(error) });
                 }

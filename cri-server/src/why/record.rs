@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::id::{SandboxId, is_id};
 use crate::paths::Paths;
-use crate::processes::{Process, plugins_of};
+use crate::processes::plugins_of;
 use crate::records::{self, ContainerRecord, SandboxRecord};
 
 fn read_all<T: serde::de::DeserializeOwned>(folders: &[std::path::PathBuf]) -> Vec<T> {
@@ -56,7 +56,7 @@ pub(crate) fn on_record(config: &Config, wanted: &str) -> Result<Vec<Why>, Error
         let mut why = Why { id: chosen.id.clone(), name: chosen.name, source: RECORDS.into(), ..Default::default() };
         let sandbox = chosen.sandbox.as_deref().unwrap_or(&chosen.id);
         let Some(record) = sandboxes.iter().find(|s| s.id.as_str() == sandbox) else { continue };
-        let shim = crate::recover::all_shims().get(sandbox).and_then(|pid| Process::of(*pid));
+        let shim = crate::recover::shim_of(sandbox);
         if let Some(shim) = &shim {
             why.waits_for.extend(shim.trouble().map(|_| Wait::for_process("the pod's shim", shim)));
         }

@@ -20,6 +20,8 @@ use crate::random::Random;
 
 /// How long one operation may be insisted on. Agents come and go meanwhile.
 const INSIST: Duration = Duration::from_secs(60);
+/// An operation that took longer is named in the output, as a hint for whoever reads of a failure.
+const SLOW: Duration = Duration::from_secs(3);
 /// How long the death of a shim may take to show.
 const SHOWS: Duration = Duration::from_secs(20);
 const MOST_PODS: usize = 3;
@@ -178,7 +180,12 @@ impl Client {
             let path = self.shared.socket.clone();
             let answer = tokio::time::timeout(limit, async { call(connect(path).await?).await }).await;
             match answer {
-                Ok(Ok(response)) => return Ok(Insisted::Done(response.into_inner())),
+                Ok(Ok(response)) => {
+                    if begun.elapsed() > SLOW {
+                        println!("SLOW {what} of {pod:?}: {} ms, after {} tries", begun.elapsed().as_millis(), texts.len());
+                    }
+                    return Ok(Insisted::Done(response.into_inner()));
+                }
                 Err(_) if cut => {
                     self.shared.cut.fetch_add(1, Ordering::AcqRel);
                     texts.push("given up".into());
@@ -364,7 +371,8 @@ impl Client {
 
     async fn stop(&mut self, pod: &str, id: &str) -> Result<(), Failure> {
         let timeout = i64::try_from(self.random.below(2)).unwrap();
-        let started = self.pods[pod].containers[id].promise >= Promise::Started;
+        // Of one whose start was cut off with its shim nobody can say; stopping what was only created changes nothing.
+        let started = matches!(self.pods[pod].containers[id].promise, Promise::Started | Promise::Stopped);
         if started {
             self.promise(pod, id, Promise::Stopped);
         }

@@ -27,16 +27,17 @@ fn pids() -> Vec<i32> {
     entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
 }
 
-fn parent(pid: i32) -> i32 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let after = stat.rsplit_once(')').map_or("", |(_, after)| after);
-    after.split_whitespace().nth(1).and_then(|p| p.parse().ok()).unwrap_or(0)
+/// None when the process has ended.
+fn parent(pid: i32) -> Option<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// All living shims, without what they have forked.
+/// All living shims, without what they have forked: of a fork that ends while it is looked at nobody can say whose it was, and a
+/// shim must not be thought dead for it.
 pub fn shims() -> Vec<Shim> {
     let is_shim = |pid: i32| words(pid).first().is_some_and(|w| w == "berth-shim");
-    let all = pids().into_iter().filter(|pid| is_shim(*pid) && !is_shim(parent(*pid)));
+    let all = pids().into_iter().filter(|pid| is_shim(*pid) && parent(*pid).is_some_and(|parent| !is_shim(parent)));
     all.filter_map(|pid| Some(Shim { pid, sandbox: words(pid).get(1)?.clone() })).collect()
 }
 
