@@ -30,14 +30,17 @@ report() {
   echo "$1: $2 passed, $3 failed, $4 skipped in $5 s"
 }
 
+# critest NAME ARGUMENT…: a run of critest. With arguments only what they choose counts, and the rest is not named as skipped.
 critest() {
-  local log=$LOGS/critest.log begun=$SECONDS p f k s
-  "$HERE/critest.sh" berth > "$log" 2>&1
+  local name=$1 log=$LOGS/$1.log begun=$SECONDS p f k s
+  shift
+  "$HERE/critest.sh" berth "$@" > "$log" 2>&1
   grep -v '^critest: [0-9]* passed' "$log"
   if read -r p f k s < <(sed -n 's/^critest: \([0-9]*\) passed, \([0-9]*\) failed, \([0-9]*\) known failures, \([0-9]*\) skipped$/\1 \2 \3 \4/p' "$log"); then
-    report critest "$p" "$f" $((k + s)) $((SECONDS - begun))
+    [ $# -eq 0 ] || k=0 s=0
+    report "$name" "$p" "$f" $((k + s)) $((SECONDS - begun))
   else
-    report critest 0 1 0 $((SECONDS - begun))
+    report "$name" 0 1 0 $((SECONDS - begun))
   fi
 }
 
@@ -78,7 +81,8 @@ cargo build --workspace --examples > "$LOGS/examples.log" 2>&1 || { tail -n 30 "
 suite crates cargo test --workspace --exclude berth-e2e --lib --bins --tests --no-fail-fast
 # One at a time: some of them measure.
 suite e2e cargo test -p berth-e2e --lib --bins --tests --no-fail-fast -- --test-threads=1
-critest
+critest critest
+critest critest-websocket -ginkgo.focus=Streaming -websocket-exec -websocket-attach -websocket-portforward
 # cgroup v2 with controllers, AppArmor, PSI, swap, huge pages.
 vm vm
 # systemd as the owner of the cgroups.

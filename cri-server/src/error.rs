@@ -85,7 +85,9 @@ pub enum Error {
         reason: String,
     },
     /// A record of another version of the format.
-    #[error("record {path:?} has version {version}, of another berth; this one reads version {readable}: start the berth that wrote it")]
+    #[error(
+        "record {path:?} has version {version}, of another berth; this one reads version {readable}: start the berth that wrote it"
+    )]
     RecordVersion {
         /// The record's path.
         path: PathBuf,

@@ -46,6 +46,9 @@ pub(crate) struct ContainerRecord {
     pub(crate) resources: Resources,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) exit: Option<Exit>,
+    /// It was found half made, or half removed, and is to go: nobody was ever told of it, or is to be told again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) forlorn: bool,
     pub(crate) facts: ContainerFacts,
 }
 

@@ -181,26 +181,27 @@ async fn bring_back(
     let mut machine_containers = BTreeMap::new();
     for container in containers {
         let fate = match &reached {
-            Reached::Answers(states) => match states.iter().find(|s| s.id == container.id.as_str()) {
-                Some(state) if !matches!(state.phase, Phase::Creating) => fate(&container, Some(state), None),
-                // A shim forgets a container only when it is deleted: this one was being made, or being removed, when the agent
-                // died. Nobody was told of the one, and the other is to go.
-                _ => {
-                    tracing::info!(container = %container.id, "half made or half removed when the agent ended: removed");
-                    let name = (container.facts.spec.name.clone(), container.facts.spec.attempt);
-                    machine_containers.insert(container.id.clone(), Container::forlorn(name, container.resources));
-                    continue;
-                }
-            },
-            Reached::Silent => as_recorded(&container, control::exit_on_file(server, &id, &container.id)),
+            // Its removal had begun, and the agent that did it died too: what the shim says of it now is of the removal.
+            _ if container.forlorn => None,
+            // A shim forgets a container only when it is deleted: this one was being made, or being removed, when the agent
+            // died. Nobody was told of the one, and the other is to go.
+            Reached::Answers(states) => states
+                .iter()
+                .find(|s| s.id == container.id.as_str() && !matches!(s.phase, Phase::Creating))
+                .map(|state| fate(&container, Some(state), None)),
+            Reached::Silent => Some(as_recorded(&container, control::exit_on_file(server, &id, &container.id))),
             Reached::Gone => {
                 if expected {
                     end(server, &container.facts.cgroup, container.id.as_str()).await;
                 }
-                fate(&container, None, control::exit_on_file(server, &id, &container.id))
+                Some(fate(&container, None, control::exit_on_file(server, &id, &container.id)))
             }
         };
-        machine_containers.insert(container.id.clone(), container_of(server, container, fate));
+        let known = match fate {
+            Some(fate) => (container.id.clone(), container_of(server, container, fate)),
+            None => forsake(server, container).await,
+        };
+        machine_containers.extend([known]);
     }
     if let Reached::Answers(states) = &reached {
         drain_strays(&live, states, &machine_containers).await;
@@ -233,6 +234,18 @@ async fn bring_back(
     owner::introduce(server, &machine);
     tokio::spawn(owner::own(server.clone(), machine, mail, inbox));
     Ok(())
+}
+
+/// A container that goes. That is put on record first: an agent that dies while it removes it leaves it in a state that the next one
+/// could take for a container's like any other, which nobody has asked for.
+async fn forsake(server: &Arc<Server>, container: ContainerRecord) -> (ContainerId, Container) {
+    tracing::info!(container = %container.id, "half made or half removed when the agent ended: removed");
+    // Without that record it is gone in part already, and the shim does not know it: nothing to mistake.
+    if crate::paths::record(&server.paths.live_container(&container.sandbox, &container.id)).exists() {
+        control::rewrite(server, &container.sandbox, &container.id, |record| record.forlorn = true).await;
+    }
+    let name = (container.facts.spec.name.clone(), container.facts.spec.attempt);
+    (container.id, Container::forlorn(name, container.resources))
 }
 
 /// How a shim was found.
@@ -349,7 +362,9 @@ fn sandbox_of(pid: i32) -> Result<Option<String>, Error> {
     let path = PathBuf::from(format!("/proc/{pid}/cmdline"));
     let line = match std::fs::read(&path) {
         // ESRCH: it ended after its file was opened.
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound || e.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {
+        Err(e)
+            if e.kind() == std::io::ErrorKind::NotFound || e.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) =>
+        {
             return Ok(None);
         }
         other => other.map_err(file("read", path))?,

@@ -156,3 +156,30 @@ fn the_next_agent_gives_back_what_a_dead_shim_of_a_failed_sandbox_left() {
         agent.finish();
     });
 }
+
+/// An agent that died while it removed what the one before it had left half made.
+#[test]
+fn a_container_that_is_on_record_as_half_made_goes_whatever_its_shim_says_of_it() {
+    in_namespaces(|| {
+        let mut agent = Agent::start();
+        let pod = agent.run_sandbox("p");
+        let id = agent.run_script(&pod, "p", "c", "exec sleep 1000");
+        agent.kill();
+        let path = agent.state.join(format!("sandboxes/{pod}/containers/{id}/record.json"));
+        let mut record: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        record["forlorn"] = true.into();
+        std::fs::write(&path, record.to_string()).unwrap();
+        agent.run();
+        let listed = || {
+            let request = v1::ListContainersRequest::default();
+            agent.client.block_on(agent.runtime().list_containers(request)).unwrap().into_inner().containers
+        };
+        assert_eq!(listed(), [], "nobody was told of it");
+        // The name is free: its next bearer waits until it is gone.
+        let next = agent.run_script(&pod, "p", "c", "exec sleep 1000");
+        assert_ne!(next, id);
+        assert_eq!(listed().iter().map(|c| c.id.as_str()).collect::<Vec<_>>(), [next.as_str()]);
+        assert_eq!(agent.leaks(), Vec::<String>::new());
+        agent.finish();
+    });
+}

@@ -103,7 +103,12 @@ struct Loading {
 impl Loading {
     /// Loads with what may get stuck. One that got stuck is not tried again for [`PARSER_AGAIN`]: each container that is to be
     /// created waits for it.
-    fn load(&mut self, limit: Duration, now: impl Fn() -> Instant, load: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
+    fn load(
+        &mut self,
+        limit: Duration,
+        now: impl Fn() -> Instant,
+        load: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let begun = now();
         if let Some((at, reason)) = self.stuck.as_ref().filter(|(at, _)| begun.duration_since(*at) < PARSER_AGAIN) {
             let left = PARSER_AGAIN.saturating_sub(begun.duration_since(*at)).as_secs();

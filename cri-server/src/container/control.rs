@@ -64,7 +64,7 @@ async fn start(server: &Arc<Server>, live: &Live, id: &ContainerId) -> Result<i6
 }
 
 /// Changes the per-boot record. A failure is logged: the shim knows the same and is asked first.
-async fn rewrite(
+pub(crate) async fn rewrite(
     server: &Arc<Server>,
     sandbox: &SandboxId,
     id: &ContainerId,

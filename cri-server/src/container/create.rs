@@ -427,6 +427,7 @@ async fn launch(
         started_at: 0,
         resources: facts.spec.resources.clone().unwrap_or_default(),
         exit: None,
+        forlorn: false,
         facts: (*facts).clone(),
     };
     let folder = server.paths.live_container(&live.id, id);

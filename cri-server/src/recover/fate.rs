@@ -88,6 +88,7 @@ mod tests {
             started_at,
             resources: Default::default(),
             exit,
+            forlorn: false,
             facts: crate::board::ContainerFacts::of(Default::default()),
         }
     }

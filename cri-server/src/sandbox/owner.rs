@@ -317,6 +317,7 @@ fn keep(server: &Server, view: &ContainerView) {
         started_at: view.started_at,
         resources: view.resources.clone(),
         exit: view.exit.clone(),
+        forlorn: false,
         facts: (*view.facts).clone(),
     };
     server.durable.put(crate::paths::record(&server.paths.kept_container(&view.id)), records::encode(&record));

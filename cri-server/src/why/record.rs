@@ -116,6 +116,7 @@ mod tests {
             started_at: 2,
             resources: Default::default(),
             exit: None,
+            forlorn: false,
             facts: crate::board::ContainerFacts::of(Default::default()),
         };
         let state = |record: &ContainerRecord, on_file, gone| {

@@ -191,7 +191,10 @@ impl Client {
                     texts.push("given up".into());
                     continue;
                 }
-                Err(_) => return Err(format!("{what}: no answer in {} s (before: {texts:?})", INSIST.as_secs())),
+                Err(_) => {
+                    let connections = eyes::connections(&self.shared.socket);
+                    return Err(format!("{what}: no answer in {} s (before: {texts:?})\n{connections}", INSIST.as_secs()));
+                }
                 Ok(Err(status)) => {
                     texts.push(format!("{:?} {}", status.code(), status.message()));
                     let doomed = pod.is_some_and(|id| self.shared.is_doomed(id));

@@ -41,6 +41,18 @@ pub fn shims() -> Vec<Shim> {
     all.filter_map(|pid| Some(Shim { pid, sandbox: words(pid).get(1)?.clone() })).collect()
 }
 
+/// Who is connected to a unix socket, in the words of ss(8).
+pub fn connections(socket: &Path) -> String {
+    let all = lines("ss", &["-xanp"]);
+    let socket = socket.to_string_lossy();
+    // The clients' ends have no path: they are told by the number of their peer's.
+    let ends: Vec<&String> = all.iter().filter(|line| line.contains(&*socket)).collect();
+    let numbers: Vec<&str> = ends.iter().filter_map(|line| line.split_whitespace().nth(8)).filter(|n| *n != "0").collect();
+    let is_peer = |line: &&String| numbers.iter().any(|n| line.split_whitespace().nth(6) == Some(*n));
+    let peers = all.iter().filter(is_peer);
+    ends.iter().copied().chain(peers).map(String::as_str).collect::<Vec<_>>().join("\n")
+}
+
 /// How many processes have this word as the last of their command line.
 pub fn marked(marker: &str) -> usize {
     pids().into_iter().filter(|pid| words(*pid).last().is_some_and(|w| w == marker)).count()

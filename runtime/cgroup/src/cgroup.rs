@@ -173,7 +173,9 @@ impl Cgroup {
     }
 
     fn attach_number(&self, pid: i32) -> Result<()> {
-        for dir in self.dirs() {
+        // First where processes are looked for: whoever is cut off in between leaves one that is found, and killed, by the next.
+        let first = self.tracking_dir();
+        for dir in first.into_iter().chain(self.dirs().filter(|dir| Some(*dir) != first)) {
             let fail = |source| Error::Attach { pid, path: dir.to_owned(), source };
             file::write_raw(&dir.join("cgroup.procs"), &pid.to_string()).map_err(fail)?;
         }

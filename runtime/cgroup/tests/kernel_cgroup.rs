@@ -41,6 +41,37 @@ fn a_process_is_put_into_every_hierarchy_and_the_cgroup_removed_from_all() {
 }
 
 #[test]
+fn whoever_is_put_into_a_part_of_the_hierarchies_is_found_and_killed() {
+    in_namespaces(|| {
+        for (name, layout) in layouts() {
+            let made = create(&layout);
+            for nth in 0..made.dirs().count() {
+                let cgroup = Cgroup::create(&layout, made.path()).unwrap();
+                // One of the hierarchies refuses, as if whoever attaches it had been killed there.
+                let folder = cgroup.dirs().nth(nth).unwrap().to_owned();
+                std::fs::remove_dir(&folder).unwrap();
+                let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+                let pid = berth_linux::Pid::from_raw(child.id().cast_signed()).unwrap();
+                assert!(cgroup.attach(pid).is_err(), "{name}: {}", folder.display());
+                std::fs::create_dir(&folder).unwrap();
+                let is_inside = |dir: &std::path::Path| {
+                    let procs = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap();
+                    procs.lines().any(|line| line == child.id().to_string())
+                };
+                if cgroup.dirs().any(is_inside) {
+                    assert_eq!(cgroup.procs().unwrap(), [pid], "{name}: {}", folder.display());
+                    cgroup.kill_all().unwrap();
+                } else {
+                    child.kill().unwrap();
+                }
+                assert_eq!(child.wait().unwrap().signal(), Some(9), "{name}");
+                cgroup.delete().unwrap();
+            }
+        }
+    });
+}
+
+#[test]
 fn creating_what_exists_takes_it() {
     in_namespaces(|| {
         let layout = Layout::detect().unwrap();

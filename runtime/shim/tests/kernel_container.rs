@@ -321,6 +321,25 @@ fn kill_and_delete_do_what_they_say_in_every_state() {
 }
 
 #[test]
+fn a_shim_that_is_being_shut_down_tells_no_state_and_leaves_how_its_containers_ended() {
+    in_namespaces(|| {
+        let shim = Shim::start();
+        shim.make_rootfs();
+        let mut client = shim.client();
+        shim.run(&mut client, "a", &["sleep", "1000"]);
+        // An agent that died after it had asked for the end, and the next one. Whatever is left by then is no pod without containers.
+        let end = client.send(Request::Shutdown { force: true }, &[]);
+        let state = client.send(Request::State, &[]);
+        let (answer, _) = client.reply(state);
+        assert!(matches!(&answer, Reply::Error(failure) if failure.kind == FailureKind::WrongState), "{answer:?}");
+        assert!(matches!(client.reply(end).0, Reply::Done));
+        assert!(shim.pidfd.wait_ended(Some(PATIENCE)).unwrap());
+        let file = std::fs::read(shim.runtime_dir.join("a.exit")).unwrap();
+        assert_eq!(serde_json::from_slice::<ExitRecord>(&file).unwrap().signal, 9);
+    });
+}
+
+#[test]
 fn an_overlay_root_is_mounted_for_the_container_alone() {
     in_namespaces(|| {
         let shim = Shim::start();

@@ -134,6 +134,10 @@ impl Daemon {
                 self.answer(to, reply);
             }
             Request::Namespaces => self.namespaces(to),
+            // What is left then is no state: an agent would take what has been swept away for removed.
+            Request::State | Request::Create { .. } | Request::Exec { .. } if self.shutdown.is_some() => {
+                self.answer(to, Reply::Error(failure(FailureKind::WrongState, "the shim is being shut down")));
+            }
             Request::State => {
                 let state = self.state();
                 self.answer(to, Reply::State(state));
@@ -143,9 +147,6 @@ impl Daemon {
                     connection.subscribed = true;
                 }
                 self.answer(to, Reply::Done);
-            }
-            Request::Create { .. } | Request::Exec { .. } if self.shutdown.is_some() => {
-                self.answer(to, Reply::Error(failure(FailureKind::WrongState, "the shim is being shut down")));
             }
             Request::Create { id, ext } => self.create(to, id, ext, fds),
             Request::Start { id } => self.start(to, &id),

@@ -182,7 +182,11 @@ impl Daemon {
         container.sweeping = false;
         let replies = std::mem::take(&mut container.delete_replies);
         if result.is_ok() {
-            self.parts.records.remove(id);
+            // In a shutdown nobody has removed the container: how it ended stays for an agent that asks later, and goes with the
+            // sandbox's folder.
+            if self.shutdown.is_none() {
+                self.parts.records.remove(id);
+            }
             self.containers.remove(id);
         } else {
             container.deleting = false;
