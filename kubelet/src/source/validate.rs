@@ -2,6 +2,7 @@
 //! carries out. Pure; returns every problem with the path of its field.
 
 mod container;
+mod env;
 mod volume;
 
 use std::collections::BTreeSet;
@@ -37,6 +38,13 @@ impl Problems {
             && !allowed.contains(&value)
         {
             self.add(path, format!("{value:?} is not one of {}", allowed.join(", ")));
+        }
+    }
+
+    fn required_one_of(&mut self, path: &str, value: &str, allowed: &[&str]) {
+        match value {
+            "" => self.add(path, "is required"),
+            value => self.one_of(path, Some(value), allowed),
         }
     }
 }
@@ -342,6 +350,36 @@ mod tests {
             (
                 container("env: [{name: A, valueFrom: {resourceFieldRef: {resource: limits.gpu}}}]"),
                 "spec.containers[0].env[0].valueFrom.resourceFieldRef.resource",
+            ),
+            (
+                container("env: [{name: A, valueFrom: {fieldRef: {apiVersion: v2, fieldPath: metadata.name}}}]"),
+                "spec.containers[0].env[0].valueFrom.fieldRef.apiVersion",
+            ),
+            (
+                "{volumes: [{name: v, downwardAPI: {items: [{path: p, fieldRef: {apiVersion: v2, fieldPath: metadata.name}}]}}], \
+                    containers: [{name: c, image: i}]}"
+                    .to_owned(),
+                "spec.volumes[0].downwardAPI.items[0].fieldRef.apiVersion",
+            ),
+            (container("resizePolicy: [{restartPolicy: NotRequired}]"), "spec.containers[0].resizePolicy[0].resourceName"),
+            (container("resizePolicy: [{resourceName: memory}]"), "spec.containers[0].resizePolicy[0].restartPolicy"),
+            (
+                container("resizePolicy: [{resourceName: hugepages-2Mi, restartPolicy: NotRequired}]"),
+                "spec.containers[0].resizePolicy[0].resourceName",
+            ),
+            (
+                container("resizePolicy: [{resourceName: cpu, restartPolicy: Sometimes}]"),
+                "spec.containers[0].resizePolicy[0].restartPolicy",
+            ),
+            (
+                container(
+                    "resizePolicy: [{resourceName: cpu, restartPolicy: NotRequired}, {resourceName: cpu, restartPolicy: NotRequired}]",
+                ),
+                "spec.containers[0].resizePolicy[1].resourceName",
+            ),
+            (
+                container("restartPolicy: Never, resizePolicy: [{resourceName: cpu, restartPolicy: RestartContainer}]"),
+                "spec.containers[0].resizePolicy[0].restartPolicy",
             ),
             (container("ports: [{containerPort: 70000}]"), "spec.containers[0].ports[0].containerPort"),
             (
