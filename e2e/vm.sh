@@ -65,7 +65,7 @@ bring "$(realpath "$BERTH_BIN")"
 for path in /etc/protocols /etc/services "$CRI_TOOLS/crictl" "$IMAGES" /usr/lib/cni /usr/lib/python3.11 /usr/lib/x86_64-linux-gnu/xtables; do
   [ ! -e "$path" ] || bring "$path"
 done
-for path in "$HERE"/*.sh "$HERE"/vm-critest "$HERE"/critest-expected; do bring "$path"; done
+for path in "$HERE"/*.sh "$HERE/conformance" "$HERE"/vm-critest "$HERE"/critest-expected; do bring "$path"; done
 for program in bash ip nft iptables iptables-nft ip6tables ip6tables-nft findmnt python3 docker-registry skopeo curl jq umount mount nsenter unshare setpriv ipcmk comm; do
   found=$(PATH=/usr/sbin:/usr/bin:$PATH command -v $program) || continue
   bring "$(realpath "$found")"

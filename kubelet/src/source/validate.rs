@@ -8,7 +8,7 @@ mod volume;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, SeccompProfile};
+use k8s_openapi::api::core::v1::{AppArmorProfile, Container, Pod, PodSpec, SeccompProfile};
 
 use self::container::validate_container;
 use self::volume::validate_volumes;
@@ -219,6 +219,7 @@ fn validate_pod_security(spec: &PodSpec, allowed_unsafe_sysctls: &[String], prob
         &["Always", "OnRootMismatch"],
     );
     validate_seccomp(&format!("{base}.seccompProfile"), context.seccomp_profile.as_ref(), problems);
+    validate_apparmor(&format!("{base}.appArmorProfile"), context.app_armor_profile.as_ref(), problems);
     for (i, item) in context.sysctls.iter().flatten().enumerate() {
         let path = format!("{base}.sysctls[{i}].name");
         let host_network = spec.host_network == Some(true);
@@ -246,6 +247,20 @@ fn validate_seccomp(path: &str, profile: Option<&SeccompProfile>, problems: &mut
         }
         ("Localhost", Some(_)) | (_, None) => {}
         _ => problems.add(format!("{path}.localhostProfile"), "may be set only for type Localhost"),
+    }
+}
+
+fn validate_apparmor(path: &str, profile: Option<&AppArmorProfile>, problems: &mut Problems) {
+    let Some(profile) = profile else { return };
+    problems.required_one_of(&format!("{path}.type"), &profile.type_, &["RuntimeDefault", "Unconfined", "Localhost"]);
+    let path = format!("{path}.localhostProfile");
+    match (profile.type_.as_str(), profile.localhost_profile.as_deref()) {
+        ("Localhost", None | Some("")) => problems.add(path, "is required for Localhost"),
+        ("Localhost", Some(name)) if name.trim() != name => {
+            problems.add(path, "must not have leading or trailing whitespace");
+        }
+        ("Localhost", Some(_)) | (_, None) => {}
+        _ => problems.add(path, "may be set only for type Localhost"),
     }
 }
 
@@ -412,6 +427,19 @@ mod tests {
             (
                 container("securityContext: {seccompProfile: {type: Localhost}}"),
                 "spec.containers[0].securityContext.seccompProfile.localhostProfile",
+            ),
+            (
+                container("securityContext: {appArmorProfile: {localhostProfile: p}}"),
+                "spec.containers[0].securityContext.appArmorProfile.type",
+            ),
+            (
+                container("securityContext: {appArmorProfile: {type: Localhost}}"),
+                "spec.containers[0].securityContext.appArmorProfile.localhostProfile",
+            ),
+            (
+                "{securityContext: {appArmorProfile: {type: RuntimeDefault, localhostProfile: p}}, containers: [{name: c, image: i}]}"
+                    .to_owned(),
+                "spec.securityContext.appArmorProfile.localhostProfile",
             ),
             (
                 "{volumes: [{name: v, hostPath: {path: ../x}}], containers: [{name: c, image: i}]}".to_owned(),

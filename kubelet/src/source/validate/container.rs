@@ -3,14 +3,12 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, HTTPGetAction, PodSpec, Probe, ResourceRequirements, VolumeMount,
-};
+use k8s_openapi::api::core::v1::{Container, ContainerPort, HTTPGetAction, PodSpec, Probe, ResourceRequirements, VolumeMount};
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::env::validate_env;
-use super::{Problems, is_dns_label, validate_amount, validate_id, validate_seccomp};
+use super::{Problems, is_dns_label, validate_amount, validate_apparmor, validate_id, validate_seccomp};
 use crate::quantity::Amount;
 
 /// One container of a pod.
@@ -363,6 +361,7 @@ fn validate_container_security(path: &str, container: &Container, spec: &PodSpec
         problems.add(format!("{base}.procMount"), "Unmasked needs hostUsers: false");
     }
     validate_seccomp(&format!("{base}.seccompProfile"), context.seccomp_profile.as_ref(), problems);
+    validate_apparmor(&format!("{base}.appArmorProfile"), context.app_armor_profile.as_ref(), problems);
     if context.allow_privilege_escalation == Some(false) {
         if context.privileged == Some(true) {
             problems.add(format!("{base}.allowPrivilegeEscalation"), "cannot be false when privileged is true");
