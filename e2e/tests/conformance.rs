@@ -169,24 +169,6 @@ fn the_same_pods_run_over_a_stock_containerd() {
     });
 }
 
-/// The server of the scenarios for NFS: the kernel's own, without the programs that serve it on a host. What these would answer when the
-/// kernel asks is written into its caches beforehand: any client is known, and the one export is the root of the server's tree.
-const NFS_SERVER: &str = r#"
-mount -t nfsd nfsd /proc/fs/nfsd
-cd /proc/fs/nfsd
-# The shortest that is taken: nobody is there from before who may come back.
-echo 10 > nfsv4leasetime
-echo 10 > nfsv4gracetime
-late=$(($(date +%s) + 100000))
-echo "nfsd 127.0.0.1 $late all" > /proc/net/rpc/auth.unix.ip/channel
-# A number as file system id (type 1), which is 0; flags: any port, no subtree check, the id is set.
-echo "all 1 \x00000000 $late EXPORT" > /proc/net/rpc/nfsd.fh/channel
-echo "all EXPORT $late $((0x2 + 0x400 + 0x2000)) 65534 65534 0" > /proc/net/rpc/nfsd.export/channel
-echo "tcp 2049" > portlist
-echo 2 > threads
-echo Y > v4_end_grace
-"#;
-
 /// What the guest's kernel has and the machine may lack.
 fn missing() -> Option<&'static str> {
     let on = |path: &str| fs::read_to_string(path).is_ok_and(|text| text.trim() == "Y");
@@ -209,8 +191,8 @@ fn what_only_the_guest_has_is_proven_there() {
         berth.run(&["image", "import", &archive.to_string_lossy()]);
         let export = berth.dir.dir("export/shared");
         fs::write(export.join("words"), "from the server\n").unwrap();
-        let server = NFS_SERVER.replace("EXPORT", &export.parent().unwrap().to_string_lossy());
-        output(Command::new("sh").args(["-ec", &server]));
+        let server = folder().join("nfs-server");
+        output(Command::new("sh").arg(&server).arg("start").arg(export.parent().unwrap()));
         output(Command::new("sh").args(["-ec", &format!("echo '{APPARMOR}' | apparmor_parser -Kr")]));
         furnish(&mut berth);
         berth.launch();
@@ -221,6 +203,6 @@ fn what_only_the_guest_has_is_proven_there() {
         assert!(wait_until(SOON, || berth.pods().is_empty()), "{:?}", berth.pods());
         berth.finish();
         // Its threads would keep this network alive.
-        output(Command::new("sh").args(["-ec", "echo 0 > /proc/fs/nfsd/threads; umount /proc/fs/nfsd"]));
+        output(Command::new("sh").arg(&server).arg("stop"));
     });
 }
