@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use berth_e2e::conformance::folder;
@@ -14,12 +15,13 @@ use berth_e2e::conformance::table::{Row, Table, pod_with};
 use berth_e2e::containerd::Containerd;
 use berth_e2e::node::{Berth, Half};
 use berth_e2e::registry::Registry as PublicRegistry;
-use berth_e2e::{SOON, image, text, tools, try_output};
+use berth_e2e::{SOON, image, output, text, tools, try_output};
 use berth_testkit::registry::{Auth, Registry};
-use berth_testkit::{Sandbox, TempState, wait_until};
+use berth_testkit::{Sandbox, TempState, skip, wait_until};
 use serde_json::Value;
 
 const WEB: &str = env!("CARGO_BIN_EXE_demo-web");
+const PROBED: &str = env!("CARGO_BIN_EXE_demo-probed");
 
 /// How long a suite may take on a machine that is busy with others.
 const BOUND: Duration = Duration::from_secs(900);
@@ -27,6 +29,10 @@ const BOUND: Duration = Duration::from_secs(900);
 const CONFIG: &str = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nclusterDomain: cluster.local\n";
 /// A profile that refuses to make folders.
 const SECCOMP: &str = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 13}]}"#;
+
+/// A profile of the administrator's, which refuses to read one file.
+const APPARMOR: &str =
+    "profile conformance flags=(attach_disconnected) { file, capability, network, signal, deny /etc/group r, }";
 
 /// A registry on loopback with the image of `layout` as `private/busybox:1`, for who knows the password.
 fn private_registry(layout: &Path) -> Registry {
@@ -46,8 +52,10 @@ fn private_registry(layout: &Path) -> Registry {
     registry
 }
 
-fn scenarios() -> Vec<Scenario> {
-    let all = Scenario::load(&folder().join("scenarios"));
+/// The scenarios of this machine, or those of the guest.
+fn scenarios(guest: bool) -> Vec<Scenario> {
+    let mut all = Scenario::load(&folder().join("scenarios"));
+    all.retain(|s| s.guest.is_some() == guest);
     // For work on one of them.
     match std::env::var("BERTH_SCENARIO") {
         Ok(only) => all.into_iter().filter(|s| s.scenario.contains(&only)).collect(),
@@ -69,16 +77,20 @@ fn the_committed_table_has_one_row_for_each_field_and_is_current() {
     assert!(fs::read_to_string(&path).unwrap_or_default() == text, "docs/conformance.md is not current: BERTH_WRITE_DOCS=1");
 }
 
+fn shown_by_plan(row: &Row) -> bool {
+    matches!(row, Row::Refused(_) | Row::OnlyValue(_) | Row::Meaningless(_))
+}
+
 #[test]
 fn refused_and_meaningless_fields_are_named_with_the_words_of_the_table() {
     let table = table();
     let folder = TempState::new();
     let mut wanted = Vec::new();
-    for (i, (field, path)) in table.paths(|row| matches!(row, Row::Refused(_) | Row::Meaningless(_))).into_iter().enumerate() {
+    for (i, (field, path)) in table.paths(shown_by_plan).into_iter().enumerate() {
         let name = format!("f{i}");
         folder.file(&format!("m/{name}.yaml"), pod_with(&name, &path).to_string());
         let (prefix, message) = match &table.rows[&field] {
-            Row::Refused(message) => ("error", message.clone()),
+            Row::Refused(message) | Row::OnlyValue(message) => ("error", message.clone()),
             Row::Meaningless(_) => ("warning", "has no effect without a control plane".to_owned()),
             other => panic!("{other:?}"),
         };
@@ -118,10 +130,10 @@ fn every_working_field_is_proven_on_a_node_and_missed_when_it_is_taken_out() {
         furnish(&mut berth);
         berth.launch();
         let registry = private_registry(&berth.dir.path().join("layout"));
-        let scenarios = scenarios();
+        let scenarios = scenarios(false);
         let all: Vec<&Scenario> = scenarios.iter().collect();
         let begun = Instant::now();
-        let failures = Runner::new(&berth, berth.crictl(), registry.host()).run(&all, true);
+        let failures = Runner::new(&berth, berth.crictl(), registry.host(), PROBED.as_ref()).run(&all, true);
         println!("MEASURED conformance: {} scenarios in {:?}", all.len(), begun.elapsed());
         assert!(failures.is_empty(), "{} failed:\n{}", failures.len(), failures.join("\n"));
         berth.finish();
@@ -143,16 +155,54 @@ fn the_same_pods_run_over_a_stock_containerd() {
         berth.flags = vec!["--container-runtime-endpoint".into(), format!("unix://{}", containerd.socket().display())];
         furnish(&mut berth);
         berth.launch();
-        let scenarios = scenarios();
+        let scenarios = scenarios(false);
         let (cannot, can): (Vec<&Scenario>, Vec<&Scenario>) = scenarios.iter().partition(|s| s.containerd.is_some());
         for scenario in cannot {
             println!("not over containerd: {}: {}", scenario.scenario, scenario.containerd.as_deref().unwrap());
         }
         let begun = Instant::now();
-        let failures = Runner::new(&berth, containerd.crictl(), registry.host()).run(&can, false);
+        let failures = Runner::new(&berth, containerd.crictl(), registry.host(), PROBED.as_ref()).run(&can, false);
         println!("MEASURED conformance over containerd: {} scenarios in {:?}", can.len(), begun.elapsed());
         assert!(failures.is_empty(), "{} failed:\n{}", failures.len(), failures.join("\n"));
         assert!(wait_until(SOON, || berth.pods().is_empty()), "{:?}", berth.pods());
         berth.kill_agent();
+    });
+}
+
+/// What the guest's kernel has and the machine may lack.
+fn missing() -> Option<&'static str> {
+    let on = |path: &str| fs::read_to_string(path).is_ok_and(|text| text.trim() == "Y");
+    let knows = |name: &str| fs::read_to_string("/proc/filesystems").is_ok_and(|text| text.lines().any(|l| l.ends_with(name)));
+    match () {
+        () if !on("/sys/module/apparmor/parameters/enabled") => Some("AppArmor"),
+        () if !knows("\tnfs4") || !knows("\tnfsd") => Some("an NFS client and server"),
+        () => None,
+    }
+}
+
+#[test]
+fn what_only_the_guest_has_is_proven_there() {
+    if let Some(what) = missing() {
+        skip!("needs {what}: e2e/vm.sh runs this in its guest");
+    }
+    Sandbox::new().shared_root().timeout(Some(BOUND)).test(|| {
+        let mut berth = Berth::prepare(Half::Node);
+        let archive = image::archive(&berth.dir, WEB.as_ref());
+        berth.run(&["image", "import", &archive.to_string_lossy()]);
+        let export = berth.dir.dir("export/shared");
+        fs::write(export.join("words"), "from the server\n").unwrap();
+        let server = folder().join("nfs-server");
+        output(Command::new("sh").arg(&server).arg("start").arg(export.parent().unwrap()));
+        output(Command::new("sh").args(["-ec", &format!("echo '{APPARMOR}' | apparmor_parser -Kr")]));
+        furnish(&mut berth);
+        berth.launch();
+        let scenarios = scenarios(true);
+        let all: Vec<&Scenario> = scenarios.iter().collect();
+        let failures = Runner::new(&berth, berth.crictl(), String::new(), PROBED.as_ref()).run(&all, true);
+        assert!(failures.is_empty(), "{} failed:\n{}\n{}", failures.len(), failures.join("\n"), berth.agent_log());
+        assert!(wait_until(SOON, || berth.pods().is_empty()), "{:?}", berth.pods());
+        berth.finish();
+        // Its threads would keep this network alive.
+        output(Command::new("sh").arg(&server).arg("stop"));
     });
 }

@@ -288,6 +288,22 @@ mod tests {
     }
 
     #[test]
+    fn the_runtime_is_told_the_selinux_labels_of_the_container_or_else_of_the_pod() {
+        let pod = "securityContext: {seLinuxOptions: {user: u, role: r, type: t, level: 's0:c1,c2'}}";
+        let label = |user: &str, role: &str, kind: &str, level: &str| {
+            let [user, role, r#type, level] = [user, role, kind, level].map(str::to_owned);
+            Some(cri::SeLinuxOption { user, role, r#type, level })
+        };
+        let own = ", securityContext: {seLinuxOptions: {type: own_t}}";
+        for (own, expected) in [("", label("u", "r", "t", "s0:c1,c2")), (own, label("", "", "own_t", ""))] {
+            let found = security(&format!("{{{pod}, containers: [{{name: c, image: i{own}}}]}}"), &ImageUser::default()).unwrap();
+            assert_eq!(found.selinux_options, expected);
+        }
+        let sandbox = sandbox_security(&self::pod(&format!("{{{pod}, containers: [{{name: c, image: i}}]}}")));
+        assert_eq!(sandbox.selinux_options, label("u", "r", "t", "s0:c1,c2"));
+    }
+
+    #[test]
     fn run_as_non_root_is_checked_against_pod_and_image() {
         let spec = |user: &str| format!("{{securityContext: {{runAsNonRoot: true{user}}}, containers: [{{name: c, image: i}}]}}");
         let numeric = |uid| ImageUser { uid: Some(uid), username: String::new() };

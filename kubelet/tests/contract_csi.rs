@@ -4,7 +4,6 @@
 
 mod support;
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -32,10 +31,20 @@ struct Driver {
     data: PathBuf,
     endpoint: PathBuf,
     calls: Arc<Mutex<Vec<String>>>,
-    contexts: Arc<Mutex<HashMap<String, String>>>,
+    /// What was asked for last.
+    published: Arc<Mutex<csi::NodePublishVolumeRequest>>,
 }
 
 impl Driver {
+    fn new(node: &Node) -> Driver {
+        Driver {
+            data: node.path("data"),
+            endpoint: node.path("kubelet/plugins/test.csi/csi.sock"),
+            calls: Arc::default(),
+            published: Arc::default(),
+        }
+    }
+
     fn said(&self, text: String) {
         self.calls.lock().unwrap().push(text);
     }
@@ -98,7 +107,7 @@ impl NodeService for Driver {
     async fn node_publish_volume(&self, r: Request<csi::NodePublishVolumeRequest>) -> Answer<csi::NodePublishVolumeResponse> {
         let r = r.into_inner();
         self.said(format!("publish {} {}", &r.volume_id[..6.min(r.volume_id.len())], if r.readonly { "ro" } else { "rw" }));
-        *self.contexts.lock().unwrap() = r.volume_context;
+        *self.published.lock().unwrap() = r.clone();
         let data = self.data.join(&r.volume_id);
         fs::create_dir_all(&data)?;
         let source = if r.staging_target_path.is_empty() { data } else { r.staging_target_path.into() };
@@ -181,6 +190,9 @@ spec:
   containers: [{name: c, image: 'img:1', volumeMounts: [{name: own, mountPath: /v}]}]
 ";
 
+/// A pod's own volume with everything that can be said of one, a field each.
+const SAID: [&str; 4] = ["readOnly: true", "fsType: xfs", "volumeAttributes: {size: small}", "nodePublishSecretRef: {name: key}"];
+
 async fn start(node: &mut Node) {
     let mut config = node.config().await;
     config.timing.retry = Duration::from_millis(200);
@@ -194,12 +206,7 @@ fn is_running(pod: &serde_json::Value) -> bool {
 async fn a_volume_through_its_life() {
     let mut node = Node::new();
     let root = node.path("kubelet");
-    let driver = Driver {
-        data: node.path("data"),
-        endpoint: root.join("plugins/test.csi/csi.sock"),
-        calls: Arc::default(),
-        contexts: Arc::default(),
-    };
+    let driver = Driver::new(&node);
     node.apply("objects.yaml", OBJECTS);
     node.apply("web.yaml", WEB);
     start(&mut node).await;
@@ -220,7 +227,7 @@ async fn a_volume_through_its_life() {
         ),
         (Some("pv"), Some("vol-1"), Some("node-7"), Some("Persistent"))
     );
-    assert_eq!(driver.contexts.lock().unwrap()["csi.storage.k8s.io/pod.name"], "web-n1");
+    assert_eq!(driver.published.lock().unwrap().volume_context["csi.storage.k8s.io/pod.name"], "web-n1");
     let mount = node.cri.lock().configs.values().next().unwrap().mounts[0].clone();
     assert_eq!(Path::new(&mount.host_path), folder.join("mount"));
     use std::os::unix::fs::MetadataExt;
@@ -236,7 +243,7 @@ async fn a_volume_through_its_life() {
     node.wait_pod("inline-n1", "Running", is_running).await;
     assert!(driver.calls().last().unwrap().starts_with("publish csi-") && driver.calls().last().unwrap().ends_with(" ro"));
     {
-        let context = driver.contexts.lock().unwrap();
+        let context = &driver.published.lock().unwrap().volume_context;
         assert_eq!((context["csi.storage.k8s.io/ephemeral"].as_str(), context["size"].as_str()), ("true", "small"));
     }
     driver.calls.lock().unwrap().clear();
@@ -270,6 +277,59 @@ async fn undo_what_a_killed_kubelet_left(root: &Path, driver: &Driver) {
     tokio::task::spawn_blocking(move || collect(&folder, &drivers)).await.unwrap();
     assert_eq!(driver.calls(), ["unstage vol-2"]);
     assert!(!staged.exists() && orphans(root).is_empty());
+}
+
+/// What the driver is told by each of [`SAID`], when all but the field at `left_out` are.
+async fn told_without(node: &mut Node, driver: &Driver, left_out: usize) -> [bool; 4] {
+    let name = format!("inline-{left_out}");
+    let fields: Vec<&str> = SAID.iter().enumerate().filter(|(i, _)| *i != left_out).map(|(_, field)| *field).collect();
+    let volume = format!("{{driver: test.csi, {}}}", fields.join(", "));
+    node.apply(
+        "inline.yaml",
+        &format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 1\n  volumes: [{{name: own, csi: {volume}}}]\n  \
+             containers: [{{name: c, image: 'img:1', volumeMounts: [{{name: own, mountPath: /v}}]}}]\n"
+        ),
+    );
+    let pod = node.wait_pod(&format!("{name}-n1"), "Running", is_running).await;
+    let asked = driver.published.lock().unwrap().clone();
+    let Some(csi::volume_capability::AccessType::Mount(mount)) = asked.volume_capability.unwrap().access_type else { panic!() };
+    let uid = pod["metadata"]["uid"].as_str().unwrap();
+    assert_eq!(asked.volume_context["csi.storage.k8s.io/pod.uid"], uid);
+    let configs = node.cri.lock().configs.clone();
+    let config = configs.values().find(|config| config.labels["io.kubernetes.pod.uid"] == uid).unwrap();
+    assert_eq!(config.mounts[0].readonly, asked.readonly, "the container's mount is as the volume");
+    let told = [
+        asked.readonly,
+        mount.fs_type == "xfs",
+        asked.volume_context.get("size").is_some_and(|size| size == "small"),
+        asked.secrets.get("key").is_some_and(|key| key == "hunter2"),
+    ];
+    assert_eq!(mount.fs_type.is_empty(), !told[1]);
+    node.delete("inline.yaml");
+    node.wait_gone(&format!("{name}-n1")).await;
+    told
+}
+
+async fn each_field_of_an_inline_volume() {
+    let mut node = Node::new();
+    let driver = Driver::new(&node);
+    driver.serve(&node.path("kubelet"));
+    node.apply("objects.yaml", OBJECTS);
+    start(&mut node).await;
+    for left_out in 0..=SAID.len() {
+        let told = told_without(&mut node, &driver, left_out).await;
+        assert_eq!(told, [0, 1, 2, 3].map(|field| field != left_out), "without {:?}", SAID.get(left_out));
+    }
+    node.stop().await;
+}
+
+#[test]
+fn an_inline_volumes_driver_is_told_all_that_the_pod_says() {
+    in_namespaces(|| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(each_field_of_an_inline_volume());
+    });
 }
 
 #[test]

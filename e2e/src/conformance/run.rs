@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::scenario::{Expect, Names, Scenario, at};
 use crate::crictl::Crictl;
-use crate::node::Berth;
+use crate::node::{Berth, is_running};
 use crate::{output, text, try_output};
 
 /// Pods at a time: more only wait for each other.
@@ -41,6 +41,7 @@ struct Active<'s> {
     since: Instant,
     started: Option<Instant>,
     attached: bool,
+    edited: bool,
     /// How often the same was seen: what a log or a status says may come one after the other.
     looks: u32,
 }
@@ -57,13 +58,15 @@ pub struct Runner<'b> {
     berth: &'b Berth,
     crictl: Crictl,
     registry: String,
+    probed: PathBuf,
 }
 
 impl<'b> Runner<'b> {
-    /// `crictl` speaks to the runtime of the pods; `registry` is the address of one that wants a password.
+    /// `crictl` speaks to the runtime of the pods; `registry` is the address of one that wants a password; `probed` is the program
+    /// demo-probed.
     #[must_use]
-    pub fn new(berth: &'b Berth, crictl: Crictl, registry: String) -> Self {
-        Self { berth, crictl, registry }
+    pub fn new(berth: &'b Berth, crictl: Crictl, registry: String, probed: &Path) -> Self {
+        Self { berth, crictl, registry, probed: probed.to_owned() }
     }
 
     /// Runs all scenarios, with `removals` also without each field, and returns what was wrong.
@@ -77,7 +80,7 @@ impl<'b> Runner<'b> {
                 && let Some(job) = queue.pop_front()
             {
                 self.berth.write_manifest(&format!("{}.yaml", job.names.name), &job.text);
-                active.push(Active { job, since: Instant::now(), started: None, attached: false, looks: 0 });
+                active.push(Active { job, since: Instant::now(), started: None, attached: false, edited: false, looks: 0 });
             }
             let pods = self.pods();
             active.retain_mut(|one| {
@@ -107,7 +110,7 @@ impl<'b> Runner<'b> {
             if let Some(command) = &scenario.prepare {
                 output(Command::new("sh").args(["-ec", &names.fill_in(command)]));
             }
-            let text = scenario.manifest(&names, without);
+            let text = scenario.manifest(&names, without, false);
             fs::write(plans.join(format!("{}.yaml", names.name)), &text).unwrap();
             jobs.push(Job { names, scenario, without, text });
         };
@@ -149,6 +152,7 @@ impl<'b> Runner<'b> {
             node_ip: NODE_IP.to_owned(),
             registry: self.registry.clone(),
             namespaces: ["pid", "ipc", "net"].map(namespace).join("\n"),
+            probed: self.probed.clone(),
         }
     }
 
@@ -181,6 +185,17 @@ impl<'b> Runner<'b> {
             one.started.get_or_insert_with(Instant::now);
         }
         self.attach(one, pod);
+        if !scenario.edit.is_empty() && !one.edited {
+            if !is_running(pod) && waited < PATIENCE {
+                return Verdict::Wait;
+            }
+            one.edited = true;
+            // What a field brings about counts from here on.
+            one.started = Some(Instant::now());
+            let text = scenario.manifest(&one.job.names, one.job.without, true);
+            self.berth.write_manifest(&format!("{}.yaml", one.job.names.name), &text);
+            return Verdict::Wait;
+        }
         if !is_settled(scenario, pod) && waited < PATIENCE && one.started.is_none_or(|t| t.elapsed() < VARIANT) {
             return Verdict::Wait;
         }

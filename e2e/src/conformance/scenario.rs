@@ -2,7 +2,8 @@
 //!
 //! A file holds several: each begins with a document that has a `scenario` key and goes on with the documents of its manifest, one
 //! of which is a Pod (one without a kind). In all of them `${NAME}` is the pod's name, `${DIR}` a folder of its own on the node,
-//! `${PORT}` a port of its own, `${NODE_IP}` the node's address, `${REGISTRY}` a registry's, `${NS}` the node's namespaces.
+//! `${PORT}` a port of its own, `${NODE_IP}` the node's address, `${REGISTRY}` a registry's, `${NS}` the node's namespaces,
+//! `${PROBED}` the program demo-probed on the node.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -36,6 +37,12 @@ pub struct Scenario {
     /// A shell command for the node, before the pod is there.
     #[serde(default)]
     pub prepare: Option<String>,
+    /// What is changed in the Pod once it is running, by path.
+    #[serde(default)]
+    pub edit: BTreeMap<String, Value>,
+    /// What of the guest of `e2e/vm.sh` it needs; it is not run elsewhere.
+    #[serde(default)]
+    pub guest: Option<String>,
     /// Why it cannot hold over a stock containerd.
     #[serde(default)]
     pub containerd: Option<String>,
@@ -121,14 +128,21 @@ impl Scenario {
         self.proves.iter().chain(&self.required).map(of).collect()
     }
 
-    /// The manifest under this name, with the field at `without` taken out of the Pod.
+    /// The manifest under this name, with the field at `without` taken out of the Pod, and with the edit where it is `edited`.
+    ///
+    /// # Panics
+    /// When the edit changes what the Pod does not have.
     #[must_use]
-    pub fn manifest(&self, names: &Names, without: Option<&str>) -> String {
+    pub fn manifest(&self, names: &Names, without: Option<&str>, edited: bool) -> String {
         let mut text = String::new();
         for document in &self.documents {
             let mut document = document.clone();
             if document["kind"] == "Pod" {
                 document["metadata"]["name"] = Value::from(names.name.as_str());
+                for (path, value) in self.edit.iter().filter(|_| edited) {
+                    let place = document.pointer_mut(&pointer(path));
+                    *place.unwrap_or_else(|| panic!("{}: the manifest has no {path} to edit", self.scenario)) = value.clone();
+                }
                 if let Some(path) = without {
                     take_out(&mut document, path);
                 }
@@ -156,6 +170,8 @@ pub struct Names {
     pub registry: String,
     /// The node's PID, IPC and network namespace, one a line.
     pub namespaces: String,
+    /// The program demo-probed.
+    pub probed: PathBuf,
 }
 
 impl Names {
@@ -165,7 +181,8 @@ impl Names {
         let port = self.port.to_string();
         let text = text.replace("\"${PORT}\"", &port).replace("${PORT}", &port).replace("${NAME}", &self.name);
         let text = text.replace("${DIR}", &self.dir.to_string_lossy()).replace("${NODE_IP}", &self.node_ip);
-        text.replace("${REGISTRY}", &self.registry).replace("${NS}", &self.namespaces)
+        let text = text.replace("${REGISTRY}", &self.registry).replace("${NS}", &self.namespaces);
+        text.replace("${PROBED}", &self.probed.to_string_lossy())
     }
 }
 
@@ -233,10 +250,13 @@ mod tests {
             ],
             ..Scenario::default()
         };
-        let text = scenario.manifest(&Names { name: "x".into(), ..Names::default() }, Some("spec.a[0].b"));
+        let names = Names { name: "x".into(), ..Names::default() };
+        let text = scenario.manifest(&names, Some("spec.a[0].b"), false);
         assert_eq!(
             text,
             "---\n{\"kind\":\"ConfigMap\",\"metadata\":{\"name\":\"x\"}}\n---\n{\"kind\":\"Pod\",\"metadata\":{\"name\":\"x\"},\"spec\":{\"a\":[{\"c\":2}]}}\n"
         );
+        let edited = Scenario { edit: BTreeMap::from([("spec.a[0].c".to_owned(), json!(3))]), ..scenario };
+        assert!(edited.manifest(&names, Some("spec.a[0].b"), true).contains("{\"a\":[{\"c\":3}]}"));
     }
 }

@@ -24,8 +24,10 @@ pub enum Row {
     Meaningless(String),
     /// It works; a test of Rust shows it, `path::function`.
     Tested(String),
-    /// No test shows that it works, and this is why.
-    Unproven(String),
+    /// It takes one value, which is the default; any other is refused with this message.
+    OnlyValue(String),
+    /// It is carried out, but no machine that the tests run on can show it, and this is why.
+    Unverified(String),
     /// The field that holds this one is refused or meaningless, and that is its row.
     With(String),
 }
@@ -37,7 +39,8 @@ enum Written {
     Refused(String),
     Meaningless(String),
     Tested(String),
-    Unproven(String),
+    OnlyValue(String),
+    Unverified(String),
 }
 
 /// Every field with its row.
@@ -47,6 +50,8 @@ pub struct Table {
     pub model: Model,
     /// The rows by `Type.field`.
     pub rows: BTreeMap<String, Row>,
+    /// The scenarios that run in the guest.
+    in_guest: BTreeSet<String>,
 }
 
 impl Table {
@@ -80,12 +85,13 @@ impl Table {
         let refused = count(|r| matches!(r, Row::Refused(_)));
         let nothing = count(|r| matches!(r, Row::Meaningless(_)));
         let tested = count(|r| matches!(r, Row::Tested(_)));
-        let unproven = count(|r| matches!(r, Row::Unproven(_)));
+        let only = count(|r| matches!(r, Row::OnlyValue(_)));
+        let unverified = count(|r| matches!(r, Row::Unverified(_)));
         let with = count(|r| matches!(r, Row::With(_)));
         let mut text = INTRODUCTION.to_owned();
         let _ = write!(
             text,
-            "\n{} fields: {works} work as scenarios show, {tested} as tests in Rust show, {unproven} are unproven; {refused} are refused, {nothing} are meaningless, {with} belong to a field that is refused or meaningless.\n",
+            "\n{} fields: {works} work as scenarios show, {tested} as tests in Rust show, {only} take one value only, {unverified} are unverified; {refused} are refused, {nothing} are meaningless, {with} belong to a field that is refused or meaningless.\n",
             self.rows.len()
         );
         // The pod first, then what it is made of by name.
@@ -95,11 +101,12 @@ impl Table {
             let _ = write!(text, "\n## {name}\n\n| field | in berth | |\n|---|---|---|\n");
             for field in self.model.types[name].keys() {
                 let (what, proof) = match &self.rows[&format!("{name}.{field}")] {
-                    Row::Works(by) => ("works", by.iter().map(|s| format!("`{s}`")).collect::<Vec<_>>().join(", ")),
+                    Row::Works(by) => ("works", by.iter().map(|s| self.named(s)).collect::<Vec<_>>().join(", ")),
                     Row::Refused(message) => ("refused", message.clone()),
                     Row::Meaningless(why) => ("meaningless", why.clone()),
                     Row::Tested(test) => ("works", format!("`{test}`")),
-                    Row::Unproven(why) => ("unproven", why.clone()),
+                    Row::OnlyValue(message) => ("works", format!("one value; another is refused: {message}")),
+                    Row::Unverified(why) => ("unverified", why.clone()),
                     Row::With(parent) => match &self.rows[parent] {
                         Row::Refused(_) => ("refused", format!("with `{parent}`")),
                         _ => ("meaningless", format!("with `{parent}`")),
@@ -110,15 +117,22 @@ impl Table {
         }
         text
     }
+
+    fn named(&self, scenario: &str) -> String {
+        let place = if self.in_guest.contains(scenario) { " (in the guest)" } else { "" };
+        format!("`{scenario}`{place}")
+    }
 }
 
 const INTRODUCTION: &str = "# Every field of a pod\n\n\
 Made from the API types of Kubernetes 1.36 by a test that fails when a field has no row; do not edit\n\
 (`BERTH_WRITE_DOCS=1 cargo test -p berth-e2e --test conformance table`).\n\n\
 - **works**: the scenarios named (in `e2e/conformance/scenarios`) run on a real `berth node`, and once more with the field taken\n  \
-out, and must fail then. Where a test in Rust is named, that shows it.\n\
+out, and must fail then. Those marked so do it in the guest of `make test-vm` ([what that is](guest.md)), whose kernel has what the\n  \
+machine may lack. Where a test in Rust is named, that shows it. A field that takes one value works as that: `berth plan` refuses\n  \
+another with the words shown.\n\
 - **refused**: a static pod that has the field is refused with this message, which `berth plan` shows with file and line.\n\
-- **unproven**: accepted; no test shows its effect, for the reason given.\n\
+- **unverified**: carried out, but no machine that the tests run on can show it, for the reason given.\n\
 - **meaningless**: nobody is there to act on it without a control plane; `berth plan` and the log name it.\n\n\
 A type that occurs in several places (probes, security contexts) is listed once.\n";
 
@@ -129,7 +143,13 @@ fn join(model: Model, scenarios: &[Scenario], written: BTreeMap<String, Written>
         let row = match row {
             Written::Refused(message) => Row::Refused(message),
             Written::Meaningless(why) => Row::Meaningless(why),
-            Written::Unproven(why) => Row::Unproven(why),
+            Written::OnlyValue(message) => Row::OnlyValue(message),
+            Written::Unverified(why) => {
+                for test in why.split('`').filter(|part| part.contains("::") && !is_test(part)) {
+                    errors.push(format!("{name}: there is no test {test}"));
+                }
+                Row::Unverified(why)
+            }
             Written::Tested(test) => {
                 if !is_test(&test) {
                     errors.push(format!("{name}: there is no test {test}"));
@@ -152,7 +172,17 @@ fn join(model: Model, scenarios: &[Scenario], written: BTreeMap<String, Written>
     let names: BTreeSet<String> = model.names().collect();
     errors.extend(names.iter().filter(|name| !rows.contains_key(*name)).map(|name| format!("{name}: the field has no row")));
     errors.extend(rows.keys().filter(|name| !names.contains(*name)).map(|name| format!("{name}: the row has no field")));
-    if errors.is_empty() { Ok(Table { model, rows }) } else { Err(errors) }
+    let in_guest: BTreeSet<String> = scenarios.iter().filter(|s| s.guest.is_some()).map(|s| s.scenario.clone()).collect();
+    if !in_guest.is_empty() && !runs_in_guest() {
+        errors.push("e2e/vm-tests does not run the scenarios of the guest".to_owned());
+    }
+    if errors.is_empty() { Ok(Table { model, rows, in_guest }) } else { Err(errors) }
+}
+
+/// Whether the guest's tests are those of the scenarios too.
+fn runs_in_guest() -> bool {
+    let text = fs::read_to_string(folder().join("../vm-tests")).unwrap_or_default();
+    text.lines().any(|line| line.starts_with("e2e conformance"))
 }
 
 /// Whether `path::function` names a test of the workspace.
@@ -262,6 +292,12 @@ mod tests {
         assert!(errors.contains(&"PodSpec.hostname: the field has no row".to_owned()));
         // Volumes are refused, so what they hold is too.
         assert!(!errors.iter().any(|e| e.starts_with("RBDVolumeSource.")), "{errors:?}");
+    }
+
+    #[test]
+    fn a_field_that_nothing_shows_is_no_row() {
+        let row = serde_json::from_value::<Written>(json!({"unproven": "no scenario yet"}));
+        assert!(row.unwrap_err().to_string().starts_with("unknown variant"));
     }
 
     #[test]

@@ -2,12 +2,13 @@
 //! carries out. Pure; returns every problem with the path of its field.
 
 mod container;
+mod env;
 mod volume;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, SeccompProfile};
+use k8s_openapi::api::core::v1::{AppArmorProfile, Container, Pod, PodSpec, SeccompProfile};
 
 use self::container::validate_container;
 use self::volume::validate_volumes;
@@ -37,6 +38,13 @@ impl Problems {
             && !allowed.contains(&value)
         {
             self.add(path, format!("{value:?} is not one of {}", allowed.join(", ")));
+        }
+    }
+
+    fn required_one_of(&mut self, path: &str, value: &str, allowed: &[&str]) {
+        match value {
+            "" => self.add(path, "is required"),
+            value => self.one_of(path, Some(value), allowed),
         }
     }
 }
@@ -211,6 +219,7 @@ fn validate_pod_security(spec: &PodSpec, allowed_unsafe_sysctls: &[String], prob
         &["Always", "OnRootMismatch"],
     );
     validate_seccomp(&format!("{base}.seccompProfile"), context.seccomp_profile.as_ref(), problems);
+    validate_apparmor(&format!("{base}.appArmorProfile"), context.app_armor_profile.as_ref(), problems);
     for (i, item) in context.sysctls.iter().flatten().enumerate() {
         let path = format!("{base}.sysctls[{i}].name");
         let host_network = spec.host_network == Some(true);
@@ -238,6 +247,20 @@ fn validate_seccomp(path: &str, profile: Option<&SeccompProfile>, problems: &mut
         }
         ("Localhost", Some(_)) | (_, None) => {}
         _ => problems.add(format!("{path}.localhostProfile"), "may be set only for type Localhost"),
+    }
+}
+
+fn validate_apparmor(path: &str, profile: Option<&AppArmorProfile>, problems: &mut Problems) {
+    let Some(profile) = profile else { return };
+    problems.required_one_of(&format!("{path}.type"), &profile.type_, &["RuntimeDefault", "Unconfined", "Localhost"]);
+    let path = format!("{path}.localhostProfile");
+    match (profile.type_.as_str(), profile.localhost_profile.as_deref()) {
+        ("Localhost", None | Some("")) => problems.add(path, "is required for Localhost"),
+        ("Localhost", Some(name)) if name.trim() != name => {
+            problems.add(path, "must not have leading or trailing whitespace");
+        }
+        ("Localhost", Some(_)) | (_, None) => {}
+        _ => problems.add(path, "may be set only for type Localhost"),
     }
 }
 
@@ -343,6 +366,36 @@ mod tests {
                 container("env: [{name: A, valueFrom: {resourceFieldRef: {resource: limits.gpu}}}]"),
                 "spec.containers[0].env[0].valueFrom.resourceFieldRef.resource",
             ),
+            (
+                container("env: [{name: A, valueFrom: {fieldRef: {apiVersion: v2, fieldPath: metadata.name}}}]"),
+                "spec.containers[0].env[0].valueFrom.fieldRef.apiVersion",
+            ),
+            (
+                "{volumes: [{name: v, downwardAPI: {items: [{path: p, fieldRef: {apiVersion: v2, fieldPath: metadata.name}}]}}], \
+                    containers: [{name: c, image: i}]}"
+                    .to_owned(),
+                "spec.volumes[0].downwardAPI.items[0].fieldRef.apiVersion",
+            ),
+            (container("resizePolicy: [{restartPolicy: NotRequired}]"), "spec.containers[0].resizePolicy[0].resourceName"),
+            (container("resizePolicy: [{resourceName: memory}]"), "spec.containers[0].resizePolicy[0].restartPolicy"),
+            (
+                container("resizePolicy: [{resourceName: hugepages-2Mi, restartPolicy: NotRequired}]"),
+                "spec.containers[0].resizePolicy[0].resourceName",
+            ),
+            (
+                container("resizePolicy: [{resourceName: cpu, restartPolicy: Sometimes}]"),
+                "spec.containers[0].resizePolicy[0].restartPolicy",
+            ),
+            (
+                container(
+                    "resizePolicy: [{resourceName: cpu, restartPolicy: NotRequired}, {resourceName: cpu, restartPolicy: NotRequired}]",
+                ),
+                "spec.containers[0].resizePolicy[1].resourceName",
+            ),
+            (
+                container("restartPolicy: Never, resizePolicy: [{resourceName: cpu, restartPolicy: RestartContainer}]"),
+                "spec.containers[0].resizePolicy[0].restartPolicy",
+            ),
             (container("ports: [{containerPort: 70000}]"), "spec.containers[0].ports[0].containerPort"),
             (
                 container("ports: [{containerPort: 1, hostPort: 5}, {containerPort: 2, hostPort: 5}]"),
@@ -374,6 +427,19 @@ mod tests {
             (
                 container("securityContext: {seccompProfile: {type: Localhost}}"),
                 "spec.containers[0].securityContext.seccompProfile.localhostProfile",
+            ),
+            (
+                container("securityContext: {appArmorProfile: {localhostProfile: p}}"),
+                "spec.containers[0].securityContext.appArmorProfile.type",
+            ),
+            (
+                container("securityContext: {appArmorProfile: {type: Localhost}}"),
+                "spec.containers[0].securityContext.appArmorProfile.localhostProfile",
+            ),
+            (
+                "{securityContext: {appArmorProfile: {type: RuntimeDefault, localhostProfile: p}}, containers: [{name: c, image: i}]}"
+                    .to_owned(),
+                "spec.securityContext.appArmorProfile.localhostProfile",
             ),
             (
                 "{volumes: [{name: v, hostPath: {path: ../x}}], containers: [{name: c, image: i}]}".to_owned(),

@@ -8,6 +8,7 @@ pub mod csi;
 pub mod empty_dir;
 pub mod host_path;
 pub mod mounts;
+mod nfs;
 pub mod ownership;
 pub mod payload;
 mod persistent;

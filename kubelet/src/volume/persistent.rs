@@ -3,17 +3,16 @@
 
 use std::fs;
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use berth_linux::mount::{AttrChange, MountAttrs, MoveMountFlags, fs_context, mount_setattr, move_mount, open_tree};
+use berth_linux::mount::{AttrChange, MountAttrs, MoveMountFlags, mount_setattr, move_mount, open_tree};
 use k8s_openapi::api::core::v1::{HostPathVolumeSource, NFSVolumeSource, PersistentVolume, Volume};
 
 use super::csi::{self, CsiVolume};
 use super::ownership::{self, Ownership};
-use super::{VolumeContext, claim, create_private_dir, empty_dir, host_path, mounts};
+use super::{VolumeContext, claim, create_private_dir, empty_dir, host_path, mounts, nfs};
 use crate::execute::with_causes;
 use crate::pod;
 
@@ -125,7 +124,7 @@ pub(super) fn set_up(context: &VolumeContext<'_>, volume: &Persistent) -> Result
             if mounts::is_mount_point(&target).map_err(|e| format!("look at {}: {e}", target.display()))? {
                 return Ok(());
             }
-            mount_nfs(source, &volume.options, &target, volume.read_only)
+            nfs::mount(source, &volume.options, &target, volume.read_only)
         }
     }
 }
@@ -170,69 +169,11 @@ fn set_up_local(context: &VolumeContext<'_>, path: &Path, target: &Path, read_on
     attach(tree.as_fd(), target, read_only).map_err(|e| failed("mount", &e))
 }
 
-fn attach(mount: std::os::fd::BorrowedFd<'_>, target: &Path, read_only: bool) -> berth_linux::Result<()> {
+/// Puts a mount in its place.
+pub(super) fn attach(mount: std::os::fd::BorrowedFd<'_>, target: &Path, read_only: bool) -> berth_linux::Result<()> {
     if read_only {
         let change = AttrChange { set: MountAttrs::RDONLY, ..AttrChange::default() };
         mount_setattr(mount, Path::new(""), false, change)?;
     }
     move_mount(mount, rustix::fs::CWD, target, MoveMountFlags::empty())
-}
-
-/// The kernel mounts NFS 4 by itself, once it has an address.
-fn mount_nfs(source: &NFSVolumeSource, options: &[String], target: &Path, read_only: bool) -> Result<(), String> {
-    let hosts = fs::read_to_string("/etc/hosts").unwrap_or_default();
-    let address = address_of(&source.server, &hosts)
-        .ok_or_else(|| format!("nfs server {:?} is neither an address nor in /etc/hosts", source.server))?;
-    let failed = |e: &dyn std::error::Error| {
-        let text = with_causes(e);
-        let none = !fs::read_to_string("/proc/filesystems").unwrap_or_default().lines().any(|l| l.ends_with("\tnfs4"));
-        let hint = if none { " (this kernel has no NFS client: module nfsv4)" } else { "" };
-        format!("mount nfs {}:{}: {text}{hint}", source.server, source.path)
-    };
-    let context = fs_context("nfs4").map_err(|e| failed(&e))?;
-    let host = if address.is_ipv6() { format!("[{address}]") } else { address.to_string() };
-    let any = if address.is_ipv6() { "::" } else { "0.0.0.0" };
-    let set = || -> berth_linux::Result<_> {
-        context.set_string("source", format!("{host}:{}", source.path))?;
-        context.set_string("addr", address.to_string())?;
-        context.set_string("clientaddr", any)?;
-        for option in options.iter().flat_map(|o| o.split(',')).filter(|o| !o.is_empty()) {
-            match option.split_once('=') {
-                Some((key, value)) => context.set_string(key, value)?,
-                None => context.set_flag(option)?,
-            };
-        }
-        context.create()?;
-        context.mount(MountAttrs::empty())
-    };
-    let mount = set().map_err(|e| failed(&e))?;
-    attach(mount.as_fd(), target, read_only).map_err(|e| failed(&e))
-}
-
-/// An address, or a name that the hosts file knows.
-fn address_of(server: &str, hosts: &str) -> Option<IpAddr> {
-    let bare = server.trim_start_matches('[').trim_end_matches(']');
-    let named = || {
-        hosts.lines().find_map(|line| {
-            let mut words = line.split('#').next()?.split_whitespace();
-            let address = words.next()?.parse().ok()?;
-            words.any(|name| name == server).then_some(address)
-        })
-    };
-    bare.parse().ok().or_else(named)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn servers_are_addresses_or_names_of_the_hosts_file() {
-        let hosts = "127.0.0.1 localhost # nas\n192.0.2.9 other nas\n";
-        for (server, address) in
-            [("10.0.0.1", Some("10.0.0.1")), ("[fd00::1]", Some("fd00::1")), ("nas", Some("192.0.2.9")), ("no.such", None)]
-        {
-            assert_eq!(address_of(server, hosts).map(|a| a.to_string()).as_deref(), address, "{server}");
-        }
-    }
 }

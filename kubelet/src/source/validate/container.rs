@@ -1,16 +1,14 @@
-//! The rules of one container: names, ports, resources, mounts, security, probes.
+//! The rules of one container: names, ports, resources, mounts, security, probes. Its variables are in [`super::env`].
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, FileKeySelector, HTTPGetAction, PodSpec, Probe, ResourceFieldSelector, ResourceRequirements,
-    VolumeMount,
-};
+use k8s_openapi::api::core::v1::{Container, ContainerPort, HTTPGetAction, PodSpec, Probe, ResourceRequirements, VolumeMount};
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{Problems, is_dns_label, validate_amount, validate_id, validate_seccomp};
+use super::env::validate_env;
+use super::{Problems, is_dns_label, validate_amount, validate_apparmor, validate_id, validate_seccomp};
 use crate::quantity::Amount;
 
 /// One container of a pod.
@@ -41,60 +39,8 @@ pub(super) fn validate_container(
     validate_restarts(path, container, problems);
     validate_lifecycle(path, container, spec, problems);
     validate_calls(path, container, problems);
-    for (i, env) in container.env.iter().flatten().enumerate() {
-        if !crate::env::is_variable_name(&env.name) {
-            problems.add(format!("{path}.env[{i}].name"), format!("{:?} is not an environment variable name", env.name));
-        }
-        if let Some(field) = env.value_from.as_ref().and_then(|v| v.field_ref.as_ref())
-            && !crate::env::is_env_field(&field.field_path)
-        {
-            let message = format!("{:?} is not a field that an environment variable can take", field.field_path);
-            problems.add(format!("{path}.env[{i}].valueFrom.fieldRef.fieldPath"), message);
-        }
-        if let Some(from) = &env.value_from {
-            let kinds = [
-                from.field_ref.is_some(),
-                from.resource_field_ref.is_some(),
-                from.config_map_key_ref.is_some(),
-                from.secret_key_ref.is_some(),
-                from.file_key_ref.is_some(),
-            ];
-            if kinds.iter().filter(|set| **set).count() != 1 {
-                problems.add(format!("{path}.env[{i}].valueFrom"), "must have one source");
-            }
-            let path = format!("{path}.env[{i}].valueFrom");
-            let keys = [
-                ("configMapKeyRef", from.config_map_key_ref.as_ref().map(|r| &r.key)),
-                ("secretKeyRef", from.secret_key_ref.as_ref().map(|r| &r.key)),
-            ];
-            for (field, _) in keys.iter().filter(|(_, key)| key.is_some_and(String::is_empty)) {
-                problems.add(format!("{path}.{field}.key"), "is required");
-            }
-            if let Some(file) = &from.file_key_ref {
-                validate_file_key(&format!("{path}.fileKeyRef"), file, spec, problems);
-            }
-            if let Some(resource) = &from.resource_field_ref {
-                validate_resource_field(&format!("{path}.resourceFieldRef"), resource, problems);
-            }
-        }
-        let value = env.value.as_deref().unwrap_or_default();
-        if env.value_from.is_some() && !value.is_empty() {
-            problems.add(format!("{path}.env[{i}]"), "may not have both value and valueFrom");
-        }
-    }
-    for (i, source) in container.env_from.iter().flatten().enumerate() {
-        let path = format!("{path}.envFrom[{i}]");
-        let names = [source.config_map_ref.as_ref().map(|r| &r.name), source.secret_ref.as_ref().map(|r| &r.name)];
-        match names.into_iter().flatten().collect::<Vec<_>>()[..] {
-            [name] if !name.is_empty() => {}
-            [_] => problems.add(path.clone(), "needs a name"),
-            _ => problems.add(path.clone(), "must have one of configMapRef and secretRef"),
-        }
-        let prefix = source.prefix.as_deref().unwrap_or_default();
-        if !prefix.is_empty() && !crate::env::is_variable_name(prefix) {
-            problems.add(format!("{path}.prefix"), format!("{prefix:?} cannot begin an environment variable name"));
-        }
-    }
+    validate_env(path, container, spec, problems);
+    validate_resize_policy(path, container, spec, problems);
     validate_ports(path, container.ports.as_deref().unwrap_or_default(), spec, problems);
     validate_resources(&format!("{path}.resources"), container.resources.as_ref(), problems);
     validate_mounts(path, container, volumes, problems);
@@ -296,24 +242,24 @@ fn validate_resources(path: &str, resources: Option<&ResourceRequirements>, prob
     }
 }
 
-/// A file of variables: in an emptyDir, where a container of the pod has written it.
-fn validate_file_key(path: &str, from: &FileKeySelector, spec: &PodSpec, problems: &mut Problems) {
-    match spec.volumes.iter().flatten().find(|volume| volume.name == from.volume_name) {
-        None => problems.add(format!("{path}.volumeName"), format!("no volume is called {:?}", from.volume_name)),
-        Some(volume) if volume.empty_dir.is_none() => {
-            problems.add(format!("{path}.volumeName"), "must be an emptyDir volume");
+/// Which resources may change in the running container. One that is never started again cannot be restarted for it.
+fn validate_resize_policy(path: &str, container: &Container, spec: &PodSpec, problems: &mut Problems) {
+    let mut resources = BTreeSet::new();
+    let own = container.restart_policy.as_deref().or(spec.restart_policy.as_deref());
+    for (i, policy) in container.resize_policy.iter().flatten().enumerate() {
+        let path = format!("{path}.resizePolicy[{i}]");
+        let (name, restart) = (policy.resource_name.as_str(), policy.restart_policy.as_str());
+        problems.required_one_of(&format!("{path}.resourceName"), name, &["cpu", "memory"]);
+        problems.required_one_of(&format!("{path}.restartPolicy"), restart, &["NotRequired", "RestartContainer"]);
+        if !resources.insert(name) {
+            problems.add(format!("{path}.resourceName"), format!("{name:?} is used twice"));
         }
-        Some(_) => {}
-    }
-    if from.path.is_empty() || !crate::volume::sub_path::is_sub_path(&from.path) {
-        problems.add(format!("{path}.path"), "must be a relative path without '..'");
-    }
-    if !crate::env::is_variable_name(&from.key) {
-        problems.add(format!("{path}.key"), format!("{:?} is not an environment variable name", from.key));
+        if restart == "RestartContainer" && own == Some("Never") {
+            problems.add(format!("{path}.restartPolicy"), "must be NotRequired where restartPolicy is Never");
+        }
     }
 }
 
-/// What a value of a container's resources may be: the API's resources and divisors.
 /// What probes and hooks call: ports and headers.
 fn validate_calls(path: &str, container: &Container, problems: &mut Problems) {
     let probes = [
@@ -356,19 +302,6 @@ fn validate_port(path: &str, port: &IntOrString, problems: &mut Problems) {
 fn is_port_name(name: &str) -> bool {
     let letters = name.chars().any(|c| c.is_ascii_lowercase());
     name.len() <= 15 && is_dns_label(name) && letters && !name.contains("--")
-}
-
-pub(super) fn validate_resource_field(path: &str, from: &ResourceFieldSelector, problems: &mut Problems) {
-    let name = from.resource.strip_prefix("limits.").or_else(|| from.resource.strip_prefix("requests.")).unwrap_or_default();
-    if !matches!(name, "cpu" | "memory" | "ephemeral-storage") && !name.starts_with("hugepages-") {
-        problems.add(format!("{path}.resource"), format!("{:?} is not a resource that a field can show", from.resource));
-    }
-    let divisor = from.divisor.as_ref().map_or("0", |divisor| divisor.0.as_str());
-    let bytes = ["0", "1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
-    let allowed: &[&str] = if name == "cpu" { &["0", "1", "1m"] } else { &bytes };
-    if !allowed.contains(&divisor) {
-        problems.add(format!("{path}.divisor"), format!("{divisor:?} is not one of {}", allowed[1..].join(", ")));
-    }
 }
 
 fn validate_mounts(path: &str, container: &Container, volumes: &BTreeSet<&str>, problems: &mut Problems) {
@@ -428,6 +361,7 @@ fn validate_container_security(path: &str, container: &Container, spec: &PodSpec
         problems.add(format!("{base}.procMount"), "Unmasked needs hostUsers: false");
     }
     validate_seccomp(&format!("{base}.seccompProfile"), context.seccomp_profile.as_ref(), problems);
+    validate_apparmor(&format!("{base}.appArmorProfile"), context.app_armor_profile.as_ref(), problems);
     if context.allow_privilege_escalation == Some(false) {
         if context.privileged == Some(true) {
             problems.add(format!("{base}.allowPrivilegeEscalation"), "cannot be false when privileged is true");

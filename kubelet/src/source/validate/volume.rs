@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, PodSpec, Volume};
 
-use super::container::validate_resource_field;
+use super::env::{validate_field, validate_resource_field};
 use super::{Problems, is_dns_label, validate_amount};
 use crate::quantity::Amount;
 use crate::volume::atomic::is_inside;
@@ -167,6 +167,9 @@ fn validate_downward(path: &str, items: &[DownwardAPIVolumeFile], problems: &mut
         let path = format!("{path}.items[{i}]");
         validate_path(&format!("{path}.path"), &item.path, &mut taken, problems);
         validate_mode(&format!("{path}.mode"), item.mode, problems);
+        if let Some(field) = &item.field_ref {
+            validate_field(&format!("{path}.fieldRef"), field, problems);
+        }
         match (&item.field_ref, &item.resource_field_ref) {
             (Some(field), None) if is_volume_field(&field.field_path) => {}
             (Some(field), None) => {
