@@ -25,8 +25,8 @@ fn pod(name: &str, notes: &Path) -> String {
     let container = |c: &str| {
         format!(
             "  - name: {c}\n    image: {}\n    command: [sh, -c, 'trap \"echo {name}/{c} term >> /notes/all; {ending}\" TERM; \
-             echo {name}/{c} start >> /notes/all; while :; do sleep 0.1; done']\n    \
-             lifecycle: {{preStop: {{exec: {{command: [sh, -c, 'sleep 0.5; echo {name}/{c} hook >> /notes/all']}}}}}}\n    \
+             echo {name}/{c} start >> /notes/all; while :; do usleep 100000; done']\n    \
+             lifecycle: {{preStop: {{exec: {{command: [sh, -c, 'usleep 500000; echo {name}/{c} hook >> /notes/all']}}}}}}\n    \
              volumeMounts: [{{name: notes, mountPath: /notes}}]\n",
             image::BUSYBOX_IMAGE
         )
@@ -99,7 +99,7 @@ fn down_and_up(mut node: Berth, runtime: impl Fn(&Berth) -> berth_e2e::crictl::C
 
 #[test]
 fn a_node_that_goes_down_ends_each_container_in_its_turn_and_has_each_pod_once_afterwards() {
-    Sandbox::new().test(|| {
+    Sandbox::new().shared_root().test(|| {
         let node = Berth::prepare(Half::Node);
         let archive = image::archive(&node.dir, WEB.as_ref());
         node.run(&["image", "import", &archive.to_string_lossy()]);
@@ -109,11 +109,13 @@ fn a_node_that_goes_down_ends_each_container_in_its_turn_and_has_each_pod_once_a
 
 #[test]
 fn a_kubelet_over_another_runtime_ends_each_container_in_its_turn_too() {
-    Sandbox::new().test(|| {
+    Sandbox::new().shared_root().test(|| {
         let cri = Berth::start(Half::Cri, WEB);
         let mut kubelet = Berth::prepare(Half::Kubelet);
         kubelet.flags = vec!["--container-runtime-endpoint".into(), format!("unix://{}", cri.socket().display())];
         let mut kubelet = down_and_up(kubelet, |_| cri.crictl());
+        PODS.iter().for_each(|name| kubelet.remove_manifest(&format!("{name}.yaml")));
+        assert!(wait_until(SOON * 2, || kubelet.pods().is_empty()), "{:?}", kubelet.pods());
         kubelet.kill_agent();
         cri.finish();
     });

@@ -52,7 +52,7 @@ const STARTS: &[f64] =
 macro_rules! families {
     ($($(#[$doc:meta])* $constant:ident = $name:literal ($help:literal) $labels:expr, $buckets:expr $(, $gauge:literal)?;)*) => {
         $($(#[$doc])* pub static $constant: Family =
-            Family { name: $name, help: $help, labels: &$labels, buckets: $buckets, gauge: false $(|| $gauge)? };)*
+            Family { name: $name, help: $help, labels: &$labels, buckets: $buckets, gauge: [$($gauge,)? false][0] };)*
         /// All of them, for `/metrics`; the probes' are on a page of their own.
         pub(crate) static ALL: &[&Family] = &[$(&$constant),*];
     };
