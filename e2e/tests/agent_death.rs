@@ -164,8 +164,10 @@ fn assert_rhythm(looks: &[f64], deaths: &[Death]) -> (usize, usize, f64) {
 /// A few rounds; `KILL_ROUNDS=50` in the soak.
 #[test]
 fn an_agent_that_is_killed_again_and_again_under_load_shows_in_no_status_and_loses_no_line() {
-    Sandbox::new().test(|| {
-        let rounds: usize = std::env::var("KILL_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(5);
+    let rounds: usize = std::env::var("KILL_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(5);
+    // A round takes some seconds on a machine with a lot to do.
+    let patience = SOON * 4 + Duration::from_secs(8) * u32::try_from(rounds).unwrap();
+    Sandbox::new().timeout(Some(patience)).test(|| {
         let mut node = Berth::start(Half::Node, WEB);
         let probe = format!(
             "    readinessProbe: {{exec: {{command: ['true']}}, periodSeconds: 1, timeoutSeconds: 30}}\n  - name: web\n    \
