@@ -118,11 +118,11 @@ fn ranges_in_use(proc: &Path) -> BTreeSet<u32> {
     maps.flat_map(|map| map.lines().flat_map(ranges_of).collect::<Vec<_>>()).collect()
 }
 
-/// The ranges that one line of a map touches: IDs inside, IDs of the host, how many. The host's own map is no pod's.
+/// The ranges that one line of a map touches: IDs inside, IDs of the host, how many. Who keeps the host's numbers takes none away.
 fn ranges_of(line: &str) -> Vec<u32> {
     let mut numbers = line.split_whitespace().map(|number| number.parse::<u64>().unwrap_or(0));
-    let (Some(_), Some(first), Some(length)) = (numbers.next(), numbers.next(), numbers.next()) else { return Vec::new() };
-    if first == 0 || length == 0 {
+    let (Some(inside), Some(first), Some(length)) = (numbers.next(), numbers.next(), numbers.next()) else { return Vec::new() };
+    if inside == first || length == 0 {
         return Vec::new();
     }
     let length_of_all = u64::from(LENGTH);
@@ -221,7 +221,7 @@ mod tests {
             assert!(!others[..n].contains(first), "{others:?}");
         }
         let root = tempfile::tempdir().unwrap();
-        for (pid, map) in [("1", "0 0 4294967295"), ("20", "0 65536 65536"), ("21", "0 200000 65536"), ("self", "x")] {
+        for (pid, map) in [("1", "0 0 4294967295"), ("2", "1 1 4294967294"), ("20", "0 65536 65536"), ("21", "0 200000 65536"), ("self", "x")] {
             fs::create_dir_all(root.path().join("proc").join(pid)).unwrap();
             fs::write(root.path().join("proc").join(pid).join("uid_map"), format!("{map}\n")).unwrap();
         }
