@@ -221,7 +221,9 @@ mod tests {
             assert!(!others[..n].contains(first), "{others:?}");
         }
         let root = tempfile::tempdir().unwrap();
-        for (pid, map) in [("1", "0 0 4294967295"), ("2", "1 1 4294967294"), ("20", "0 65536 65536"), ("21", "0 200000 65536"), ("self", "x")] {
+        for (pid, map) in
+            [("1", "0 0 4294967295"), ("2", "1 1 4294967294"), ("20", "0 65536 65536"), ("21", "0 200000 65536"), ("self", "x")]
+        {
             fs::create_dir_all(root.path().join("proc").join(pid)).unwrap();
             fs::write(root.path().join("proc").join(pid).join("uid_map"), format!("{map}\n")).unwrap();
         }
