@@ -176,11 +176,11 @@ async fn a_turn_that_came_while_the_kubelet_was_starting_is_made_up_for_and_the_
     node.stop().await;
     assert_eq!(seconds(&node, "is-ready"), [3, 13]);
     // The runtime answers so late that the turn at 23 s is over.
-    node.cri.hold("ListPodSandbox");
+    node.cri.hold("Version");
     let again = config(&node, start).await;
     node.start_with(again);
     tokio::time::sleep(Duration::from_secs(10)).await;
-    node.cri.release("ListPodSandbox");
+    node.cri.release("Version");
     node.cri.wait("more looks", |s| s.calls.iter().filter(|(_, c)| c.ends_with("is-ready")).count() >= 5).await;
     let all = seconds(&node, "is-ready");
     assert!((24..=27).contains(&all[2]), "{all:?}");
