@@ -7,7 +7,7 @@ HERE=$(cd "$(dirname "$0")" && pwd)
 cd "$HERE/.."
 for round in $(seq "${ROUNDS:-10}"); do
   begun=$SECONDS
-  KILL_ROUNDS=50 cargo test -q -p berth-e2e --tests > target/soak.log 2>&1 || { tail -n 80 target/soak.log; exit 1; }
+  KILL_ROUNDS=50 LOG_ROTATIONS=100 cargo test -q -p berth-e2e --tests > target/soak.log 2>&1 || { tail -n 80 target/soak.log; exit 1; }
   "$HERE/critest.sh" berth > target/soak.log 2>&1 || { cat target/soak.log; exit 1; }
   echo "round $round: $((SECONDS - begun)) s, $(tail -n 1 target/soak.log), cgroups left: $(find /sys/fs/cgroup -maxdepth 3 -name '*berth*' | wc -l)"
 done

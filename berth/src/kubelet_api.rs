@@ -7,6 +7,8 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
+use crate::kubelet_why::Problems;
+
 /// One GET over a unix socket, for a server that closes the connection behind its reply.
 async fn get(mut stream: UnixStream, path: &str) -> Result<Vec<u8>> {
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes()).await?;
@@ -49,7 +51,7 @@ pub async fn pods(socket: &Path) -> Result<Option<Value>> {
 ///
 /// # Errors
 /// When it answers with something else.
-pub async fn problems(socket: &Path) -> Result<Option<Value>> {
+pub async fn problems(socket: &Path) -> Result<Option<Problems>> {
     let Ok(stream) = UnixStream::connect(socket).await else { return Ok(None) };
     serde_json::from_slice(&get(stream, "/problems").await?).context("reading the kubelet's problems").map(Some)
 }

@@ -1,12 +1,55 @@
 //! Why a pod is as it is, in the kubelet's words: its status, what keeps it from going on, and manifests that were refused. Pure:
 //! what was asked of the kubelet comes in, answers come out.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+
+/// What the kubelet answers to `/problems`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Problems {
+    /// Manifests that it refuses, in words.
+    pub problems: Vec<String>,
+    /// What keeps pods from going on, by UID.
+    pub pods: BTreeMap<String, Trouble>,
+    /// What it is doing for containers, by their pods' UIDs.
+    pub doing: BTreeMap<String, Doing>,
+}
+
+/// What keeps a pod from going on.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Trouble {
+    /// In one word.
+    pub reason: String,
+    /// In words.
+    pub message: String,
+}
+
+/// What the kubelet is doing for a pod's containers, and has done to them, that no status has.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Doing {
+    /// Images under way, by container.
+    pub pulling: BTreeMap<String, Pull>,
+    /// By container ID: the probe that had it stopped.
+    pub condemned: BTreeMap<String, String>,
+}
+
+/// An image that is being pulled.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Pull {
+    /// As the pod names it.
+    pub image: String,
+    /// Since when, RFC 3339.
+    pub since: String,
+}
 
 /// A container of a pod as the kubelet sees it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -125,24 +168,23 @@ fn starts_in(status: &Value, now: OffsetDateTime) -> Option<i64> {
 }
 
 /// The probe that had the run stopped that a state or status names by its container's id.
-fn condemned_by<'a>(doing: Option<&'a Value>, of: &Value) -> Option<&'a str> {
+fn condemned_by<'a>(doing: Option<&'a Doing>, of: &Value) -> Option<&'a str> {
     let id = text(of, "/containerID").rsplit('/').next()?;
-    doing?.get("condemned")?.get(id)?.as_str()
+    doing?.condemned.get(id).map(String::as_str)
 }
 
 /// What the kubelet does for a container, or to it, at this moment.
-fn doing_for(status: &Value, doing: Option<&Value>, now: OffsetDateTime) -> Option<String> {
-    if let Some(pull) = doing.and_then(|d| d.get("pulling")?.get(text(status, "/name"))) {
-        let since = text(pull, "/since");
+fn doing_for(status: &Value, doing: Option<&Doing>, now: OffsetDateTime) -> Option<String> {
+    if let Some(Pull { image, since }) = doing.and_then(|d| d.pulling.get(text(status, "/name"))) {
         let age = OffsetDateTime::parse(since, &Rfc3339).map_or(0, |at| (now - at).whole_seconds().max(0));
-        return Some(format!("pulling {} since {since} ({age} s)", text(pull, "/image")));
+        return Some(format!("pulling {image} since {since} ({age} s)"));
     }
     status.pointer("/state/running")?;
     let probe = condemned_by(doing, status)?;
     Some(format!("it failed its {probe} probe and is being stopped"))
 }
 
-fn container(status: &Value, doing: Option<&Value>, now: OffsetDateTime) -> Container {
+fn container(status: &Value, doing: Option<&Doing>, now: OffsetDateTime) -> Container {
     let state = ["waiting", "running", "terminated"].into_iter().find(|s| status.pointer(&format!("/state/{s}")).is_some());
     let state = state.unwrap_or("waiting");
     let of = |field: &str| text(status, &format!("/state/{state}/{field}")).to_owned();
@@ -183,19 +225,21 @@ fn statuses(pod: &Value) -> impl Iterator<Item = &Value> {
         .flatten()
 }
 
-fn pod_why(pod: &Value, (trouble, doing): (Option<&Value>, Option<&Value>), now: OffsetDateTime) -> PodWhy {
-    let of_trouble = |field: &str| trouble.map_or("", |t| text(t, field));
+fn pod_why(pod: &Value, problems: &Problems, now: OffsetDateTime) -> PodWhy {
+    let uid = text(pod, "/metadata/uid");
+    let trouble = problems.pods.get(uid).cloned().unwrap_or_default();
+    let doing = problems.doing.get(uid);
     let either = |first: &str, second: &str| if first.is_empty() { second.to_owned() } else { first.to_owned() };
     PodWhy {
         kind: "pod",
         name: format!("{}/{}", text(pod, "/metadata/namespace"), text(pod, "/metadata/name")),
-        id: text(pod, "/metadata/uid").to_owned(),
+        id: uid.to_owned(),
         state: match text(pod, "/metadata/deletionTimestamp") {
             "" => either(text(pod, "/status/phase"), "Pending"),
             _ => "Terminating".to_owned(),
         },
-        reason: either(text(pod, "/status/reason"), of_trouble("/reason")),
-        message: either(text(pod, "/status/message"), of_trouble("/message")),
+        reason: either(text(pod, "/status/reason"), &trouble.reason),
+        message: either(text(pod, "/status/message"), &trouble.message),
         source: "kubelet",
         containers: statuses(pod).map(|status| container(status, doing, now)).collect(),
     }
@@ -216,22 +260,14 @@ fn refused(problem: &str) -> PodWhy {
 
 /// What the kubelet says of `wanted`. `pods` are the list that it serves, `problems` what it says keeps it from doing as told. A
 /// refused manifest is meant by its file's name or by what the refusal names.
-pub fn explain(pods: &Value, problems: &Value, wanted: &str, now: OffsetDateTime) -> Vec<PodWhy> {
+pub fn explain(pods: &Value, problems: &Problems, wanted: &str, now: OffsetDateTime) -> Vec<PodWhy> {
     let items = pods.get("items").and_then(Value::as_array).into_iter().flatten();
-    let of_pod = |kind: &str, pod: &Value| problems.get(kind).and_then(|all| all.get(text(pod, "/metadata/uid")));
-    let mut answers: Vec<PodWhy> = items
-        .filter(|pod| is_meant(pod, wanted))
-        .map(|pod| pod_why(pod, (of_pod("pods", pod), of_pod("doing", pod)), now))
-        .collect();
+    let mut answers: Vec<PodWhy> = items.filter(|pod| is_meant(pod, wanted)).map(|pod| pod_why(pod, problems, now)).collect();
     // A pod runs on as it was when its manifest is refused: then both are told.
     let name = wanted.rsplit('/').next().unwrap_or(wanted);
-    answers.extend(refusals(problems).filter(|problem| !name.is_empty() && problem.contains(name)).map(refused));
+    let told = problems.problems.iter().filter(|problem| !name.is_empty() && problem.contains(name));
+    answers.extend(told.map(|problem| refused(problem)));
     answers
-}
-
-/// All refused manifests.
-pub fn refusals(problems: &Value) -> impl Iterator<Item = &str> {
-    problems.get("problems").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
 }
 
 #[cfg(test)]
@@ -243,6 +279,10 @@ mod tests {
         OffsetDateTime::parse("2026-01-01T00:01:00Z", &Rfc3339).expect("a time")
     }
 
+    fn problems(answer: Value) -> Problems {
+        serde_json::from_value(answer).expect("an answer to /problems")
+    }
+
     fn pod(status: Value) -> Value {
         json!({"items": [{"metadata": {"name": "web-e2e", "namespace": "default", "uid": "0f8fad5b"}, "status": status}]})
     }
@@ -252,7 +292,7 @@ mod tests {
         let status = json!({"phase": "Running", "containerStatuses": [{"name": "app", "restartCount": 4,
             "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 1m20s restarting failed container=app pod=web"}},
             "lastState": {"terminated": {"exitCode": 3, "reason": "Error", "finishedAt": "2026-01-01T00:00:30Z"}}}]});
-        let answers = explain(&pod(status), &json!({}), "web-e2e", now());
+        let answers = explain(&pod(status), &Problems::default(), "web-e2e", now());
         assert_eq!(answers[0].containers[0].starts_in_seconds, Some(50));
         let text = answers[0].to_string();
         for part in ["CrashLoopBackOff: back-off 1m20s", "starts again in 50 s", "ended with 3 (Error)", "restarts: 4"] {
@@ -267,7 +307,7 @@ mod tests {
     fn a_pull_under_way_and_the_probe_that_ended_a_run_are_named() {
         let told = |status: Value, doing: Value| {
             let status = json!({"phase": "Pending", "containerStatuses": [status]});
-            explain(&pod(status), &json!({"doing": {"0f8fad5b": doing}}), "web-e2e", now())[0].to_string()
+            explain(&pod(status), &problems(json!({"doing": {"0f8fad5b": doing}})), "web-e2e", now())[0].to_string()
         };
         let waits = json!({"name": "app", "state": {"waiting": {"reason": "ContainerCreating"}}});
         let text = told(waits, json!({"pulling": {"app": {"image": "r.example/big:1", "since": "2026-01-01T00:00:30Z"}}}));
@@ -290,8 +330,8 @@ mod tests {
 
     #[test]
     fn what_keeps_a_whole_pod_from_going_on_is_told_with_it() {
-        let problems =
-            json!({"problems": [], "pods": {"0f8fad5b": {"reason": "FailedMount", "message": "configmap \"c\" not found"}}});
+        let trouble = json!({"reason": "FailedMount", "message": "configmap \"c\" not found"});
+        let problems = problems(json!({"problems": [], "pods": {"0f8fad5b": trouble}, "doing": {}}));
         let answers = explain(&pod(json!({"phase": "Pending"})), &problems, "default/web-e2e", now());
         assert!(answers[0].to_string().contains("kubelet:    FailedMount: configmap \"c\" not found"), "{}", answers[0]);
     }
@@ -299,7 +339,7 @@ mod tests {
     #[test]
     fn a_pod_is_meant_by_name_container_or_id_and_a_refused_manifest_by_its_file() {
         let pods = pod(json!({"phase": "Running", "containerStatuses": [{"name": "app", "containerID": "berth://cafe1234"}]}));
-        let problems = json!({"problems": ["/m/bad.yaml:3: spec.foo: unknown"]});
+        let problems = problems(json!({"problems": ["/m/bad.yaml:3: spec.foo: unknown"]}));
         for (wanted, want) in [
             ("web-e2e", 1),
             ("default/web-e2e", 1),

@@ -93,6 +93,9 @@ pub struct KubeletNote {
     pub kubelet_root: PathBuf,
     /// Where the pods' cgroups hang.
     pub cgroup_root: Option<String>,
+    /// How many seconds its pods may take to end at a SIGTERM; 0: they go on.
+    #[serde(default)]
+    pub shutdown_seconds: u64,
 }
 
 fn note_path(state: &Path) -> PathBuf {

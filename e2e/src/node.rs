@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use berth_testkit::sandbox::NODE_IP;
 use berth_testkit::{TempState, wait_for, wait_until};
@@ -138,6 +139,16 @@ impl Berth {
         let mut child = self.child.take().expect("the agent runs");
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    /// SIGTERM to the agent; whether it ended in time.
+    pub fn terminate_agent(&mut self, within: Duration) -> bool {
+        let mut child = self.child.take().expect("the agent runs");
+        let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        let ended = wait_until(within, || child.try_wait().unwrap().is_some());
+        self.child = (!ended).then_some(child);
+        ended
     }
 
     /// Writes a manifest at once, as editors that rename do.

@@ -3,12 +3,13 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use berth_e2e::cri::{PidShape, run_pod};
 use berth_e2e::node::{Berth, Half, container_ids, is_running, restarts};
 use berth_e2e::{SOON, output};
 use berth_testkit::{Sandbox, report_measured, wait_until};
+use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
 const WEB: &str = env!("CARGO_BIN_EXE_demo-web");
@@ -97,15 +98,83 @@ fn readiness(pods: &[Value]) -> Vec<(String, String, String, i64)> {
     all
 }
 
+/// Seconds between the looks of the probe that is followed.
+const PERIOD: f64 = 3.0;
+/// How far from its turn a look may arrive on a machine with a lot to do. Far less than the period: looks that keep no turns are
+/// outside.
+const SLACK: f64 = 0.6;
+
+/// Seconds since the epoch.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
+}
+
+/// When a line that begins with a time stamp was written, in seconds since the epoch.
+fn written_at(line: &str) -> Option<f64> {
+    let stamp: Timestamp = line.split(' ').next()?.parse().ok()?;
+    Some(stamp.as_nanosecond() as f64 / 1e9)
+}
+
+/// When the looks arrived at the probed server of a pod, by the time stamps of its own log.
+fn looks(node: &Berth, n: usize) -> Vec<f64> {
+    let logs = fs::read_dir(node.dir.path().join("logs")).unwrap().flatten();
+    let pod = logs.map(|e| e.path()).find(|path| path.to_string_lossy().contains(&format!("_count-{n}-e2e_"))).unwrap();
+    let text = fs::read_to_string(pod.join("web/0.log")).unwrap();
+    text.lines().filter(|line| line.ends_with("/probe")).filter_map(written_at).collect()
+}
+
+/// One death of the agent, in seconds since the epoch.
+#[derive(Debug)]
+struct Death {
+    killed: f64,
+    /// The next kubelet began.
+    began: f64,
+    /// It had taken up the pods.
+    answered: f64,
+}
+
+impl Death {
+    fn around(&self, turn: f64, until: f64) -> bool {
+        (self.killed - SLACK / 2.0..until + SLACK / 2.0).contains(&turn)
+    }
+}
+
+/// Each turn since the first look was kept by one look, in time or, where the kubelet was starting, as soon as it had; only a turn that
+/// came while there was no kubelet may have been left out. How many were kept, how many left out, and the longest time between looks.
+fn assert_rhythm(looks: &[f64], deaths: &[Death]) -> (usize, usize, f64) {
+    let (first, last) = (looks[0], looks.last().unwrap());
+    let (mut kept, mut left_out) = (0, 0);
+    for turn in (0..).map(|n| first + f64::from(n) * PERIOD).take_while(|turn| turn <= last) {
+        let of_turn: Vec<_> = looks.iter().filter(|look| (turn - SLACK..turn + PERIOD - SLACK).contains(*look)).collect();
+        let told = || format!("{:.2} s after the first: {looks:?}\n{deaths:?}", turn - first);
+        match of_turn[..] {
+            [] => assert!(deaths.iter().any(|death| death.around(turn, death.began)), "no look {}", told()),
+            [look] => {
+                let starting = deaths.iter().any(|death| death.around(turn, death.answered) && *look < death.answered + SLACK);
+                assert!(*look <= turn + SLACK || starting, "a look out of turn {}", told());
+            }
+            _ => panic!("several looks {}", told()),
+        }
+        (kept, left_out) = (kept + of_turn.len(), left_out + usize::from(of_turn.is_empty()));
+    }
+    let longest = looks.windows(2).map(|two| two[1] - two[0]).fold(0.0, f64::max);
+    (kept, left_out, longest)
+}
+
 /// A few rounds; `KILL_ROUNDS=50` in the soak.
 #[test]
 fn an_agent_that_is_killed_again_and_again_under_load_shows_in_no_status_and_loses_no_line() {
-    Sandbox::new().test(|| {
-        let rounds: usize = std::env::var("KILL_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(5);
+    let rounds: usize = std::env::var("KILL_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(5);
+    // A round takes some seconds on a machine with a lot to do.
+    let patience = SOON * 4 + Duration::from_secs(8) * u32::try_from(rounds).unwrap();
+    Sandbox::new().timeout(Some(patience)).test(|| {
         let mut node = Berth::start(Half::Node, WEB);
-        let probe = "    readinessProbe: {exec: {command: ['true']}, periodSeconds: 1, timeoutSeconds: 30}\n";
+        let probe = format!(
+            "    readinessProbe: {{exec: {{command: ['true']}}, periodSeconds: 1, timeoutSeconds: 30}}\n  - name: web\n    \
+             image: berth.test/web:1\n    livenessProbe: {{httpGet: {{path: /probe, port: 8080}}, periodSeconds: {PERIOD}, timeoutSeconds: 30}}\n"
+        );
         for n in 0..PODS {
-            node.write_manifest(&format!("count-{n}.yaml"), &(counting_pod(n) + probe));
+            node.write_manifest(&format!("count-{n}.yaml"), &(counting_pod(n) + &probe));
         }
         let all_ready = |pods: &[Value]| {
             let found = readiness(pods);
@@ -120,26 +189,55 @@ fn an_agent_that_is_killed_again_and_again_under_load_shows_in_no_status_and_los
         };
         let uids: Vec<String> = node.pods().iter().map(|p| p["metadata"]["uid"].as_str().unwrap().to_owned()).collect();
         assert!(wait_until(SOON, || uids.iter().all(|uid| kept(uid))), "the statuses are on disk");
+        assert!(wait_until(SOON, || (0..PODS).all(|n| !looks(&node, n).is_empty())), "all are probed");
+        let mut deaths = Vec::new();
         for round in 0..rounds {
             // Something is always being made or ended when the agent dies.
             match round % 2 {
                 0 => node.write_manifest("churn.yaml", &counting_pod(0).replace("count-0", "churn")),
                 _ => node.remove_manifest("churn.yaml"),
             }
+            // And it dies at another point of the probes' period each time: some hundred lines later.
+            let line = newest_line_in_file(&node, 0) + round % 4 * 150;
+            assert!(wait_until(SOON, || newest_line_in_file(&node, 0) >= line), "the load goes on");
+            let killed = now();
             node.kill_agent();
             node.launch();
             assert!(wait_until(SOON, || readiness(&node.pods()).len() == PODS), "round {round}: {}", node.agent_log());
+            deaths.push(Death { killed, began: 0.0, answered: now() });
             assert_eq!(readiness(&node.pods()), since, "round {round}: a status has changed");
             let counting = |(name, _): &(String, Vec<String>)| name.starts_with("count-");
             let now: Vec<_> = containers(&node.pods()).into_iter().filter(counting).collect();
             assert_eq!(now, ids, "round {round}: a container has been replaced");
         }
+        // A whole round of looks by the last one.
+        let ended = now();
+        let asked_since = || (0..PODS).all(|n| looks(&node, n).last().is_some_and(|look| *look > ended));
+        assert!(wait_until(SOON, asked_since), "all are still probed: {}", node.agent_log());
         assert_eq!(readiness(&node.pods()), since);
+        let log = node.agent_log();
+        let began: Vec<f64> = log.lines().filter(|line| line.contains("kubelet runs")).filter_map(written_at).collect();
+        assert_eq!(began.len(), rounds + 1, "each start is told once");
+        deaths.iter_mut().zip(&began[1..]).for_each(|(death, began)| death.began = *began);
+        let kept: Vec<_> = (0..PODS).map(|n| assert_rhythm(&looks(&node, n), &deaths)).collect();
+        let most = |of: &dyn Fn(&Death) -> f64| deaths.iter().map(of).fold(0.0, f64::max);
+        report_measured(&format!(
+            "{rounds} kills: {} turns of probes kept, {} left out in the at most {:.0} ms without a kubelet; at most {:.1} s from look \
+             to look of a period of {PERIOD} s; at most {:.0} ms from a kill to all statuses",
+            kept.iter().map(|(kept, ..)| kept).sum::<usize>(),
+            kept.iter().map(|(_, left_out, _)| left_out).sum::<usize>(),
+            most(&|death| death.began - death.killed) * 1e3,
+            kept.iter().map(|(.., longest)| *longest).fold(0.0, f64::max),
+            most(&|death| death.answered - death.killed) * 1e3,
+        ));
+        let mut counted = 0;
         for n in 0..PODS {
-            let lines = node.logs(&format!("count-{n}-e2e"));
+            let lines = node.logs(&format!("count-{n}-e2e -c count"));
+            counted += lines.len();
             let lost = lines.iter().enumerate().find(|(i, line)| **line != format!("line {i}"));
             assert_eq!(lost, None, "of {} lines of pod {n}", lines.len());
         }
+        report_measured(&format!("{rounds} kills: none of {counted} log lines lost, no container replaced, no condition changed"));
         node.finish();
     });
 }

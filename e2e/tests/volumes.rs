@@ -43,11 +43,12 @@ spec:
   - name: app
     image: IMAGE
     command: [sh, -c, 'exec sleep 100000']
+    env: [{name: KEY, valueFrom: {secretKeyRef: {name: key, key: password}}}]
     volumeMounts: [{name: key, mountPath: /key}, {name: all, mountPath: /all}]
 ";
 
 #[test]
-fn a_secret_in_a_volume_reaches_a_running_pod_in_time_and_no_disk() {
+fn a_secret_in_a_volume_or_the_environment_reaches_a_pod_in_time_and_no_disk() {
     Sandbox::new().shared_root().test(|| {
         let berth = Berth::start(Half::Node, WEB);
         let manifest = SECRET_POD.replace("IMAGE", image::BUSYBOX_IMAGE);
@@ -55,6 +56,7 @@ fn a_secret_in_a_volume_reaches_a_running_pod_in_time_and_no_disk() {
         let pod = berth.wait_running("secret");
         let run = |command: &str| berth.run(&["exec", "secret-e2e", "--", "sh", "-c", command]);
         assert_eq!(run("cat /key/password /all/password"), "correct-horse-batterycorrect-horse-battery");
+        assert_eq!(run("echo $KEY").trim(), "correct-horse-battery");
         let begun = Instant::now();
         berth.write_manifest("secret.yaml", &manifest.replace("correct-horse-battery", "staple-of-the-horse"));
         assert!(wait_until(SOON, || run("cat /key/password /all/password") == "staple-of-the-horsestaple-of-the-horse"));

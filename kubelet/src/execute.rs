@@ -12,6 +12,7 @@ use std::sync::Arc;
 use berth_cri_api::v1 as cri;
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::cgroup::PodCgroups;
@@ -34,11 +35,13 @@ use crate::sandbox_config::{SandboxContext, sandbox_config};
 use crate::saved_status::{STATUS, STATUS_NEW};
 use crate::userns::{self, HostIds};
 use crate::volume::VolumeContext;
-use crate::{Error, logs, volume};
+use crate::{Error, logs, resize, volume};
 
 /// What all workers share.
 #[derive(Clone, Debug)]
 pub struct Executor {
+    /// When this kubelet began.
+    pub began: Instant,
     /// The configuration.
     pub config: Arc<Config>,
     /// The runtime.
@@ -361,8 +364,8 @@ impl Executor {
     async fn resize(&self, pod: &Pod, id: &str, name: &str) -> OpResult {
         let Some(container) = pod::all_containers(pod).find(|c| c.name == name) else { return OpResult::Done };
         if !self.cpus.fits(pod, container) {
-            let text = "Resize is infeasible for Guaranteed Pods alongside CPU Manager static policy";
-            return OpResult::StartFailed(Reason::new("ResizeError", text));
+            // Edited while no kubelet ran: nobody has judged that.
+            return OpResult::StartFailed(Reason::new("ResizeError", resize::PINNED));
         }
         let resources = container_resources(pod, container, &self.node.capacity);
         tracing::info!(pod = %pod::format_pod(pod), container = name, limits = ?Limits::from(&resources), "limits change");

@@ -1,7 +1,7 @@
 //! What nobody owns any more: pod folders, log folders, dead log links, pod cgroups. Deletes only below the configured
 //! roots, never across a mount, and nothing of another kubelet's: pod folders tell whose they are, what runs is let run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,13 +18,17 @@ use crate::{logs, volume};
 /// Folders that belonged to no pod when they were looked at, and since when. By the monotonic clock: their own times say nothing when
 /// the wall clock jumps.
 #[derive(Debug, Default)]
-pub struct Strays(BTreeMap<PathBuf, Instant>);
+pub struct Strays {
+    since: BTreeMap<PathBuf, Instant>,
+    /// Pods' folders without our mark that have been named.
+    told: BTreeSet<PathBuf>,
+}
 
 impl Strays {
     /// Whether a folder has belonged to nobody for `age`. A pod that came after the known ones were listed belongs to somebody the
     /// next time.
     pub fn is_old(&mut self, path: &Path, now: Instant, age: Duration) -> bool {
-        let since = *self.0.entry(path.to_owned()).or_insert(now);
+        let since = *self.since.entry(path.to_owned()).or_insert(now);
         now.saturating_duration_since(since) >= age
     }
 
@@ -32,7 +36,13 @@ impl Strays {
     fn retain(&mut self, is_stray: impl Fn(&str) -> bool) {
         // Folders of logs end in the UID, as those of pods are called.
         let uid = |path: &Path| path.file_name().and_then(|name| name.to_str()?.rsplit('_').next().map(str::to_owned));
-        self.0.retain(|path, _| path.exists() && uid(path).is_some_and(|uid| is_stray(&uid)));
+        self.since.retain(|path, _| path.exists() && uid(path).is_some_and(|uid| is_stray(&uid)));
+        self.told.retain(|path| self.since.contains_key(path));
+    }
+
+    /// Which of these have not been named yet.
+    fn untold(&mut self, paths: Vec<PathBuf>) -> Vec<PathBuf> {
+        paths.into_iter().filter(|path| self.told.insert(path.clone())).collect()
     }
 }
 
@@ -44,12 +54,14 @@ pub fn collect(config: &Config, cgroups: Option<&PodCgroups>, drivers: &Drivers,
     if let Some(links) = &config.container_logs_dir {
         logs::remove_dead_links(links);
     }
+    let mut foreign = Vec::new();
     for entry in fs::read_dir(config.kubelet_root.join("pods")).into_iter().flatten().flatten() {
         let Ok(uid) = entry.file_name().into_string() else { continue };
-        if is_known(&uid) || PodUid::new(&uid).is_none() || !volume::is_ours(&entry.path()) {
+        if is_known(&uid) || PodUid::new(&uid).is_none() || !strays.is_old(&entry.path(), now, age) {
             continue;
         }
-        if !strays.is_old(&entry.path(), now, age) {
+        if !volume::is_ours(&entry.path()) {
+            foreign.push(entry.path());
             continue;
         }
         // Slices are found by their pods' folders alone.
@@ -64,6 +76,11 @@ pub fn collect(config: &Config, cgroups: Option<&PodCgroups>, drivers: &Drivers,
         if let Err(error) = volume::remove_folder(&entry.path()) {
             tracing::warn!(uid, error, "orphaned pod's folder stays");
         }
+    }
+    let foreign = strays.untold(foreign);
+    if !foreign.is_empty() {
+        // Whether anybody still wants what is in them, nobody here can know.
+        tracing::warn!(folders = ?foreign, "folders of pods that are not ours stay: of another kubelet, which may be gone; remove them where it is");
     }
     volume::csi::collect(&config.kubelet_root, drivers);
     let has_folder = |uid: &str| fs::symlink_metadata(volume::pod_dir(&config.kubelet_root, uid)).is_ok();
@@ -161,5 +178,10 @@ mod tests {
         assert!(strays.is_old(&folder, at(60), age));
         strays.retain(|uid| uid != "u1");
         assert!(!strays.is_old(&folder, at(61), age), "it has been somebody's meanwhile");
+        assert_eq!(strays.untold(vec![folder.clone()]), [folder.clone()]);
+        assert!(strays.untold(vec![folder.clone()]).is_empty(), "each is named once");
+        fs::remove_dir(&folder).unwrap();
+        strays.retain(|uid| uid == "u1");
+        assert_eq!(strays.untold(vec![folder.clone()]), [folder], "another one of that name is another folder");
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::care::{self, Care};
@@ -83,9 +84,9 @@ impl Kubelet {
         crate::preflight::run(&config, &capacity)?;
         config.max_pods = crate::preflight::most_pods(&config, &capacity);
         let config = Arc::new(config);
-        let cpus = Cpus::load(&config, self.control.clone())?;
         let health = Health::new(config.timing.stuck);
         let runtime = Runtime::new(config.cri.clone(), config.timing);
+        let cpus = Cpus::load(&config, self.control.clone(), runtime.metrics().clone())?;
         let table = PodTable::counted(runtime.metrics().clone());
         let stop = shutdown.child_token();
         let _stop_all = stop.clone().drop_guard();
@@ -130,6 +131,7 @@ async fn connect(
     (control, cpus): (PodControl, Cpus),
     shutdown: &CancellationToken,
 ) -> Option<Executor> {
+    let began = Instant::now();
     let mut pause = Duration::from_millis(100);
     let version = loop {
         let error = match runtime.version().await {
@@ -175,11 +177,11 @@ async fn connect(
     };
     let [subuid, subgid] = &config.subordinate_ids;
     let host_ids = HostIds::new(&config.kubelet_root, subuid, subgid, config.max_pods);
-    let devices = Devices::load(&config.kubelet_root, control);
+    let devices = Devices::load(&config.kubelet_root, control, runtime.metrics().clone());
     tokio::spawn(volumes.drivers.clone().run(config.kubelet_root.clone(), devices.clone(), shutdown.clone()));
     let objects = LocalObjects::default();
     let (config, node) = (config.clone(), Arc::new(node));
-    Some(Executor { config, runtime, node, objects, volumes, cgroups, doing, recorder, host_ids, devices, cpus })
+    Some(Executor { began, config, runtime, node, objects, volumes, cgroups, doing, recorder, host_ids, devices, cpus })
 }
 
 /// What all pods may have together, where something is reserved and the pods' share is enforced.

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodStatus, ResourceRequirements
 use crate::admission::{NodeConditions, admit};
 use crate::node::{Capacity, NodeView};
 use crate::pod;
-use crate::resources::{pod_request, request, swap_bytes};
+use crate::resources::{QosClass, pod_request, qos_class, request, swap_bytes};
 
 /// The condition of a pod that waits for other resources.
 pub const PENDING: &str = "PodResizePending";
@@ -14,6 +14,9 @@ pub const PENDING: &str = "PodResizePending";
 pub const DEFERRED: &str = "Deferred";
 /// Its reason where they never will.
 pub const INFEASIBLE: &str = "Infeasible";
+
+/// Why the CPU of a Guaranteed pod stays as it is where processors are given to single containers; the upstream's words.
+pub const PINNED: &str = "Resize is infeasible for Guaranteed Pods alongside CPU Manager policy \"static\"";
 
 /// Why a pod keeps the resources that it has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +53,9 @@ pub fn judge(
     if swaps(wanted, allocated, &node.capacity) {
         return infeasible("In-place resize of containers with swap is not supported.".to_owned());
     }
+    if node.capacity.policy.exclusive_cpus && qos_class(wanted) == QosClass::Guaranteed && changes_cpu(wanted, allocated) {
+        return infeasible(PINNED.to_owned());
+    }
     for name in ["cpu", "memory"] {
         let (requested, capacity) = (pod_request(wanted, name), node.capacity.amount(name));
         // A capacity that could not be read refuses nothing.
@@ -60,6 +66,14 @@ pub fn judge(
         }
     }
     admit(wanted, others, node, max_pods, conditions).map_err(|refused| Refusal { reason: DEFERRED, message: refused.message })
+}
+
+/// Whether a container would get another CPU request; of a Guaranteed pod that is its limit too.
+fn changes_cpu(wanted: &Pod, allocated: &Pod) -> bool {
+    pod::all_containers(wanted).any(|container| {
+        let before = pod::all_containers(allocated).find(|before| before.name == container.name);
+        before.is_some_and(|before| request(before, "cpu") != request(container, "cpu"))
+    })
 }
 
 /// Whether a container that may swap would get another memory request without being restarted: its share of the swap goes by it.
@@ -129,6 +143,26 @@ mod tests {
         assert_eq!(verdict(&pod("2500m", "64Mi", "")), infeasible);
         assert!(differs(&allocated, &pod("1", "64Mi", "")) && !differs(&allocated, &allocated));
         assert!(grows(&allocated, &pod("1", "64Mi", "")) && !grows(&allocated, &pod("100m", "64Mi", "")));
+    }
+
+    #[tokio::test]
+    async fn with_processors_for_single_containers_the_cpu_of_guaranteed_pods_stays() {
+        let guaranteed = |cpu: &str, memory: &str| {
+            let resources = format!("{{limits: {{cpu: {cpu}, memory: {memory}}}}}");
+            Scene::new(&format!("{{containers: [{{name: c, image: i, resources: {resources}}}]}}")).pod
+        };
+        let verdict = |allocated: &Pod, wanted: &Pod, exclusive_cpus| {
+            let mut node = node(SwapBehavior::NoSwap);
+            node.capacity.policy.exclusive_cpus = exclusive_cpus;
+            judge(wanted, allocated, &[], &node, 9, NodeConditions::default())
+        };
+        let one = guaranteed("1", "64Mi");
+        let refused = Err(Refusal { reason: INFEASIBLE, message: PINNED.to_owned() });
+        assert_eq!(verdict(&one, &guaranteed("2", "64Mi"), true), refused);
+        assert_eq!(verdict(&one, &guaranteed("500m", "64Mi"), true), refused, "as upstream, whether it has its own or not");
+        assert_eq!(verdict(&one, &guaranteed("2", "64Mi"), false), Ok(()));
+        assert_eq!(verdict(&one, &guaranteed("1000m", "128Mi"), true), Ok(()), "the memory may change");
+        assert_eq!(verdict(&pod("1", "64Mi", ""), &pod("500m", "64Mi", ""), true), Ok(()), "a burstable pod shares anyway");
     }
 
     #[tokio::test]

@@ -1,8 +1,10 @@
 //! User namespaces of pods: which user and group IDs of the host each has, on record in its folder, and what the runtime is told
-//! of them. A range is free again when its pod's folder is gone.
+//! of them. A range is free again when its pod's folder is gone and nothing on the machine runs with it.
 
 use std::collections::BTreeSet;
+use std::collections::hash_map::DefaultHasher;
 use std::fs;
+use std::hash::{Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,6 +19,11 @@ use crate::{atomic_file, pod, volume};
 const LENGTH: u32 = 65536;
 /// The user whose subordinate IDs are the pods', where the host names any.
 const OWNER: &str = "kubelet";
+
+/// The kubelet's folder on a machine with one kubelet: its pods have the upstream's ranges.
+const USUAL_ROOT: &str = "/var/lib/kubelet";
+/// Ranges that pods can have where no subordinate IDs are named: below 2³¹, which not every program takes for an ID.
+const RANGES: u32 = (1 << 31) / LENGTH - 1;
 
 /// The record `pods/<uid>/userns`, in the upstream's form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +45,8 @@ struct Mapping {
 #[derive(Clone, Debug)]
 pub struct HostIds {
     root: PathBuf,
+    /// Where processes tell which IDs they are mapped to.
+    proc: PathBuf,
     first: u32,
     blocks: u32,
     /// One choice at a time: two pods do not find the same range free.
@@ -46,16 +55,17 @@ pub struct HostIds {
 
 impl HostIds {
     /// For pods below the kubelet's folder: the IDs that `subuid` and `subgid` give the user `kubelet` alike, else those from
-    /// 65536 on, enough for `max_pods`.
+    /// 65536 on, enough for `max_pods`. A kubelet with another folder than the usual one takes its own share of all IDs: one
+    /// beside it does not know its records.
     pub fn new(kubelet_root: &Path, subuid: &Path, subgid: &Path, max_pods: usize) -> HostIds {
         let own = subordinate(subuid).filter(|range| Some(*range) == subordinate(subgid));
         let usable = |(first, count): (u32, u32)| {
             (first % LENGTH == 0 && first >= LENGTH && count >= LENGTH).then_some((first, count / LENGTH))
         };
-        let most = u32::MAX / LENGTH - 1;
+        let blocks = u32::try_from(max_pods).unwrap_or(RANGES).clamp(1, RANGES);
         let (first, blocks) =
-            own.and_then(usable).unwrap_or_else(|| (LENGTH, u32::try_from(max_pods).unwrap_or(most).clamp(1, most)));
-        HostIds { root: kubelet_root.to_owned(), first, blocks, choosing: Arc::default() }
+            own.and_then(usable).unwrap_or_else(|| (LENGTH * (1 + share(kubelet_root, RANGES / blocks) * blocks), blocks));
+        HostIds { root: kubelet_root.to_owned(), proc: PathBuf::from("/proc"), first, blocks, choosing: Arc::default() }
     }
 
     /// The first host ID of a pod with a user namespace of its own: the recorded one, or a free one that is recorded now.
@@ -71,7 +81,9 @@ impl HostIds {
             Err(e) => return Err(format!("cannot read the pod's user namespace in {}: {e}", path.display())),
         }
         let taken = self.taken();
-        let free = (0..self.blocks).map(|n| self.first + n * LENGTH).find(|first| !taken.contains(first));
+        let used = ranges_in_use(&self.proc);
+        let free =
+            (0..self.blocks).map(|n| self.first + n * LENGTH).find(|first| !taken.contains(first) && !used.contains(first));
         let first = free.ok_or("could not find an empty slot to allocate a user namespace")?;
         let mapping = vec![Mapping { host_id: first, container_id: 0, length: LENGTH }];
         let record = Record { uid_mappings: mapping.clone(), gid_mappings: mapping };
@@ -85,6 +97,37 @@ impl HostIds {
         let folders = fs::read_dir(self.root.join("pods")).into_iter().flatten().flatten();
         folders.filter_map(|folder| read(&folder.path().join("userns")).ok().flatten()).collect()
     }
+}
+
+/// Which of `shares` equal parts of the ranges a kubelet with this folder takes: the first one for the usual folder.
+fn share(kubelet_root: &Path, shares: u32) -> u32 {
+    if kubelet_root == Path::new(USUAL_ROOT) || shares < 2 {
+        return 0;
+    }
+    // The same in each process: this hasher has no secret of its own.
+    let mut hasher = DefaultHasher::new();
+    kubelet_root.hash(&mut hasher);
+    u32::try_from(hasher.finish() % u64::from(shares - 1)).unwrap_or(0) + 1
+}
+
+/// The beginnings of the ranges that processes of this machine are mapped to, whoever started them: another kubelet's pods, and
+/// what is left of a pod whose folder is gone. A process that ends meanwhile has none.
+fn ranges_in_use(proc: &Path) -> BTreeSet<u32> {
+    let processes = fs::read_dir(proc).into_iter().flatten().flatten();
+    let maps = processes.filter_map(|process| fs::read_to_string(process.path().join("uid_map")).ok());
+    maps.flat_map(|map| map.lines().flat_map(ranges_of).collect::<Vec<_>>()).collect()
+}
+
+/// The ranges that one line of a map touches: IDs inside, IDs of the host, how many. Who keeps the host's numbers takes none away.
+fn ranges_of(line: &str) -> Vec<u32> {
+    let mut numbers = line.split_whitespace().map(|number| number.parse::<u64>().unwrap_or(0));
+    let (Some(inside), Some(first), Some(length)) = (numbers.next(), numbers.next(), numbers.next()) else { return Vec::new() };
+    if inside == first || length == 0 {
+        return Vec::new();
+    }
+    let length_of_all = u64::from(LENGTH);
+    let touched = first / length_of_all..(first + length).div_ceil(length_of_all);
+    touched.filter_map(|range| u32::try_from(range * length_of_all).ok()).collect()
 }
 
 fn read(path: &Path) -> io::Result<Option<u32>> {
@@ -150,7 +193,7 @@ mod tests {
     fn each_pod_has_ids_of_its_own_and_keeps_them_over_restarts() {
         let root = tempfile::tempdir().unwrap();
         let none = root.path().join("none");
-        let ids = || HostIds::new(root.path(), &none, &none, 2);
+        let ids = || HostIds { first: LENGTH, proc: none.clone(), ..HostIds::new(root.path(), &none, &none, 2) };
         let (a, b, c) = (pod(root.path(), "a"), pod(root.path(), "b"), pod(root.path(), "c"));
         assert_eq!(ids().ensure(&a), Ok(Some(65536)));
         assert_eq!(ids().ensure(&b), Ok(Some(131_072)));
@@ -167,6 +210,29 @@ mod tests {
     }
 
     #[test]
+    fn kubelets_with_other_folders_take_other_ids_and_nobody_takes_what_processes_have() {
+        let none = Path::new("/none");
+        let of = |root: &str| HostIds::new(Path::new(root), none, none, 110);
+        assert_eq!((of(USUAL_ROOT).first, of(USUAL_ROOT).blocks), (LENGTH, 110));
+        let others = ["/a", "/b", "/srv/kubelet"].map(|root| of(root).first);
+        assert_eq!(others, ["/a", "/b", "/srv/kubelet"].map(|root| of(root).first), "the same with each start");
+        for (n, first) in others.iter().enumerate() {
+            assert!(*first >= 111 * LENGTH && first % LENGTH == 0 && u64::from(*first) + 110 * 65536 <= 1 << 31, "{first}");
+            assert!(!others[..n].contains(first), "{others:?}");
+        }
+        let root = tempfile::tempdir().unwrap();
+        for (pid, map) in
+            [("1", "0 0 4294967295"), ("2", "1 1 4294967294"), ("20", "0 65536 65536"), ("21", "0 200000 65536"), ("self", "x")]
+        {
+            fs::create_dir_all(root.path().join("proc").join(pid)).unwrap();
+            fs::write(root.path().join("proc").join(pid).join("uid_map"), format!("{map}\n")).unwrap();
+        }
+        assert_eq!(ranges_in_use(&root.path().join("proc")), [65536, 196_608, 262_144].into());
+        let ids = HostIds { first: LENGTH, proc: root.path().join("proc"), ..HostIds::new(root.path(), none, none, 9) };
+        assert_eq!(ids.ensure(&pod(root.path(), "a")), Ok(Some(131_072)), "the first one that nobody has");
+    }
+
+    #[test]
     fn the_hosts_own_range_is_used_where_it_fits() {
         let root = tempfile::tempdir().unwrap();
         let file = |name: &str, text: &str| {
@@ -176,10 +242,10 @@ mod tests {
         };
         let uid = file("subuid", "root:1:2\nkubelet:655360:131072\n");
         for (gid, first) in [("kubelet:655360:131072\n", 655_360), ("kubelet:65536:131072\n", 65536), ("", 65536)] {
-            let ids = HostIds::new(root.path(), &uid, &file("subgid", gid), 9);
+            let ids = HostIds::new(Path::new(USUAL_ROOT), &uid, &file("subgid", gid), 9);
             assert_eq!(ids.first, first, "{gid}");
         }
         let odd = file("odd", "kubelet:100000:65536\n");
-        assert_eq!(HostIds::new(root.path(), &odd, &odd, 9).first, 65536, "not a multiple of the length");
+        assert_eq!(HostIds::new(Path::new(USUAL_ROOT), &odd, &odd, 9).first, 65536, "not a multiple of the length");
     }
 }

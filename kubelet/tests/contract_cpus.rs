@@ -81,6 +81,16 @@ async fn guaranteed_containers_have_whole_processors_and_the_others_make_room_an
     assert_eq!(greedy["status"]["reason"], "SMTAlignmentError");
     let why = "SMT Alignment Error: requested 3 cpus not multiple cpus per core = 2";
     assert_eq!(greedy["status"]["message"], format!("Pod was rejected: {why}"));
+    let (_, metrics) = node.get("/metrics").await;
+    for told in [
+        "kubelet_cpu_manager_pinning_requests_total 2",
+        "kubelet_cpu_manager_pinning_errors_total 1",
+        "kubelet_cpu_manager_exclusive_cpu_allocation_count 2",
+        // Without the reserved one.
+        "kubelet_cpu_manager_shared_pool_size_millicores 5000",
+    ] {
+        assert!(metrics.lines().any(|line| line == told), "{told} in {metrics}");
+    }
     // A new kubelet goes on where the old one was, and moves nobody.
     let state = node.path("kubelet/cpu_manager_state");
     let kept: serde_json::Value = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
@@ -104,7 +114,7 @@ async fn guaranteed_containers_have_whole_processors_and_the_others_make_room_an
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_edit_cannot_change_how_many_processors_a_running_container_has() {
+async fn an_edit_of_how_many_processors_a_running_container_has_is_infeasible() {
     let mut node = Node::new();
     machine(&node);
     let config = config(&node).await;
@@ -112,9 +122,23 @@ async fn an_edit_cannot_change_how_many_processors_a_running_container_has() {
     node.apply("fast.yaml", &pod("fast", "2"));
     running(&node, "fast-n1").await;
     node.apply("fast.yaml", &pod("fast", "4"));
-    let text = "Resize is infeasible for Guaranteed Pods alongside CPU Manager static policy";
-    eventually("the refusal is told", || node.events().iter().any(|e| e.starts_with("ResizeError") && e.contains(text))).await;
+    let condition = |pod: &serde_json::Value| {
+        let all = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        all.into_iter().find(|c| c["type"] == "PodResizePending").unwrap_or_default()
+    };
+    let told = node.wait_pod("fast-n1", "told", |p| condition(p)["status"] == "True").await;
+    let text = "Resize is infeasible for Guaranteed Pods alongside CPU Manager policy \"static\"";
+    assert_eq!((condition(&told)["reason"].as_str(), condition(&told)["message"].as_str()), (Some("Infeasible"), Some(text)));
+    let quoted = text.replace('"', "\\\"");
+    eventually("the event is there", || {
+        node.events().iter().any(|e| e.starts_with("ResizeInfeasible: Pod resize Infeasible: ") && e.contains(&quoted))
+    })
+    .await;
     assert_eq!(runs_on(&node, "fast-n1").0, "1,5");
+    assert!(node.cri.calls("UpdateContainerResources").is_empty(), "nothing was tried");
+    // Back to what it has: nothing is pending any more.
+    node.apply("fast.yaml", &pod("fast", "2"));
+    node.wait_pod("fast-n1", "as it was", |p| condition(p).is_null()).await;
     node.stop().await;
 }
 

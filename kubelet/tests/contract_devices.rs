@@ -220,6 +220,11 @@ async fn a_pod_waits_for_its_plugin_and_gets_all_that_the_plugin_says() {
     node.cri.exit("c", 1);
     eventually("the container starts again", || plugin.calls.lock().unwrap().contains(&"start b".to_owned())).await;
     assert!(!plugin.calls().iter().any(|call| call.starts_with("allocate")));
+    let (_, metrics) = node.get("/metrics").await;
+    for name in ["registration_total", "alloc_duration_seconds_count"] {
+        let told = format!("kubelet_device_plugin_{name}{{resource_name=\"{RESOURCE}\"}} 1");
+        assert!(metrics.lines().any(|line| line == told), "{told} in {metrics}");
+    }
     node.stop().await;
 }
 

@@ -591,7 +591,9 @@ async fn a_pod_has_a_user_namespace_of_its_own_where_the_runtime_can_make_one() 
     let state = node.cri.lock();
     let sandbox = state.sandboxes.values().next().unwrap().linux.clone().unwrap();
     let users = sandbox.namespaces.unwrap().options.unwrap().userns_options.unwrap();
-    assert_eq!((users.uids[0].host_id, users.gids[0].length, users.mode), (65536, 65536, 0));
+    let (first, length) = (users.uids[0].host_id, users.gids[0].length);
+    assert!(first >= 65536 && first.is_multiple_of(65536), "{users:?}");
+    assert_eq!((users.gids[0].host_id, length, users.mode), (first, 65536, 0));
     let container = state.configs.values().next().unwrap();
     assert!(container.mounts.iter().all(|m| m.uid_mappings == users.uids && m.gid_mappings == users.gids));
     let own = container.linux.clone().unwrap().security_context.unwrap().namespace_options.unwrap();

@@ -163,3 +163,26 @@ async fn a_restarted_kubelet_neither_forgets_what_is_ready_nor_asks_out_of_turn(
     assert!(all.iter().all(|second| second % 10 == 3), "{all:?}");
     assert_eq!(node.cri.calls("StartContainer").len(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_turn_that_came_while_the_kubelet_was_starting_is_made_up_for_and_the_rhythm_stays() {
+    let mut node = Node::new();
+    node.apply("web.yaml", &pod("readinessProbe: {exec: {command: [is-ready]}, initialDelaySeconds: 3, periodSeconds: 10}"));
+    let start = Instant::now();
+    let first = config(&node, start).await;
+    node.start_with(first);
+    node.wait_pod("web-n1", "ready", ready).await;
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    node.stop().await;
+    assert_eq!(seconds(&node, "is-ready"), [3, 13]);
+    // The runtime answers so late that the turn at 23 s is over.
+    node.cri.hold("Version");
+    let again = config(&node, start).await;
+    node.start_with(again);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    node.cri.release("Version");
+    node.cri.wait("more looks", |s| s.calls.iter().filter(|(_, c)| c.ends_with("is-ready")).count() >= 5).await;
+    let all = seconds(&node, "is-ready");
+    assert!((24..=27).contains(&all[2]), "{all:?}");
+    assert_eq!(all[3..5], [33, 43], "{all:?}");
+}

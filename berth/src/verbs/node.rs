@@ -29,7 +29,11 @@ pub fn run(global: &cli::Global, args: &cli::Node) -> Result<ExitCode> {
         let serve_until = tokio_util::sync::CancellationToken::new();
         let channel = listen::in_memory(&server, serve_until.clone()).await?;
         let config = wire::kubelet(global, &args.kubelet, &file, &configuration, channel)?;
-        let note = state_dir::KubeletNote { kubelet_root: config.kubelet_root.clone(), cgroup_root: config.cgroup_root.clone() };
+        let note = state_dir::KubeletNote {
+            kubelet_root: config.kubelet_root.clone(),
+            cgroup_root: config.cgroup_root.clone(),
+            shutdown_seconds: config.shutdown_steps.iter().map(|step| step.grace.as_secs()).sum(),
+        };
         state_dir::note_kubelet(&global.state, &note)?;
         let kubelet = Kubelet::new(config).context("starting the kubelet")?;
         let _ = ask.set(kubelet.shutdown());

@@ -19,17 +19,20 @@ const KUBELET_ANSWERS: Duration = Duration::from_secs(5);
 /// Sends SIGTERM to the agent that holds the state folder and waits for its end.
 fn end_agent(global: &cli::Global) -> Result<()> {
     let Some(pid) = state_dir::holder(&global.state).and_then(Pid::from_raw) else { return Ok(()) };
+    // With times for the end of the machine the pods end first, as the agent takes SIGTERM for that.
+    let pods_end = state_dir::kubelet_note(&global.state).map_or(0, |note| note.shutdown_seconds);
+    let patience = AGENT_ENDS + Duration::from_secs(pods_end);
     let pidfd = pidfd_open(pid, PidfdFlags::empty()).context("opening the agent")?;
     // Asked again: the pid may have ended and be somebody else's by now.
     if state_dir::holder(&global.state).and_then(Pid::from_raw) != Some(pid) {
         return Ok(());
     }
     pidfd_send_signal(&pidfd, Signal::TERM).context("ending the agent")?;
-    let until = Instant::now() + AGENT_ENDS;
+    let until = Instant::now() + patience;
     loop {
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            bail!("the agent (pid {pid}) did not end within {} s", AGENT_ENDS.as_secs());
+            bail!("the agent (pid {pid}) did not end within {} s", patience.as_secs());
         }
         let wait = rustix::time::Timespec { tv_sec: left.as_secs().try_into()?, tv_nsec: left.subsec_nanos().into() };
         if poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&wait))? > 0 {

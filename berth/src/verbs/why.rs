@@ -10,7 +10,7 @@ use berth_cri_server::{CriServer, Why};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::kubelet_why::{self, PodWhy};
+use crate::kubelet_why::{self, PodWhy, Problems};
 use crate::{admin, cli, config, kubelet_api, state_dir, wire};
 
 /// An agent that has not answered by then is itself what has to be explained.
@@ -41,7 +41,7 @@ async fn ask(global: &cli::Global, wanted: &str) -> Result<Vec<Why>> {
 }
 
 /// The kubelet's pods and problems; `None` where no kubelet runs.
-async fn ask_kubelet(global: &cli::Global) -> Result<Option<(Value, Value)>> {
+async fn ask_kubelet(global: &cli::Global) -> Result<Option<(Value, Problems)>> {
     let socket = global.state.join("kubelet.sock");
     let both = async { tokio::try_join!(kubelet_api::pods(&socket), kubelet_api::problems(&socket)) };
     let both = tokio::time::timeout(PATIENCE, both).await;
@@ -80,7 +80,7 @@ pub fn run(global: &cli::Global, args: &cli::Why) -> Result<ExitCode> {
         // The runtime need not have heard of a pod that the kubelet can not start.
         Err(_) if !answers.is_empty() => {}
         Err(error) => {
-            let refused = kubelet.iter().flat_map(|(_, problems)| kubelet_why::refusals(problems));
+            let refused = kubelet.iter().flat_map(|(_, problems)| &problems.problems);
             for problem in refused {
                 crate::note(&format!("a manifest is refused: {problem}"));
             }

@@ -306,7 +306,7 @@ fn container_view(machine: &Machine, id: &ContainerId) -> Option<ContainerView> 
     })
 }
 
-/// Hands the record of a container to the durable side.
+/// Hands the record of a container to the durable side, without its environment.
 fn keep(server: &Server, view: &ContainerView) {
     let record = ContainerRecord {
         version: records::VERSION,
@@ -320,6 +320,7 @@ fn keep(server: &Server, view: &ContainerView) {
         forlorn: false,
         facts: (*view.facts).clone(),
     };
+    let record = record.without_environment();
     server.durable.put(crate::paths::record(&server.paths.kept_container(&view.id)), records::encode(&record));
 }
 

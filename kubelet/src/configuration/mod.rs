@@ -129,14 +129,7 @@ impl Configuration {
 
     /// The whole configuration in effect, defaults filled in, for `/configz`.
     pub fn effective(&self) -> Value {
-        let mut whole = Map::new();
-        for field in fields::FIELDS {
-            if let Ok(default) = serde_json::from_str(field.default) {
-                value::set(&mut whole, field.path, default);
-            }
-        }
-        merge_patch(&mut whole, self.value.clone());
-        Value::Object(whole)
+        fields::in_effect(&self.value)
     }
 
     /// Changes the configuration as the document says.

@@ -445,9 +445,9 @@ fn apply_server(reader: &Reader<'_>, config: &mut Config) -> Result<()> {
     if let Some(address) = address("healthzBindAddress")? {
         server.healthz_address = address;
     }
-    let enabled = reader.bool("enableServer").unwrap_or(true);
-    server.port = port("port")?.filter(|_| enabled);
-    server.read_only_port = port("readOnlyPort")?.filter(|_| enabled);
+    server.enabled = reader.bool("enableServer").unwrap_or(true);
+    server.port = port("port")?;
+    server.read_only_port = port("readOnlyPort")?;
     server.tls.cert_file = reader.path("tlsCertFile");
     server.tls.key_file = reader.path("tlsPrivateKeyFile");
     server.tls.min_version = reader.text("tlsMinVersion").filter(|text| !text.is_empty()).map(str::to_owned);

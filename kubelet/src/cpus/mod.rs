@@ -19,6 +19,7 @@ use self::topology::{CpuSet, Topology, format_cpu_list};
 use crate::admission::Rejection;
 use crate::config::{Config, CpuPolicy};
 use crate::control::PodControl;
+use crate::metrics::{Metrics, families};
 use crate::pod;
 use crate::resources::exclusive_cpus;
 use crate::{Error, Result, atomic_file};
@@ -37,6 +38,7 @@ struct Inner {
     written: Mutex<Vec<u8>>,
     path: PathBuf,
     control: PodControl,
+    metrics: Metrics,
 }
 
 impl Cpus {
@@ -44,7 +46,7 @@ impl Cpus {
     ///
     /// # Errors
     /// A file or a reservation that does not fit the machine or the policy.
-    pub(crate) fn load(config: &Config, control: PodControl) -> Result<Cpus> {
+    pub(crate) fn load(config: &Config, control: PodControl, metrics: Metrics) -> Result<Cpus> {
         let path = config.kubelet_root.join(NAME);
         let failed = |problem: String| Error::CpuManager { path: path.clone(), problem };
         let policy = if config.cpu_manager.policy == CpuPolicy::Static { "static" } else { "none" };
@@ -74,6 +76,7 @@ impl Cpus {
             written: Mutex::default(),
             path,
             control,
+            metrics,
         })));
         cpus.save();
         Ok(cpus)
@@ -146,7 +149,11 @@ impl Cpus {
     fn save(&self) {
         let Some(inner) = &self.0 else { return };
         let mut written = inner.written.lock().unwrap_or_else(PoisonError::into_inner);
-        let content = inner.lock().encode();
+        let content = {
+            let state = inner.lock();
+            inner.measure(&state);
+            state.encode()
+        };
         if *written == content {
             return;
         }
@@ -162,6 +169,14 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Tells how many processors are free and how many are given away.
+    fn measure(&self, state: &CpuState) {
+        let own: CpuSet = state.entries.values().flat_map(BTreeMap::values).flatten().copied().collect();
+        let free = state.shared.difference(&self.reserved).count();
+        self.metrics.set(&families::SHARED_POOL, &[], free as u64 * 1000);
+        self.metrics.set(&families::EXCLUSIVE_CPUS, &[], own.len() as u64);
+    }
+
     /// The state with what the pod's containers ask for; init containers hand theirs on to those that come after them.
     fn plan(&self, state: &CpuState, pod: &Pod) -> std::result::Result<CpuState, Rejection> {
         let mut next = state.clone();
@@ -173,7 +188,11 @@ impl Inner {
             }
             let own = match next.own(pod::uid(pod), &container.name) {
                 Some(own) => own.clone(),
-                None => self.choose(&next, &reusable, count)?,
+                None => {
+                    self.metrics.count(&families::PINNING_REQUESTS, &[]);
+                    let chosen = self.choose(&next, &reusable, count);
+                    chosen.inspect_err(|_| self.metrics.count(&families::PINNING_ERRORS, &[]))?
+                }
             };
             let init = pod::init_containers(pod).iter().any(|c| c.name == container.name);
             match init && !pod::is_sidecar(container) {

@@ -21,6 +21,7 @@ fn inner(full_cores: bool) -> Inner {
         written: Mutex::default(),
         path: PathBuf::new(),
         control,
+        metrics: Metrics::default(),
     }
 }
 
@@ -104,7 +105,7 @@ fn config(root: &std::path::Path, reserved: &str) -> Config {
 #[tokio::test]
 async fn what_was_given_survives_a_restart_and_a_state_that_does_not_fit_ends_the_start() {
     let root = tempfile::tempdir().unwrap();
-    let load = |config: &Config| Cpus::load(config, PodControl::new().0);
+    let load = |config: &Config| Cpus::load(config, PodControl::new().0, Metrics::default());
     let config = config(root.path(), "500m");
     let cpus = load(&config).unwrap();
     assert_eq!(cpus.allocatable(), [1, 2, 3], "what is reserved is rounded up");

@@ -27,6 +27,7 @@ pub(crate) use self::container::Prepared;
 use self::plugin::Plugin;
 use self::state::State;
 use crate::control::PodControl;
+use crate::metrics::{Metrics, families};
 use crate::pod;
 use crate::resources::extended_resources;
 
@@ -55,6 +56,7 @@ pub struct Devices {
     folder: PathBuf,
     boot_id: String,
     control: PodControl,
+    metrics: Metrics,
 }
 
 /// The folder of plugins' sockets.
@@ -74,12 +76,12 @@ struct Asking<'a> {
 
 impl Devices {
     /// Goes on from what an earlier kubelet has kept.
-    pub(crate) fn load(kubelet_root: &Path, control: PodControl) -> Devices {
+    pub(crate) fn load(kubelet_root: &Path, control: PodControl, metrics: Metrics) -> Devices {
         let folder = folder(kubelet_root);
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
         let Checkpoint { allocations, registered } = checkpoint::load(&folder, &boot_id);
         let state = State::resume(allocations, registered.into_keys(), Instant::now());
-        Devices { state: Arc::new(Mutex::new(state)), written: Arc::default(), folder, boot_id, control }
+        Devices { state: Arc::new(Mutex::new(state)), written: Arc::default(), folder, boot_id, control, metrics }
     }
 
     /// Serves registrations and follows the plugins until `stop`.
@@ -225,7 +227,12 @@ impl Devices {
         };
         let plugin = self.plugin(resource).map_err(Refusal::Fails);
         let answer = match plugin {
-            Ok(plugin) => plugin.allocate(&ids).await.map_err(Refusal::Fails),
+            Ok(plugin) => {
+                let begun = Instant::now();
+                let answer = plugin.allocate(&ids).await.map_err(Refusal::Fails);
+                self.metrics.observe(&families::DEVICE_ALLOCATION_SECONDS, &[resource], begun.elapsed());
+                answer
+            }
             Err(refusal) => Err(refusal),
         };
         let mut state = self.lock();

@@ -13,6 +13,7 @@ use super::Devices;
 use super::plugin::Plugin;
 use super::wire::v1beta1::registration_server::{Registration, RegistrationServer};
 use super::wire::v1beta1::{Empty, RegisterRequest};
+use crate::metrics::families;
 use crate::resources::is_extended;
 use crate::socket;
 use crate::volume::create_private_dir;
@@ -54,6 +55,8 @@ struct Service {
 impl Registration for Service {
     async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<Empty>, Status> {
         let RegisterRequest { version, endpoint, resource_name, .. } = request.into_inner();
+        // As upstream, whether it is taken or not.
+        self.devices.metrics.count(&families::DEVICE_REGISTRATIONS, &[&resource_name]);
         if version != VERSION {
             let text =
                 format!("requested API version {version:?} is not supported by kubelet. Supported version is [{VERSION:?}]");

@@ -83,7 +83,7 @@ async fn what_is_given_or_held_is_taken_until_it_comes_back() {
 fn the_health_of_devices_is_in_the_containers_status() {
     let root = tempfile::tempdir().unwrap();
     let (control, _orders) = PodControl::new();
-    let devices = Devices::load(root.path(), control);
+    let devices = Devices::load(root.path(), control, Metrics::default());
     let allocation = Allocation { by_node: [(-1, vec!["a".to_owned()])].into(), ..Allocation::default() };
     let resources = [("v.io/d".to_owned(), allocation)].into();
     devices.lock().allocations.insert("u1".to_owned(), [("main".to_owned(), resources)].into());

@@ -1,6 +1,6 @@
 //! The families that the kubelet counts itself, with the upstream's names, labels and bounds. A table; behaviour is elsewhere.
 
-/// A family of series. Without buckets it is a counter, with buckets a histogram of seconds.
+/// A family of series: a gauge where it says so, else without buckets a counter, with buckets a histogram of seconds.
 #[derive(Debug)]
 pub struct Family {
     /// Its name.
@@ -11,12 +11,18 @@ pub struct Family {
     pub labels: &'static [&'static str],
     /// Upper bounds in seconds.
     pub buckets: &'static [f64],
+    /// It goes up and down.
+    pub gauge: bool,
 }
 
 impl Family {
     /// As Prometheus calls it.
     pub(crate) fn kind(&self) -> &'static str {
-        if self.buckets.is_empty() { "counter" } else { "histogram" }
+        match (self.gauge, self.buckets) {
+            (true, _) => "gauge",
+            (false, []) => "counter",
+            _ => "histogram",
+        }
     }
 }
 
@@ -44,9 +50,9 @@ const STARTS: &[f64] =
     &[0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0, 30.0, 45.0, 60.0, 120.0, 180.0, 240.0, 300.0, 360.0, 480.0, 600.0];
 
 macro_rules! families {
-    ($($(#[$doc:meta])* $constant:ident = $name:literal ($help:literal) $labels:expr, $buckets:expr;)*) => {
+    ($($(#[$doc:meta])* $constant:ident = $name:literal ($help:literal) $labels:expr, $buckets:expr $(, $gauge:literal)?;)*) => {
         $($(#[$doc])* pub static $constant: Family =
-            Family { name: $name, help: $help, labels: &$labels, buckets: $buckets };)*
+            Family { name: $name, help: $help, labels: &$labels, buckets: $buckets, gauge: [$($gauge,)? false][0] };)*
         /// All of them, for `/metrics`; the probes' are on a page of their own.
         pub(crate) static ALL: &[&Family] = &[$(&$constant),*];
     };
@@ -87,6 +93,18 @@ families! {
     ADMISSION_REJECTIONS = "kubelet_admission_rejections_total" ("Cumulative number pod admission rejections by the Kubelet.") ["reason"], &[];
     /// Images removed to make room.
     IMAGE_GARBAGE = "kubelet_image_garbage_collected_total" ("Total number of images garbage collected by the kubelet, whether through disk usage or image age.") ["reason"], &[];
+    /// Device plugins that have asked to be taken.
+    DEVICE_REGISTRATIONS = "kubelet_device_plugin_registration_total" ("Cumulative number of device plugin registrations. Broken down by resource name.") ["resource_name"], &[];
+    /// How long they took to give devices.
+    DEVICE_ALLOCATION_SECONDS = "kubelet_device_plugin_alloc_duration_seconds" ("Duration in seconds to serve a device plugin Allocation request. Broken down by resource name.") ["resource_name"], USUAL;
+    /// Containers that were to get processors for themselves.
+    PINNING_REQUESTS = "kubelet_cpu_manager_pinning_requests_total" ("The number of cpu core allocations which required pinning.") [], &[];
+    /// Those that did not get them.
+    PINNING_ERRORS = "kubelet_cpu_manager_pinning_errors_total" ("The number of cpu core allocations which required pinning failed.") [], &[];
+    /// What containers could have for themselves still.
+    SHARED_POOL = "kubelet_cpu_manager_shared_pool_size_millicores" ("The size of the shared CPU pool for non-guaranteed QoS pods, in millicores.") [], &[], true;
+    /// What containers have for themselves.
+    EXCLUSIVE_CPUS = "kubelet_cpu_manager_exclusive_cpu_allocation_count" ("The total number of CPUs exclusively allocated to containers running on this node") [], &[], true;
     /// Pods of the runtime that nobody wanted.
     ORPHANED_PODS = "kubelet_orphaned_runtime_pods_total" ("Number of pods that have been detected in the container runtime without being already known to the pod worker.") [], &[];
 }
@@ -97,6 +115,7 @@ pub static PROBES: Family = Family {
     help: "Cumulative number of a liveness, readiness or startup probe for a container by result.",
     labels: &["probe_type", "result", "container", "pod", "namespace", "pod_uid"],
     buckets: &[],
+    gauge: false,
 };
 
 /// How long they took; on `/metrics/probes`.
@@ -105,4 +124,5 @@ pub static PROBE_SECONDS: Family = Family {
     help: "Duration in seconds for a probe response.",
     labels: &["probe_type", "container", "pod", "namespace"],
     buckets: USUAL,
+    gauge: false,
 };

@@ -44,6 +44,11 @@ impl Metrics {
         });
     }
 
+    /// So many now.
+    pub fn set(&self, family: &'static Family, labels: &[&str], now: u64) {
+        self.change(family, labels, |value| *value = Value::Count(now));
+    }
+
     /// How long something took.
     pub fn observe(&self, family: &'static Family, labels: &[&str], took: Duration) {
         let seconds = took.as_secs_f64();

@@ -94,8 +94,8 @@ pub struct Subject<'a> {
     pub id: &'a str,
     /// How long it has been running.
     pub age: Duration,
-    /// It ran before this process did: its probes keep the times they had.
-    pub adopted: bool,
+    /// It ran before this kubelet did, which has been here for so long: its probes keep the times they had.
+    pub adopted: Option<Duration>,
     /// The pod's first address.
     pub ip: Option<IpAddr>,
 }
@@ -144,7 +144,7 @@ struct Prober {
     id: String,
     kind: Kind,
     check: Check,
-    delay: Duration,
+    first: First,
     period: Duration,
     timeout: Duration,
     success_threshold: i32,
@@ -162,14 +162,24 @@ fn format_timeout(timeout: Duration) -> String {
     format_delay(timeout)
 }
 
-/// How long the first look has to wait. A container that has been probed before goes on in its rhythm: a restart of the kubelet
-/// neither asks all at once nor leaves any out.
-fn first_delay(initial: Duration, period: Duration, age: Duration, adopted: bool) -> Duration {
-    if !adopted || age < initial {
-        return initial.saturating_sub(age);
-    }
+/// When a prober begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct First {
+    /// The last turn came while this kubelet was starting: it is made up for at once.
+    overdue: bool,
+    /// How long it is to the first turn, from which the others count.
+    delay: Duration,
+}
+
+/// When the first look is. A container that has been probed before goes on in its rhythm: a restart of the kubelet neither asks all
+/// at once nor leaves any out. What an earlier kubelet may have asked already is not asked again.
+fn first_look(initial: Duration, period: Duration, age: Duration, adopted: Option<Duration>) -> First {
+    let up = match adopted {
+        Some(up) if age >= initial => up,
+        _ => return First { overdue: false, delay: initial.saturating_sub(age) },
+    };
     let since = Duration::from_nanos(((age - initial).as_nanos() % period.as_nanos().max(1)).try_into().unwrap_or(0));
-    period - since
+    First { overdue: since < up, delay: period - since }
 }
 
 impl Prober {
@@ -182,7 +192,7 @@ impl Prober {
             id: subject.id.to_owned(),
             kind,
             check: resolve(probe, subject.container, subject.ip),
-            delay: first_delay(initial, period, subject.age, subject.adopted),
+            first: first_look(initial, period, subject.age, subject.adopted),
             period,
             timeout: seconds(probe.timeout_seconds, 1).max(Duration::from_secs(1)),
             success_threshold: probe.success_threshold.unwrap_or(1).max(1),
@@ -197,11 +207,14 @@ impl Prober {
     }
 
     async fn run(self) {
-        let mut ticks = tokio::time::interval_at(Instant::now() + self.delay, self.period);
+        let mut ticks = tokio::time::interval_at(Instant::now() + self.first.delay, self.period);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let (mut last, mut count, mut told) = (None, 0, None);
+        let mut overdue = self.first.overdue;
         loop {
-            ticks.tick().await;
+            if !std::mem::take(&mut overdue) {
+                ticks.tick().await;
+            }
             let Some(well) = self.is_well().await else { continue };
             count = if last == Some(well) { count + 1 } else { 1 };
             last = Some(well);
@@ -411,15 +424,18 @@ mod tests {
     #[test]
     fn a_container_that_ran_before_is_asked_in_its_old_rhythm() {
         let secs = Duration::from_secs;
-        for (initial, period, age, adopted, delay) in [
-            (0, 10, 0, false, 0),
-            (5, 10, 2, false, 3),
-            (5, 10, 60, false, 0),
-            (5, 10, 2, true, 3),
-            (5, 10, 27, true, 8),
-            (0, 10, 20, true, 10),
+        for (initial, period, age, adopted, overdue, delay) in [
+            (0, 10, 0, None, false, 0),
+            (5, 10, 2, None, false, 3),
+            (5, 10, 60, None, false, 0),
+            (5, 10, 2, Some(1), false, 3),
+            (5, 10, 27, Some(1), false, 8),
+            (0, 10, 20, Some(0), false, 10),
+            // The turn at 25 s came when the old kubelet was gone and the new one, here for 3 s, had not taken the container up.
+            (5, 10, 27, Some(3), true, 8),
         ] {
-            assert_eq!(first_delay(secs(initial), secs(period), secs(age), adopted), secs(delay), "{initial} {period} {age}");
+            let first = first_look(secs(initial), secs(period), secs(age), adopted.map(secs));
+            assert_eq!(first, First { overdue, delay: secs(delay) }, "{initial} {period} {age}");
         }
     }
 

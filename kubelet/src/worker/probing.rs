@@ -41,7 +41,8 @@ impl Worker {
             }
             let since = self.memory.running.get(&record.id).copied().unwrap_or(now.mono);
             let age = now.mono.saturating_duration_since(since);
-            let adopted = self.memory.adopted.contains(&record.id);
+            let up = now.mono.saturating_duration_since(self.executor.began);
+            let adopted = self.memory.adopted.contains(&record.id).then_some(up);
             let subject = Subject { pod: &self.pod, container, id: &record.id, age, adopted, ip };
             // What an earlier kubelet has found out of this very container holds until a probe says otherwise.
             let known = status::known(&self.memory, &self.executor.node, record);
