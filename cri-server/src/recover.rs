@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use berth_linux::pidfd::PidFd;
 use berth_shim::protocol::{ContainerState as ShimContainer, Phase, Reply, Request};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use drain::{drain, drain_strays, end_plugins};
 use fate::{as_recorded, container_of, fate, fate_in_shim};
@@ -158,7 +158,7 @@ async fn bring_back(
 ) -> Result<(), Error> {
     let id = record.id.clone();
     let spec = Arc::new(record.spec.clone());
-    let (mail, inbox) = mpsc::unbounded_channel();
+    let (mail, inbox) = owner::mailbox();
     let expected = record.boot == server.boot && !record.stopped;
     let mut live = Live::new(id.clone(), spec.clone(), record.cgroup.clone());
     let reached = if expected { reach(server, &mut live, &mail, shims).await? } else { Reached::Gone };
@@ -185,7 +185,7 @@ async fn bring_back(
                 _ => {
                     tracing::info!(container = %container.id, "half made or half removed when the agent ended: removed");
                     let name = (container.facts.spec.name.clone(), container.facts.spec.attempt);
-                    machine_containers.insert(container.id.clone(), Container::forlorn(name, container.resources));
+                    machine_containers.insert(container.id.clone(), Box::new(Container::forlorn(name, container.resources)));
                     continue;
                 }
             },
@@ -197,7 +197,7 @@ async fn bring_back(
                 fate(&container, None, control::exit_on_file(server, &id, &container.id))
             }
         };
-        machine_containers.insert(container.id.clone(), container_of(server, container, fate));
+        machine_containers.insert(container.id.clone(), Box::new(container_of(server, container, fate)));
     }
     if let Reached::Answers(states) = &reached {
         drain_strays(&live, states, &machine_containers).await;
@@ -378,7 +378,7 @@ async fn catch_up(
             let mut live = Live::new(id.clone(), spec.clone(), cgroup.clone());
             live.process = Some(process.clone());
             // A connection that breaks is no death here: the process is watched.
-            let (deaf, _) = mpsc::unbounded_channel();
+            let (deaf, _) = owner::mailbox();
             if let Ok(Ok(_)) = tokio::time::timeout(AGAIN, greet(&server, &mut live, &deaf)).await {
                 break;
             }
