@@ -121,3 +121,32 @@ impl PodTable {
         entries.into_iter()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pods_spec_is_held_once_and_shown_with_its_status_in_the_order_of_names() {
+        let table = PodTable::default();
+        let mut made = Vec::new();
+        for (uid, name) in [("1", "b"), ("2", "a")] {
+            let mut pod = Pod::default();
+            pod.metadata.name = Some(name.to_owned());
+            pod.metadata.uid = Some(uid.to_owned());
+            let (pod, uid) = (Arc::new(pod), PodUid::new(uid).unwrap());
+            let status = PodStatus { phase: Some("Running".to_owned()), ..PodStatus::default() };
+            table.set(&uid, &pod, status);
+            assert_eq!(Arc::strong_count(&pod), 2, "the table's is no copy");
+            made.push(pod);
+        }
+        let listed = table.list();
+        let names: Vec<_> = listed.iter().map(|pod| pod.metadata.name.as_deref().unwrap()).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert!(listed.iter().all(|pod| pod.status.as_ref().unwrap().phase.as_deref() == Some("Running")));
+        assert_eq!(table.each().count(), 2);
+        table.remove(&PodUid::new("1").unwrap());
+        assert_eq!(Arc::strong_count(&made[0]), 1);
+        assert_eq!(table.status(&PodUid::new("1").unwrap()), None);
+    }
+}

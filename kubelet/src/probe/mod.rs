@@ -438,4 +438,13 @@ mod tests {
         let probe = Probe { tcp_socket: Some(TCPSocketAction { host: None, port: IntOrString::Int(1) }), ..Probe::default() };
         assert!(matches!(resolve(&probe, &Container::default(), None), Check::Broken(why) if why == "the pod has no address"));
     }
+
+    #[test]
+    fn a_prober_that_waits_is_small_whatever_it_may_ask() {
+        fn size<F: Future>(_: fn(Prober) -> F) -> usize {
+            size_of::<F>()
+        }
+        let size = size(Prober::run);
+        assert!(size < 3072, "{size} bytes for each probe of each container");
+    }
 }
