@@ -1,6 +1,7 @@
 #!/bin/bash
 # berth's node next to the upstream kubelet on containerd + runc, both alone with static pods: usage: e2e/bench-node.sh [--rounds N]
-# [--only NAME,…] [--quick] [--out DIR] [--keep DIR]. Rounds go ours, peer, peer, ours, each leg in a sandbox of its own. Both sides
+# [--legs N] [--only NAME,…] [--quick] [--out DIR] [--keep DIR]. Rounds go ours, peer, peer, ours, each leg in a sandbox of its own;
+# --legs 2 ends each after the first two. Both sides
 # read the same KubeletConfiguration. Without --only and --quick the results go to docs/bench/node; else to target/bench-node. Workloads:
 #   drops      a manifest dropped → its process; its process killed → its status; one pod at a time
 #   idle-http  110 idle pods with an HTTP probe each, a minute
@@ -76,15 +77,16 @@ if [ "${1:-}" = leg ]; then
   exec "$BERTH_BENCH" node-leg --side "$kind" --dir "$dir" "$@" -- "${NODE_COMMAND[@]}"
 fi
 
-rounds=2 only="" quick="" out="" keep=""
+rounds=2 legs_each=4 only="" quick="" out="" keep=""
 while [ $# -gt 0 ]; do
   case $1 in
   --rounds) rounds=$2; shift 2 ;;
+  --legs) legs_each=$2; shift 2 ;;
   --only) only=$2; shift 2 ;;
   --out) out=$2; shift 2 ;;
   --keep) keep=$2; shift 2 ;;
   --quick) quick=1; shift ;;
-  *) sed -n '2,8s/^# //p' "$0"; exit 2 ;;
+  *) sed -n '2,9s/^# //p' "$0"; exit 2 ;;
   esac
 done
 if [ -z "$out" ]; then
@@ -103,7 +105,7 @@ flags=()
 [ -z "$quick" ] || flags+=(--quick)
 order=(berth containerd containerd berth)
 for round in $(seq "$rounds"); do
-  for n in 0 1 2 3; do
+  for n in $(seq 0 $((legs_each - 1))); do
     kind=${order[n]} name=round-$round-leg-$((n + 1))-${order[n]} dir=$work/$round-$n
     echo "round $round, leg $((n + 1)): $kind" >&2
     "$(tool_bin berth-sandbox)" --shared-root "$HERE/bench-node.sh" leg "$kind" "$dir" --round "$round" --leg $((n + 1)) --out "$legs/$name.json" \

@@ -1,5 +1,7 @@
 //! Container and sandbox events for clients that listen. A slow client loses events; it never holds up the runtime.
 
+use std::sync::Arc;
+
 use berth_cri_api::v1;
 use tokio::sync::broadcast;
 
@@ -12,7 +14,8 @@ const BACKLOG: usize = 256;
 
 /// The announcer.
 pub(crate) struct Events {
-    sender: broadcast::Sender<v1::ContainerEventResponse>,
+    /// Shared: the backlog's room is set aside from the start.
+    sender: broadcast::Sender<Arc<v1::ContainerEventResponse>>,
 }
 
 impl Default for Events {
@@ -23,7 +26,7 @@ impl Default for Events {
 
 impl Events {
     /// Listens from now on.
-    pub(crate) fn listen(&self) -> broadcast::Receiver<v1::ContainerEventResponse> {
+    pub(crate) fn listen(&self) -> broadcast::Receiver<Arc<v1::ContainerEventResponse>> {
         self.sender.subscribe()
     }
 
@@ -40,12 +43,12 @@ impl Events {
             Change::Deleted => v1::ContainerEventType::ContainerDeletedEvent,
         };
         let view = sandbox();
-        let _ = self.sender.send(v1::ContainerEventResponse {
+        let _ = self.sender.send(Arc::new(v1::ContainerEventResponse {
             container_id: subject.to_owned(),
             container_event_type: kind.into(),
             created_at: crate::clock::now_ns(),
             pod_sandbox_status: Some(sandbox_status(&view)),
             containers_statuses: board.containers_of(&view.id).iter().map(|c| container_status(c)).collect(),
-        });
+        }));
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use berth_oci::spec::Process;
 use berth_shim::protocol::{ExecExt, ExecSpec, Reply, Request};
+use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
@@ -137,18 +138,43 @@ pub(crate) async fn start(
 fn exec_spec(server: &Server, live: &Live, container: &ContainerId, command: Vec<String>, tty: bool) -> Result<OwnedFd, Error> {
     let path = server.paths.oci_spec(&live.id, container);
     let bytes = std::fs::read(&path).map_err(file("read", &path))?;
-    let spec: berth_oci::spec::Spec =
-        serde_json::from_slice(&bytes).map_err(|e| Error::Record { path: path.clone(), reason: e.to_string() })?;
-    let filter = spec.linux.seccomp.as_ref().map(|p| server.filters.get(p)).transpose()?;
-    let base = spec.process.unwrap_or_default();
+    let unreadable = |e: serde_json::Error| Error::Record { path: path.clone(), reason: e.to_string() };
+    let (base, filter) = match server.filters.of(container) {
+        Some(filter) => (serde_json::from_slice::<Known>(&bytes).map_err(unreadable)?.process, filter),
+        None => {
+            let spec: berth_oci::spec::Spec = serde_json::from_slice(&bytes).map_err(unreadable)?;
+            let filter = spec.linux.seccomp.as_ref().map(|p| server.filters.get(p)).transpose()?;
+            server.filters.remember(container, filter.clone());
+            (spec.process, filter)
+        }
+    };
+    let base = base.unwrap_or_default();
     let mut env = base.env.clone();
     if tty && !env.iter().any(|e| e.0.starts_with(b"TERM=")) {
         env.push("TERM=xterm".into());
     }
     let process = Process { args: command, terminal: tty, console_size: None, env, ..base };
-    let exec = ExecSpec { process, filter: filter.map(|f| f.filter.clone()) };
-    let json = serde_json::to_vec(&exec).map_err(|e| Error::Record { path, reason: e.to_string() })?;
+    let json = order(process, filter.as_ref().map(|f| f.json.as_slice())).map_err(unreadable)?;
     berth_linux::memfd::sealed_memfd("exec-spec", &json, false).map_err(file("make", "exec-spec"))
+}
+
+/// Of a container's OCI spec, what an exec needs when the filter is known: the profile is by far the most of it.
+#[derive(Deserialize)]
+struct Known {
+    #[serde(default)]
+    process: Option<Process>,
+}
+
+/// An [`ExecSpec`] with a filter that is JSON already: a thousand instructions.
+fn order(process: Process, filter: Option<&[u8]>) -> Result<Vec<u8>, serde_json::Error> {
+    let mut json = serde_json::to_vec(&ExecSpec { process, filter: None })?;
+    if let Some(filter) = filter {
+        json.truncate(json.len().saturating_sub(1));
+        json.extend_from_slice(b",\"filter\":");
+        json.extend_from_slice(filter);
+        json.push(b'}');
+    }
+    Ok(json)
 }
 
 /// What ExecSync returns.
@@ -242,4 +268,27 @@ async fn collect(fd: Option<OwnedFd>, budget: Budget, sink: Sink) {
 /// The read end of a pipe, for async use.
 pub(crate) fn reader(fd: OwnedFd) -> Option<pipe::Receiver> {
     pipe::Receiver::from_owned_fd(fd).inspect_err(|error| tracing::warn!(%error, "output of a command can not be read")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_with_a_filter_that_was_text_already_is_read_as_one_that_was_made_whole() {
+        let process = Process { args: vec!["true".into()], ..Process::default() };
+        let filter = berth_oci::seccomp::Filter { instructions: vec![(32, 0, 0, 4), (6, 1, 2, 0x7fff_0000)], flags: 2 };
+        let text = serde_json::to_vec(&filter).expect("JSON");
+        for (filter, text) in [(Some(filter), Some(text.as_slice())), (None, None)] {
+            let read: ExecSpec = serde_json::from_slice(&order(process.clone(), text).expect("JSON")).expect("an order");
+            assert_eq!(read, ExecSpec { process: process.clone(), filter });
+        }
+    }
+
+    #[test]
+    fn a_known_containers_process_is_read_past_everything_else() {
+        let text = br#"{"ociVersion":"1","linux":{"seccomp":{"defaultAction":"SCMP_ACT_ERRNO"}},"process":{"args":["sleep"],"cwd":"/"}}"#;
+        let known: Known = serde_json::from_slice(text).expect("read");
+        assert_eq!(known.process.expect("a process").args, ["sleep"]);
+    }
 }

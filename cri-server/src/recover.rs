@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use berth_linux::pidfd::PidFd;
 use berth_shim::protocol::{ContainerState as ShimContainer, Phase, Reply, Request};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use drain::{drain, drain_strays, end_plugins};
 use fate::{as_recorded, container_of, fate, fate_in_shim};
@@ -161,7 +161,7 @@ async fn bring_back(
 ) -> Result<(), Error> {
     let id = record.id.clone();
     let spec = Arc::new(record.spec.clone());
-    let (mail, inbox) = mpsc::unbounded_channel();
+    let (mail, inbox) = owner::mailbox();
     let expected = record.boot == server.boot && !record.stopped;
     let mut live = Live::new(id.clone(), spec.clone(), record.cgroup.clone());
     let reached = if expected { reach(server, &mut live, &mail, shims).await? } else { Reached::Gone };
@@ -201,7 +201,7 @@ async fn bring_back(
             Some(fate) => (container.id.clone(), container_of(server, container, fate)),
             None => forsake(server, container).await,
         };
-        machine_containers.extend([known]);
+        machine_containers.insert(known.0, Box::new(known.1));
     }
     if let Reached::Answers(states) = &reached {
         drain_strays(&live, states, &machine_containers).await;
@@ -416,7 +416,7 @@ async fn catch_up(
             let mut live = Live::new(id.clone(), spec.clone(), cgroup.clone());
             live.process = Some(process.clone());
             // A connection that breaks is no death here: the process is watched.
-            let (deaf, _) = mpsc::unbounded_channel();
+            let (deaf, _) = owner::mailbox();
             if let Ok(Ok(_)) = tokio::time::timeout(AGAIN, greet(&server, &mut live, &deaf)).await {
                 break;
             }

@@ -32,7 +32,7 @@ pub struct AllLimits {
 pub struct PodCgroups {
     root: String,
     driver: Driver,
-    layout: Option<Layout>,
+    layout: Option<Arc<Layout>>,
     /// What all pods together may have; `None`: everything.
     all: Option<AllLimits>,
     /// One change at a time: a parent is not removed while a child is being made.
@@ -43,6 +43,7 @@ impl PodCgroups {
     /// Below `root` (`/` for the whole machine).
     pub fn new(root: &str, driver: Driver) -> PodCgroups {
         let layout = Layout::detect().inspect_err(|error| tracing::warn!(%error, "pods get no cgroups of their own")).ok();
+        let layout = layout.map(Arc::new);
         PodCgroups { root: root.trim_end_matches('/').to_owned(), driver, layout, all: None, changes: Arc::default() }
     }
 
@@ -58,7 +59,7 @@ impl PodCgroups {
 
     /// Where folders are made for pods: slices are systemd's, which makes them with the first scope in them.
     fn folders(&self) -> Option<&Layout> {
-        self.layout.as_ref().filter(|_| self.driver == Driver::Cgroupfs)
+        self.layout.as_deref().filter(|_| self.driver == Driver::Cgroupfs)
     }
 
     /// The pod's cgroup, by its name.

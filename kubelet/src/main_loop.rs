@@ -35,7 +35,7 @@ use crate::server::Health;
 use crate::source::file::{self, FileSourceConfig};
 use crate::source::{SourceName, SourceUpdate};
 use crate::table::PodTable;
-use crate::worker::{Message, Worker};
+use crate::worker::{Message, Outlet, Worker, mailbox};
 use crate::{Result, hook_record, housekeeping, logs, orphan};
 
 /// A worker seen from outside.
@@ -45,7 +45,7 @@ struct Handle {
     /// Those that it waits for.
     pending: Option<Pending>,
     name: FullName,
-    inbox: mpsc::UnboundedSender<Message>,
+    inbox: Outlet,
     ending: bool,
     /// What the last listing had of the pod.
     listed: Vec<(String, i32)>,
@@ -245,8 +245,7 @@ impl Main {
                 let _ = handle.inbox.send(Message::ObjectsChanged);
             }
         }
-        let pods = update.pods.into_iter().map(Arc::new).collect();
-        let first = self.sources.insert(update.source, pods).is_none();
+        let first = self.sources.insert(update.source, update.pods).is_none();
         self.reconcile();
         if first {
             self.relist_at = Instant::now();
@@ -299,7 +298,7 @@ impl Main {
             // Until its worker has looked: what is over takes no room and no ports from the pods that come with it.
             self.table.set(&uid, &pod, saved.status);
         }
-        let (inbox, messages) = mpsc::unbounded_channel();
+        let (inbox, messages) = mailbox();
         let worker = Worker::new(
             uid.clone(),
             pod.clone(),

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
@@ -68,17 +69,18 @@ impl Reader {
                 self.report.errors.push(format!("{}: {name} is already defined by another file", path.display()));
             }
         }
-        for mut pod in manifest.pods {
+        for pod in manifest.pods {
             let name = pod.full_name();
             // A time that belongs to a running source; a plan of the same files is always the same text.
-            pod.pod.metadata.annotations.get_or_insert_default().remove(CONFIG_SEEN);
+            let mut pod = Arc::unwrap_or_clone(pod.pod);
+            pod.metadata.annotations.get_or_insert_default().remove(CONFIG_SEEN);
             if let Some(owner) = self.owners.get(&name) {
                 let message = format!("{}: pod {name} is already defined by {}", path.display(), owner.display());
                 self.report.errors.push(message);
                 continue;
             }
             self.owners.insert(name, path.to_owned());
-            self.report.pods.push((path.to_owned(), pod.pod));
+            self.report.pods.push((path.to_owned(), pod));
         }
     }
 

@@ -12,7 +12,7 @@ use k8s_openapi::jiff::Timestamp;
 use crate::clock::Clock;
 use crate::pod;
 
-/// How many different events are kept. One is about 1 KiB.
+/// How many different events are kept. One is about half a KiB.
 const KEPT: usize = 512;
 
 /// The type of an event.
@@ -33,8 +33,20 @@ impl Weight {
     }
 }
 
+/// What an event says, without the fields that are the same for all of them: a whole one is 1 KiB before its texts.
+struct Note {
+    name: String,
+    object: ObjectReference,
+    weight: Weight,
+    reason: String,
+    message: String,
+    count: i32,
+    first: Timestamp,
+    last: Timestamp,
+}
+
 struct Kept {
-    events: VecDeque<Event>,
+    events: VecDeque<Note>,
     next: u64,
 }
 
@@ -100,46 +112,48 @@ impl Recorder {
     fn keep(&self, object: ObjectReference, weight: Weight, reason: &str, message: &str) {
         let now = self.clock.now();
         let mut kept = self.lock();
-        let same = |event: &Event| {
-            event.involved_object == object
-                && event.reason.as_deref() == Some(reason)
-                && event.message.as_deref() == Some(message)
-        };
+        let same = |note: &Note| note.object == object && note.reason == reason && note.message == message;
         if let Some(at) = kept.events.iter().rposition(same)
-            && let Some(mut event) = kept.events.remove(at)
+            && let Some(mut note) = kept.events.remove(at)
         {
-            event.count = event.count.map(|count| count.saturating_add(1));
-            event.last_timestamp = Some(seconds(now));
-            kept.events.push_back(event);
+            note.count = note.count.saturating_add(1);
+            note.last = now;
+            kept.events.push_back(note);
             return;
         }
         kept.next += 1;
+        let name = object.name.as_deref().unwrap_or_default();
+        let name = format!("{name}.{:x}{:04x}", now.as_nanosecond(), kept.next & 0xffff);
+        if kept.events.len() == KEPT {
+            kept.events.pop_front();
+        }
+        let (reason, message) = (reason.to_owned(), message.to_owned());
+        kept.events.push_back(Note { name, object, weight, reason, message, count: 1, first: now, last: now });
+    }
+
+    fn whole(&self, note: &Note) -> Event {
         let mut event = Event {
-            involved_object: object,
-            type_: Some(weight.as_str().to_owned()),
-            reason: Some(reason.to_owned()),
-            message: Some(message.to_owned()),
-            count: Some(1),
-            first_timestamp: Some(seconds(now)),
-            last_timestamp: Some(seconds(now)),
+            involved_object: note.object.clone(),
+            type_: Some(note.weight.as_str().to_owned()),
+            reason: Some(note.reason.clone()),
+            message: Some(note.message.clone()),
+            count: Some(note.count),
+            first_timestamp: Some(seconds(note.first)),
+            last_timestamp: Some(seconds(note.last)),
             source: Some(EventSource { component: Some("kubelet".to_owned()), host: Some(self.node.to_string()) }),
             reporting_component: Some("kubelet".to_owned()),
             reporting_instance: Some(self.node.to_string()),
             ..Event::default()
         };
-        let name = event.involved_object.name.clone().unwrap_or_default();
-        event.metadata.name = Some(format!("{name}.{:x}{:04x}", now.as_nanosecond(), kept.next & 0xffff));
+        event.metadata.name = Some(note.name.clone());
         // Events of the node are in the default namespace, as the upstream's.
-        event.metadata.namespace = event.involved_object.namespace.clone().or_else(|| Some("default".to_owned()));
-        if kept.events.len() == KEPT {
-            kept.events.pop_front();
-        }
-        kept.events.push_back(event);
+        event.metadata.namespace = note.object.namespace.clone().or_else(|| Some("default".to_owned()));
+        event
     }
 
     /// The kept events, the newest last.
     pub fn list(&self) -> Vec<Event> {
-        self.lock().events.iter().cloned().collect()
+        self.lock().events.iter().map(|note| self.whole(note)).collect()
     }
 }
 

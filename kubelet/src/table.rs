@@ -14,12 +14,26 @@ use crate::pod::PodUid;
 /// A shared table of pods.
 #[derive(Clone, Debug, Default)]
 pub struct PodTable {
-    pods: Arc<Mutex<BTreeMap<PodUid, Arc<Pod>>>>,
+    pods: Arc<Mutex<BTreeMap<PodUid, Entry>>>,
     troubles: Troubles,
     doing: Doing,
     /// Pods that have been seen and do not run yet, and since when.
     starting: Arc<Mutex<BTreeMap<PodUid, Instant>>>,
     metrics: Metrics,
+}
+
+/// A pod as its worker reads it, and its status: put together only for who asks, as one more copy of each spec is KiBs.
+#[derive(Clone, Debug)]
+struct Entry {
+    pod: Arc<Pod>,
+    status: Arc<PodStatus>,
+}
+
+impl Entry {
+    fn whole(&self) -> Arc<Pod> {
+        let Pod { metadata, spec, status: _ } = self.pod.as_ref();
+        Arc::new(Pod { metadata: metadata.clone(), spec: spec.clone(), status: Some(PodStatus::clone(&self.status)) })
+    }
 }
 
 /// What keeps whole pods from going on and is in no field of their statuses: upstream tells it by events alone.
@@ -43,20 +57,19 @@ impl PodTable {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<PodUid, Arc<Pod>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<PodUid, Entry>> {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Stores a pod with its status.
-    pub fn set(&self, uid: &PodUid, pod: &Pod, status: PodStatus) {
+    pub fn set(&self, uid: &PodUid, pod: &Arc<Pod>, status: PodStatus) {
         self.measure_start(uid, status.phase.as_deref());
-        let pod = Pod { status: Some(status), ..pod.clone() };
-        self.lock().insert(uid.clone(), Arc::new(pod));
+        self.lock().insert(uid.clone(), Entry { pod: pod.clone(), status: Arc::new(status) });
     }
 
     /// A pod's status.
     pub fn status(&self, uid: &PodUid) -> Option<PodStatus> {
-        self.lock().get(uid).and_then(|pod| pod.status.clone())
+        self.lock().get(uid).map(|entry| PodStatus::clone(&entry.status))
     }
 
     /// Says what keeps a pod from going on; none: nothing does.
@@ -88,11 +101,52 @@ impl PodTable {
 
     /// All pods, by namespace and name.
     pub fn list(&self) -> Vec<Arc<Pod>> {
-        let mut pods: Vec<_> = self.lock().values().cloned().collect();
-        pods.sort_by(|a, b| {
-            let key = |p: &Pod| (p.metadata.namespace.clone(), p.metadata.name.clone(), p.metadata.uid.clone());
+        self.each().collect()
+    }
+
+    /// The same, one after the other: whoever needs each for a moment only does not need room for all.
+    pub fn each(&self) -> impl Iterator<Item = Arc<Pod>> + use<> {
+        self.entries().map(|entry| entry.whole())
+    }
+
+    fn entries(&self) -> impl Iterator<Item = Entry> + use<> {
+        let mut entries: Vec<_> = self.lock().values().cloned().collect();
+        entries.sort_by(|a, b| {
+            let key = |entry: &Entry| {
+                let m = &entry.pod.metadata;
+                (m.namespace.clone(), m.name.clone(), m.uid.clone())
+            };
             key(a).cmp(&key(b))
         });
-        pods
+        entries.into_iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pods_spec_is_held_once_and_shown_with_its_status_in_the_order_of_names() {
+        let table = PodTable::default();
+        let mut made = Vec::new();
+        for (uid, name) in [("1", "b"), ("2", "a")] {
+            let mut pod = Pod::default();
+            pod.metadata.name = Some(name.to_owned());
+            pod.metadata.uid = Some(uid.to_owned());
+            let (pod, uid) = (Arc::new(pod), PodUid::new(uid).unwrap());
+            let status = PodStatus { phase: Some("Running".to_owned()), ..PodStatus::default() };
+            table.set(&uid, &pod, status);
+            assert_eq!(Arc::strong_count(&pod), 2, "the table's is no copy");
+            made.push(pod);
+        }
+        let listed = table.list();
+        let names: Vec<_> = listed.iter().map(|pod| pod.metadata.name.as_deref().unwrap()).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert!(listed.iter().all(|pod| pod.status.as_ref().unwrap().phase.as_deref() == Some("Running")));
+        assert_eq!(table.each().count(), 2);
+        table.remove(&PodUid::new("1").unwrap());
+        assert_eq!(Arc::strong_count(&made[0]), 1);
+        assert_eq!(table.status(&PodUid::new("1").unwrap()), None);
     }
 }

@@ -71,6 +71,46 @@ pub(crate) enum Message {
     },
 }
 
+/// What a worker is told comes in boxes: the room that a channel sets aside is for 32 messages at least, one for each pod.
+type Inbox = mpsc::UnboundedReceiver<Box<Message>>;
+
+/// The way to a worker.
+#[derive(Clone, Debug)]
+pub(crate) struct Outlet(mpsc::UnboundedSender<Box<Message>>);
+
+/// The way to a worker, which does not keep it open.
+#[derive(Clone, Debug)]
+pub(crate) struct WeakOutlet(mpsc::WeakUnboundedSender<Box<Message>>);
+
+/// The worker has ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ended;
+
+/// The way to a worker, and its end of it.
+pub(crate) fn mailbox() -> (Outlet, Inbox) {
+    let (sender, inbox) = mpsc::unbounded_channel();
+    (Outlet(sender), inbox)
+}
+
+impl Outlet {
+    /// Tells the worker, unless it has ended.
+    pub(crate) fn send(&self, message: Message) -> Result<(), Ended> {
+        self.0.send(Box::new(message)).map_err(|_| Ended)
+    }
+
+    /// Does not keep the way open.
+    pub(crate) fn downgrade(&self) -> WeakOutlet {
+        WeakOutlet(self.0.downgrade())
+    }
+}
+
+impl WeakOutlet {
+    /// The way, while somebody keeps it open.
+    pub(crate) fn upgrade(&self) -> Option<Outlet> {
+        self.0.upgrade().map(Outlet)
+    }
+}
+
 /// What happens to a worker.
 enum Action {
     Told(Message),
@@ -97,7 +137,7 @@ pub(crate) struct Worker {
     pod: Arc<Pod>,
     executor: Executor,
     table: PodTable,
-    inbox: mpsc::UnboundedReceiver<Message>,
+    inbox: Inbox,
     shutdown: CancellationToken,
     observed: Arc<PodObserved>,
     memory: PodMemory,
@@ -112,7 +152,7 @@ pub(crate) struct Worker {
     /// What the running pass has prepared may be of before: the spec or the objects have changed since it began.
     stale: bool,
     probers: Probers,
-    own_inbox: mpsc::WeakUnboundedSender<Message>,
+    own_inbox: WeakOutlet,
     /// Who waits for the pod's end.
     unfinished: Vec<Unfinished>,
     /// Who waits for the end of its records.
@@ -123,16 +163,16 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// A worker that has not looked yet.
+    /// A worker that has not looked yet. In a box: moved into its task it would be there twice, as argument and as what it became.
     pub fn new(
         uid: PodUid,
         pod: Arc<Pod>,
         executor: Executor,
         table: PodTable,
-        inbox: mpsc::UnboundedReceiver<Message>,
-        own_inbox: mpsc::WeakUnboundedSender<Message>,
+        inbox: Inbox,
+        own_inbox: WeakOutlet,
         shutdown: CancellationToken,
-    ) -> Worker {
+    ) -> Box<Worker> {
         let now = Now { mono: Instant::now(), wall: executor.config.clock.now() };
         let logs = crate::logs::pod_log_dir(&executor.config.pod_logs_dir, &pod);
         let mut memory = PodMemory::new(&executor.config, now, crate::logs::highest_attempts(&logs));
@@ -142,7 +182,7 @@ impl Worker {
             before.ages = before.ages.at(&executor.config.clock.uptime());
             memory.resume(before, now.mono);
         }
-        Worker {
+        Box::new(Worker {
             uid,
             pod,
             executor,
@@ -166,11 +206,11 @@ impl Worker {
             has_looked: false,
             saved,
             finished: false,
-        }
+        })
     }
 
     /// Runs until the pod is gone or the kubelet stops; whether the pod is gone.
-    pub async fn run(mut self) -> bool {
+    pub async fn run(mut self: Box<Self>) -> bool {
         while !self.finished {
             if self.dirty && self.look.is_none() {
                 self.begin_look();
@@ -214,7 +254,7 @@ impl Worker {
         tokio::select! {
             biased;
             () = self.shutdown.cancelled() => Action::Abandoned,
-            message = self.inbox.recv() => message.map_or(Action::Abandoned, Action::Told),
+            message = self.inbox.recv() => message.map_or(Action::Abandoned, |message| Action::Told(*message)),
             (number, looked) = look => match looked {
                 Ok(observed) => Action::Looked(number, observed),
                 Err(_) => Action::Abandoned,
@@ -418,7 +458,7 @@ impl Worker {
                 let mut ending = Pod::clone(&self.pod);
                 ending.metadata.deletion_timestamp = Some(Time(since));
                 ending.metadata.deletion_grace_period_seconds = Some(grace);
-                self.table.set(&self.uid, &ending, status);
+                self.table.set(&self.uid, &Arc::new(ending), status);
             }
             _ => self.table.set(&self.uid, shown, status),
         }

@@ -72,7 +72,7 @@ impl Folder {
             let Ok(Some(update)) = update else { panic!("{what}: {:?} instead of {wanted:?}", self.last) };
             self.last = versions(&update);
             let uid = |pod: &berth_kubelet::Pod| (pod.metadata.name.clone().unwrap(), pod.metadata.uid.clone().unwrap());
-            self.uids = update.pods.iter().map(uid).collect();
+            self.uids = update.pods.iter().map(|pod| uid(pod)).collect();
             for pod in kept {
                 assert!(self.last.contains_key(*pod), "{what}: {pod} was gone: {:?}", update.problems);
             }

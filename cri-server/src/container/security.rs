@@ -6,10 +6,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use berth_linux::caps::CapSet;
-use berth_oci::seccomp::Filter;
 use berth_oci::spec::{Capabilities, Seccomp};
 
 use crate::error::{Error, file, invalid};
+use crate::id::ContainerId;
 use crate::spec::{Profile, Security};
 
 /// What containerd gives by default, and images expect.
@@ -106,9 +106,9 @@ pub(crate) fn seccomp(security: &Security, caps: CapSet) -> Result<Option<Seccom
     }
 }
 
-/// A compiled filter: the program, and a sealed memfd of it for the shim.
+/// A compiled filter as JSON, for the orders of execs, and a sealed memfd of it for the shim.
 pub(crate) struct Compiled {
-    pub(crate) filter: Filter,
+    pub(crate) json: Vec<u8>,
     pub(crate) memfd: OwnedFd,
 }
 
@@ -116,10 +116,15 @@ pub(crate) struct Compiled {
 #[derive(Default)]
 pub(crate) struct FilterCache {
     known: Mutex<HashMap<String, Arc<Compiled>>>,
+    /// Of containers in which something has been run: a probe's command comes every second, and neither the container's profile nor its
+    /// program is read for it again.
+    of: Mutex<HashMap<ContainerId, Option<Arc<Compiled>>>>,
 }
 
 /// More different profiles than a node has; beyond it the cache starts anew.
 const CACHED: usize = 64;
+/// The same of containers.
+const CONTAINERS: usize = 1024;
 
 impl FilterCache {
     /// The filter of a profile. Blocking: compiles it the first time.
@@ -132,13 +137,32 @@ impl FilterCache {
         let filter = berth_oci::seccomp::compile(profile).map_err(|e| bad(&e))?;
         let json = serde_json::to_vec(&filter).map_err(|e| bad(&e))?;
         let memfd = berth_linux::memfd::sealed_memfd("seccomp", &json, false).map_err(file("make", "seccomp filter"))?;
-        let compiled = Arc::new(Compiled { filter, memfd });
+        let compiled = Arc::new(Compiled { json, memfd });
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= CACHED {
             known.clear();
         }
         known.insert(key, compiled.clone());
         Ok(compiled)
+    }
+
+    /// What is known of a container's filter: that it has none, or which.
+    pub(crate) fn of(&self, id: &ContainerId) -> Option<Option<Arc<Compiled>>> {
+        self.of.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    /// Remembers a container's filter until [`Self::forget`].
+    pub(crate) fn remember(&self, id: &ContainerId, filter: Option<Arc<Compiled>>) {
+        let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+        if of.len() >= CONTAINERS {
+            of.clear();
+        }
+        of.insert(id.clone(), filter);
+    }
+
+    /// The container is gone.
+    pub(crate) fn forget(&self, id: &ContainerId) {
+        self.of.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
     }
 }
 

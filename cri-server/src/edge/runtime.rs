@@ -329,7 +329,8 @@ impl RuntimeService for RuntimeEdge {
     type GetContainerEventsStream = Stream<v1::ContainerEventResponse>;
     async fn get_container_events(&self, _request: Request<v1::GetEventsRequest>) -> Answer<Self::GetContainerEventsStream> {
         // Events that a slow client missed are skipped: its next list repairs that.
-        let events = BroadcastStream::new(self.server.events.listen()).filter_map(|event| async move { event.ok().map(Ok) });
+        let events = BroadcastStream::new(self.server.events.listen())
+            .filter_map(|event| async move { event.ok().map(|event| Ok(Arc::unwrap_or_clone(event))) });
         Ok(Response::new(events.take_until(self.server.closed()).boxed()))
     }
 

@@ -16,7 +16,7 @@ use crate::sandbox::run;
 use crate::sandbox::state::Container;
 
 /// What the shim has and no record knows: its creation was cut off, nobody was told of it.
-pub(super) async fn drain_strays(live: &Live, states: &[ShimContainer], known: &BTreeMap<ContainerId, Container>) {
+pub(super) async fn drain_strays(live: &Live, states: &[ShimContainer], known: &BTreeMap<ContainerId, Box<Container>>) {
     for stray in states.iter().filter(|s| !known.contains_key(s.id.as_str())) {
         tracing::info!(container = %stray.id, "container without a record: drained");
         if let Ok(shim) = live.shim() {

@@ -22,8 +22,28 @@ use crate::records::{self, ContainerRecord};
 use crate::spec::{Resources, SandboxMetadata, SandboxSpec};
 use crate::why;
 
-/// Where an owner gets its events.
-pub(crate) type Mail = mpsc::UnboundedSender<Event>;
+/// Where an owner gets its events. In boxes: the room that a channel sets aside is for 32 of them at least, one for each sandbox.
+#[derive(Clone)]
+pub(crate) struct Mail(mpsc::UnboundedSender<Box<Event>>);
+
+/// The owner's end.
+pub(crate) type Inbox = mpsc::UnboundedReceiver<Box<Event>>;
+
+/// The owner has ended.
+pub(crate) struct Ended;
+
+/// A mailbox and its owner's end.
+pub(crate) fn mailbox() -> (Mail, Inbox) {
+    let (mail, inbox) = mpsc::unbounded_channel();
+    (Mail(mail), inbox)
+}
+
+impl Mail {
+    /// Tells the owner, unless it has ended.
+    pub(crate) fn send(&self, event: Event) -> Result<(), Ended> {
+        self.0.send(Box::new(event)).map_err(|_| Ended)
+    }
+}
 
 /// What an owner answers for at this moment.
 #[derive(Debug, Clone)]
@@ -116,7 +136,7 @@ pub(crate) fn submit_run(server: &Arc<Server>, spec: impl Into<Arc<SandboxSpec>>
         return;
     }
     let id = SandboxId::random();
-    let (mail, inbox) = mpsc::unbounded_channel();
+    let (mail, inbox) = mailbox();
     register.names.insert(spec.metadata.clone(), id.clone());
     register.owners.insert(id.clone(), mail.clone());
     drop(register);
@@ -142,13 +162,13 @@ pub(crate) fn introduce(server: &Arc<Server>, machine: &Machine) {
 }
 
 /// The owner's loop. Ends when the sandbox is removed or could not be made.
-pub(crate) async fn own(server: Arc<Server>, mut machine: Machine, mail: Mail, mut inbox: mpsc::UnboundedReceiver<Event>) {
+pub(crate) async fn own(server: Arc<Server>, mut machine: Machine, mail: Mail, mut inbox: Inbox) {
     introduce(&server, &machine);
     loop {
         let deadline = machine.deadline();
         let event = tokio::select! {
             event = inbox.recv() => match event {
-                Some(event) => event,
+                Some(event) => *event,
                 None => return,
             },
             () = sleep_until(deadline) => Event::Tick,
@@ -166,6 +186,7 @@ pub(crate) async fn own(server: Arc<Server>, mut machine: Machine, mail: Mail, m
         }
         for id in &out.gone {
             server.progress.over(id.as_str());
+            server.filters.forget(id);
         }
         for (id, change) in &out.events {
             server.events.announce(&server.board, || sandbox_view(&machine, &server), id, *change);
@@ -193,7 +214,7 @@ pub(crate) async fn own(server: Arc<Server>, mut machine: Machine, mail: Mail, m
         if machine.over() {
             // What came while it ended is for the next of the name.
             while let Ok(event) = inbox.try_recv() {
-                if let Event::Op(Op::Run { spec, reply }) = event {
+                if let Event::Op(Op::Run { spec, reply }) = *event {
                     submit_run(&server, spec, reply);
                 }
             }

@@ -52,6 +52,9 @@ pub(crate) struct Gone;
 
 type Waiter = oneshot::Sender<Answer>;
 
+/// What goes to the shim, in a box: the room that a channel sets aside is for 32 of them at least, one for each shim.
+type Frame = (Vec<u8>, Vec<OwnedFd>);
+
 #[derive(Default)]
 struct Shared {
     closed: bool,
@@ -67,7 +70,7 @@ pub(crate) struct ShimClient {
     progress: Arc<Progress>,
     seq: AtomicU64,
     shared: Arc<Mutex<Shared>>,
-    out: mpsc::UnboundedSender<(Vec<u8>, Vec<OwnedFd>)>,
+    out: mpsc::UnboundedSender<Box<Frame>>,
     reader: tokio::task::AbortHandle,
 }
 
@@ -139,7 +142,7 @@ impl ShimClient {
             state.pending.insert(seq, tx);
         }
         let _forget = Forget { shared: &self.shared, seq };
-        self.out.send((frame, fds)).map_err(|_| self.gone("the connection is closed"))?;
+        self.out.send(Box::new((frame, fds))).map_err(|_| self.gone("the connection is closed"))?;
         let answer = rx.await.map_err(|_| self.gone("it ended before it answered"))?;
         match answer.reply {
             Reply::Error(failure) => Err(match failure.kind {
@@ -177,8 +180,9 @@ impl ShimClient {
     }
 }
 
-async fn write_frames(stream: Arc<UnixStream>, mut queue: mpsc::UnboundedReceiver<(Vec<u8>, Vec<OwnedFd>)>) {
-    while let Some((bytes, fds)) = queue.recv().await {
+async fn write_frames(stream: Arc<UnixStream>, mut queue: mpsc::UnboundedReceiver<Box<Frame>>) {
+    while let Some(frame) = queue.recv().await {
+        let (bytes, fds) = *frame;
         if let Err(error) = write_frame(&stream, &bytes, &fds).await {
             tracing::debug!(%error, "writing to shim");
             return; // The reader sees the end of the connection too.

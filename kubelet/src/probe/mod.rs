@@ -13,7 +13,6 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Pod, Probe, TCPSocketAction};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -23,7 +22,7 @@ use crate::cri::{self as calls, Runtime};
 use crate::metrics::families;
 use crate::pod;
 use crate::record::{Recorder, Weight};
-use crate::worker::Message;
+use crate::worker::{Message, WeakOutlet};
 
 pub(crate) use http::is_plain_answer;
 
@@ -105,7 +104,7 @@ pub struct Subject<'a> {
 pub(crate) struct Tools {
     pub runtime: Runtime,
     pub recorder: Recorder,
-    pub inbox: mpsc::WeakUnboundedSender<Message>,
+    pub inbox: WeakOutlet,
 }
 
 /// The running probers of a pod.
@@ -241,7 +240,8 @@ impl Prober {
     async fn is_well(&self) -> Option<bool> {
         let title = self.title();
         let begun = Instant::now();
-        let verdict = self.look().await;
+        // A look's future is of KiBs (a whole HTTP or gRPC client): it is there while a probe runs, not for as long as its pod does.
+        let verdict = Box::pin(self.look()).await;
         self.record(&verdict, begun.elapsed());
         match verdict {
             Verdict::Success => Some(true),
@@ -453,5 +453,14 @@ mod tests {
     fn a_pod_without_an_address_fails_its_probes() {
         let probe = Probe { tcp_socket: Some(TCPSocketAction { host: None, port: IntOrString::Int(1) }), ..Probe::default() };
         assert!(matches!(resolve(&probe, &Container::default(), None), Check::Broken(why) if why == "the pod has no address"));
+    }
+
+    #[test]
+    fn a_prober_that_waits_is_small_whatever_it_may_ask() {
+        fn size<F: Future>(_: fn(Prober) -> F) -> usize {
+            size_of::<F>()
+        }
+        let size = size(Prober::run);
+        assert!(size < 3072, "{size} bytes for each probe of each container");
     }
 }

@@ -108,6 +108,11 @@ pub(crate) fn json(status: StatusCode, value: &serde_json::Value) -> Response<Bo
 }
 
 fn respond(status: StatusCode, content_type: &'static str, content: String) -> Response<Body> {
+    bytes(status, content_type, content.into_bytes())
+}
+
+/// An answer of text that is there.
+pub(crate) fn bytes(status: StatusCode, content_type: &'static str, content: Vec<u8>) -> Response<Body> {
     let mut response = stream(content_type, Full::new(Bytes::from(content)).map_err(|e| match e {}).boxed_unsync());
     *response.status_mut() = status;
     response

@@ -3,26 +3,27 @@
 use http::{Response, StatusCode};
 use serde_json::json;
 
-use super::{Api, Body, json as json_response, text};
+use super::{Api, Body, bytes, json as json_response, text};
 use crate::cri::keys;
 
-/// All pods that the kubelet knows, with their current status.
+/// All pods that the kubelet knows, with their current status. Each becomes text before the next is looked at: as trees all of them
+/// are many times what they are as text.
 pub(crate) fn list(api: &Api) -> Response<Body> {
-    let items: Vec<serde_json::Value> = api
-        .table
-        .list()
-        .iter()
-        .filter_map(|pod| serde_json::to_value(pod.as_ref()).ok())
-        .map(|mut pod| {
-            // Items of a typed list carry neither.
-            if let Some(map) = pod.as_object_mut() {
-                map.shift_remove("apiVersion");
-                map.shift_remove("kind");
-            }
-            pod
-        })
-        .collect();
-    json_response(StatusCode::OK, &pod_list(items))
+    let mut list = br#"{"kind":"PodList","apiVersion":"v1","metadata":{},"items":["#.to_vec();
+    let items = api.table.each().filter_map(|pod| serde_json::to_value(pod.as_ref()).ok());
+    for (at, mut item) in items.enumerate() {
+        // Items of a typed list carry neither.
+        if let Some(map) = item.as_object_mut() {
+            map.shift_remove("apiVersion");
+            map.shift_remove("kind");
+        }
+        if at > 0 {
+            list.push(b',');
+        }
+        list.extend(item.to_string().into_bytes());
+    }
+    list.extend(b"]}");
+    bytes(StatusCode::OK, "application/json", list)
 }
 
 /// What keeps the kubelet from doing as it is told: manifests that it refuses, and pods that can not go on, by UID; and what

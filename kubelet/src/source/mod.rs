@@ -16,6 +16,7 @@ mod watch;
 pub mod yaml;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 
@@ -34,7 +35,7 @@ pub struct SourceUpdate {
     /// The source.
     pub source: SourceName,
     /// Its pods, complete: one that is not here any more is to end.
-    pub pods: Vec<Pod>,
+    pub pods: Vec<Arc<Pod>>,
     /// UIDs that began a life since the last update: what is left of an earlier pod of that UID is not theirs.
     pub fresh: BTreeSet<String>,
     /// The objects that its files hold.

@@ -2,6 +2,7 @@
 //! out, so that an edit of them is an update and not another pod.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, Toleration};
 use k8s_openapi::jiff::Timestamp;
@@ -20,8 +21,9 @@ use crate::resources::qos_class;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StaticPod {
-    /// The pod, defaulted and named for this node.
-    pub pod: Pod,
+    /// The pod, defaulted and named for this node. The one copy that the source, the main loop and the worker read.
+    #[serde(with = "shared")]
+    pub pod: Arc<Pod>,
     /// Digest of the document without its resizable resources; the UID stays while it stays.
     pub identity: String,
 }
@@ -88,7 +90,23 @@ pub fn complete(parsed: ParsedPod, origin: &Origin<'_>, accepted: &[StaticPod]) 
             tolerations.push(everything);
         }
     }
-    Ok(StaticPod { pod, identity })
+    Ok(StaticPod { pod: Arc::new(pod), identity })
+}
+
+/// A shared pod is written as the pod that it is.
+mod shared {
+    use std::sync::Arc;
+
+    use k8s_openapi::api::core::v1::Pod;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(pod: &Arc<Pod>, serializer: S) -> Result<S::Ok, S::Error> {
+        pod.as_ref().serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<Pod>, D::Error> {
+        Pod::deserialize(deserializer).map(Arc::new)
+    }
 }
 
 /// 32 hex digits over the parts.
@@ -207,7 +225,7 @@ mod tests {
     #[test]
     fn an_accepted_pod_keeps_its_uid_and_time() {
         let mut old = make(POD, "/m/web.yaml", "n", &[]);
-        old.pod.metadata.uid = Some("from-an-older-version".to_owned());
+        Arc::make_mut(&mut old.pod).metadata.uid = Some("from-an-older-version".to_owned());
         let accepted = [old];
         let same = make(&POD.replace("memory: 1Gi,", "memory: 2Gi,"), "/m/web.yaml", "n", &accepted);
         assert_eq!(pod::uid(&same.pod), "from-an-older-version");

@@ -87,7 +87,7 @@ impl Machine {
         let shimless = matches!(self.lifecycle, Lifecycle::NotReady(_));
         let stuck = |c: &Container| shimless && matches!(c.phase, Phase::Creating) && c.overdue.is_some();
         let ends = |c: &Container| stuck(c) || (!c.deleting && matches!(c.phase, Phase::Exited(_)));
-        let busy = self.resizing || !self.containers.values().all(ends);
+        let busy = self.resizing || !self.containers.values().all(|container| ends(container));
         let told = self.is_told();
         match &mut self.lifecycle {
             Lifecycle::Ready(live) if !busy => {

@@ -51,7 +51,7 @@ impl Machine {
         let id = ContainerId::random();
         let mut container = Container::new(name, spec.resources.clone().unwrap_or_default());
         container.creators.push(reply);
-        self.containers.insert(id.clone(), container);
+        self.containers.insert(id.clone(), Box::new(container));
         out.tasks.push(Task::Create { id, spec, log_directory, live });
     }
 

@@ -72,7 +72,8 @@ pub(crate) struct Machine {
     runners: Vec<Reply<SandboxId>>,
     stoppers: Vec<Reply<()>>,
     removers: Vec<Reply<()>>,
-    pub(crate) containers: BTreeMap<ContainerId, Container>,
+    /// In boxes: a node of the map has room for eleven, and most pods have one or two.
+    pub(crate) containers: BTreeMap<ContainerId, Box<Container>>,
     /// A record is being rewritten; the next change waits, and so does the teardown, which writes the last one.
     resizing: bool,
     resizes: VecDeque<(Box<Resize>, Reply<()>)>,
@@ -123,7 +124,7 @@ impl Machine {
         created_at: i64,
         ready: bool,
         live: Option<Arc<H>>,
-        containers: BTreeMap<ContainerId, Container>,
+        containers: BTreeMap<ContainerId, Box<Container>>,
     ) -> Self {
         let mut machine = Self::new(id, spec);
         machine.lifecycle = match live {
@@ -273,7 +274,7 @@ impl Machine {
     }
 
     fn container(&self, id: &ContainerId) -> Result<&Container, Error> {
-        self.containers.get(id).ok_or_else(|| Error::NotFound { kind: "container", id: id.as_str().into() })
+        self.containers.get(id).map(Box::as_ref).ok_or_else(|| Error::NotFound { kind: "container", id: id.as_str().into() })
     }
 
     /// Begins the next change of the pod's limits.

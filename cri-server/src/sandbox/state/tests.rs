@@ -118,7 +118,7 @@ impl Rig {
     }
 
     fn state(&self, id: &ContainerId) -> Option<ContainerState> {
-        self.machine.containers.get(id).and_then(Container::state)
+        self.machine.containers.get(id).and_then(|container| container.state())
     }
 
     fn take(&mut self) -> Vec<&'static str> {
