@@ -101,11 +101,11 @@ async fn shown(api: &Api, parts: &[&str], request: &Request<Incoming>) -> Respon
     }
     match parts {
         ["pods"] => pods::list(api),
-        ["metrics"] => numbers::metrics(api),
+        ["metrics"] => numbers::metrics(api).await,
         ["metrics", "cadvisor"] => numbers::cadvisor(api).await,
         ["metrics", "resource"] => numbers::resource(api).await,
-        ["metrics", "probes"] => numbers::probes(api),
-        ["metrics", "slis"] => numbers::slis(api),
+        ["metrics", "probes"] => numbers::probes(api).await,
+        ["metrics", "slis"] => numbers::slis(api).await,
         ["stats", "summary"] => numbers::stats_summary(api, request.uri().query()).await,
         _ => not_found(),
     }
