@@ -16,7 +16,8 @@ const AGENT_ENDS: Duration = Duration::from_secs(15);
 /// How long the kubelet is waited for to name its pods.
 const KUBELET_ANSWERS: Duration = Duration::from_secs(5);
 
-/// Sends SIGTERM to the agent that holds the state folder and waits for its end.
+/// Sends SIGINT to the agent that holds the state folder and waits for its end. SIGTERM may mean the machine's end, and begin
+/// the pods' graceful one: they are ended here.
 fn end_agent(global: &cli::Global) -> Result<()> {
     let Some(pid) = state_dir::holder(&global.state).and_then(Pid::from_raw) else { return Ok(()) };
     let pidfd = pidfd_open(pid, PidfdFlags::empty()).context("opening the agent")?;
@@ -24,7 +25,7 @@ fn end_agent(global: &cli::Global) -> Result<()> {
     if state_dir::holder(&global.state).and_then(Pid::from_raw) != Some(pid) {
         return Ok(());
     }
-    pidfd_send_signal(&pidfd, Signal::TERM).context("ending the agent")?;
+    pidfd_send_signal(&pidfd, Signal::INT).context("ending the agent")?;
     let until = Instant::now() + AGENT_ENDS;
     loop {
         let left = until.saturating_duration_since(Instant::now());
