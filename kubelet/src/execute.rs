@@ -243,7 +243,12 @@ impl Executor {
     /// Folders, cgroup, volumes. Idempotent.
     async fn prepare(&self, pod: &Arc<Pod>, alive: bool) -> OpResult {
         let (this, pod) = (self.clone(), pod.clone());
-        let result = tokio::task::spawn_blocking(move || this.prepare_blocking(&pod, alive)).await;
+        let turn = self.volumes.drivers.turn(&pod).await;
+        let prepare = move || {
+            let _turn = turn;
+            this.prepare_blocking(&pod, alive)
+        };
+        let result = tokio::task::spawn_blocking(prepare).await;
         match result {
             Ok(Ok(())) => OpResult::Done,
             Ok(Err(reason)) => OpResult::PodFailed(reason),
@@ -280,7 +285,9 @@ impl Executor {
     /// Volumes and cgroup, and the pod's folder but for what says how it ended.
     async fn release(&self, pod: &Arc<Pod>, forget: bool, keep_status: bool) -> OpResult {
         let (this, pod) = (self.clone(), pod.clone());
+        let turn = self.volumes.drivers.turn(&pod).await;
         let release = move || -> Result<(), Reason> {
+            let _turn = turn;
             let failed = |e: String| Reason::new("FailedKillPod", format!("error killing pod: {e}"));
             let dir = this.pod_dir(&pod);
             volume::tear_down(&dir, &this.volumes.drivers).map_err(failed)?;

@@ -1,11 +1,13 @@
 //! The hosts file that the kubelet keeps for each pod. The content is pure; one function writes it.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::Pod;
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 
 use crate::pod;
 
@@ -94,14 +96,23 @@ pub fn content(pod: &Pod, pod_ips: &[String], hostname: &Hostname, host_file: &s
     Some(text)
 }
 
-/// Writes the file in place (containers have it bind-mounted), readable for all.
+/// Writes the file in place (containers have it bind-mounted), readable for all. Where there is no room for the new content
+/// the old one stays.
 pub fn write(pod_dir: &Path, content: &str) -> io::Result<PathBuf> {
     let path = pod_dir.join("etc-hosts");
     if fs::read_to_string(&path).is_ok_and(|old| old == content) {
         return Ok(path);
     }
-    fs::write(&path, content)?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o644))?;
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
+    let length = content.len() as u64;
+    match rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, length) {
+        Err(error @ (Errno::NOSPC | Errno::DQUOT)) => return Err(error.into()),
+        // Not every file system reserves room.
+        _ => {}
+    }
+    file.write_all(content.as_bytes())?;
+    file.set_len(length)?;
+    file.set_permissions(fs::Permissions::from_mode(0o644))?;
     Ok(path)
 }
 
@@ -153,6 +164,15 @@ mod tests {
         assert!(text.starts_with("# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n"));
         assert!(text.contains("10.0.0.5\th.s.shop.svc.cluster.local\th\nfd00::5\t"));
         assert!(text.ends_with("\n\n# Entries added by HostAliases.\n1.2.3.4\ta\tb\n"));
+    }
+
+    #[test]
+    fn a_shorter_file_leaves_nothing_of_the_longer_one() {
+        let root = tempfile::tempdir().unwrap();
+        for text in ["a longer text\n", "short\n", "another one\n"] {
+            let path = write(root.path(), text).unwrap();
+            assert_eq!(fs::read_to_string(path).unwrap(), text);
+        }
     }
 
     #[test]

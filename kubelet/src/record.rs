@@ -1,6 +1,7 @@
 //! Kubernetes events of pods: each is a log line, and the newest are kept for whoever asks (`/events`, an API server later).
 //! Decides nothing; identical events are counted, not repeated.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,8 +13,10 @@ use k8s_openapi::jiff::Timestamp;
 use crate::clock::Clock;
 use crate::pod;
 
-/// How many different events are kept. One is about half a KiB.
+/// How many different events are kept. One is about half a KiB, and never more than twice what a message may be.
 const KEPT: usize = 512;
+/// The longest message, as the API server's of `events.k8s.io`: programs write into messages what they like.
+const MESSAGE: usize = 1024;
 
 /// The type of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,11 +79,12 @@ impl Recorder {
 
     /// An event of a pod, or of one of its containers.
     pub fn event(&self, pod: &Pod, container: Option<&str>, weight: Weight, reason: &str, message: &str) {
-        let name = pod::format_pod(pod);
+        let message = &*cut(message);
+        let (name, line) = (pod::format_pod(pod), one_line(message));
         let shown = container.unwrap_or_default();
         match weight {
-            Weight::Normal => tracing::info!(pod = %name, container = shown, reason, "{message}"),
-            Weight::Warning => tracing::warn!(pod = %name, container = shown, reason, "{message}"),
+            Weight::Normal => tracing::info!(pod = %name, container = shown, reason, "{line}"),
+            Weight::Warning => tracing::warn!(pod = %name, container = shown, reason, "{line}"),
         }
         let object = ObjectReference {
             api_version: Some("v1".to_owned()),
@@ -96,9 +100,11 @@ impl Recorder {
 
     /// An event of the node itself.
     pub fn node_event(&self, weight: Weight, reason: &str, message: &str) {
+        let message = &*cut(message);
+        let line = one_line(message);
         match weight {
-            Weight::Normal => tracing::info!(reason, "{message}"),
-            Weight::Warning => tracing::warn!(reason, "{message}"),
+            Weight::Normal => tracing::info!(reason, "{line}"),
+            Weight::Warning => tracing::warn!(reason, "{line}"),
         }
         let object = ObjectReference {
             kind: Some("Node".to_owned()),
@@ -157,6 +163,30 @@ impl Recorder {
     }
 }
 
+/// The beginning of a long message, with dots for the rest.
+fn cut(message: &str) -> Cow<'_, str> {
+    const DOTS: &str = "...";
+    match message.len() <= MESSAGE {
+        true => message.into(),
+        false => format!("{}{DOTS}", &message[..message.floor_char_boundary(MESSAGE - DOTS.len())]).into(),
+    }
+}
+
+/// A message as one line of a log: no program's output looks like lines of ours.
+fn one_line(message: &str) -> Cow<'_, str> {
+    if !message.contains(char::is_control) {
+        return message.into();
+    }
+    let mut line = String::with_capacity(message.len() + 16);
+    for c in message.chars() {
+        match c.is_control() {
+            true => line.extend(c.escape_default()),
+            false => line.push(c),
+        }
+    }
+    line.into()
+}
+
 fn seconds(now: Timestamp) -> Time {
     Time(crate::observed::whole_second(now))
 }
@@ -189,6 +219,17 @@ mod tests {
         }
         let found: Vec<_> = recorder.list().iter().map(|e| (e.involved_object.field_path.clone(), e.count)).collect();
         assert_eq!(found, [(Some("spec.containers{c}".to_owned()), Some(3)), (None, Some(3))]);
+    }
+
+    #[test]
+    fn a_long_message_is_cut_and_logged_as_one_line() {
+        let recorder = Recorder::new("n", Clock::default());
+        recorder.event(&pod("a"), None, Weight::Warning, "Unhealthy", &"é\n".repeat(5000));
+        recorder.node_event(Weight::Warning, "SystemOOM", &"x".repeat(5000));
+        for message in recorder.list().into_iter().map(|event| event.message.unwrap()) {
+            assert!(message.len() <= MESSAGE && message.len() > MESSAGE - 4 && message.ends_with("..."), "{message}");
+        }
+        assert_eq!(one_line("a\n\u{1b}[1mWARN é"), "a\\n\\u{1b}[1mWARN é");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::doing::Doing;
 use crate::memory::Reason;
-use crate::metrics::{Metrics, families};
+use crate::metrics::{Metrics, families, own};
 use crate::pod::PodUid;
 
 /// A shared table of pods.
@@ -97,6 +97,7 @@ impl PodTable {
         self.doing.forget(uid);
         self.starting.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
         self.lock().remove(uid);
+        own::forget_probes(&self.metrics, &self.list());
     }
 
     /// All pods, by namespace and name.
@@ -148,5 +149,30 @@ mod tests {
         table.remove(&PodUid::new("1").unwrap());
         assert_eq!(Arc::strong_count(&made[0]), 1);
         assert_eq!(table.status(&PodUid::new("1").unwrap()), None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::text::Text;
+
+    #[test]
+    fn a_pods_probes_are_forgotten_with_it_though_nobody_reads_them() {
+        let metrics = Metrics::default();
+        let table = PodTable::counted(metrics.clone());
+        let uids = ["old", "new"].map(|uid| PodUid::new(uid).unwrap());
+        for uid in &uids {
+            let mut pod = Pod::default();
+            (pod.metadata.name, pod.metadata.namespace) = (Some("web".into()), Some("default".into()));
+            pod.metadata.uid = Some(uid.to_string());
+            table.set(uid, &pod, PodStatus::default());
+            metrics.count(&families::PROBES, &["Liveness", "successful", "c", "web", "default", &uid.to_string()]);
+        }
+        table.remove(&uids[0]);
+        let mut page = Text::whole();
+        own::write_probes(&metrics, &mut page);
+        let page = page.into_string();
+        assert!(page.contains("pod_uid=\"new\"") && !page.contains("pod_uid=\"old\""), "{page}");
     }
 }

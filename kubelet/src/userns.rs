@@ -80,7 +80,7 @@ impl HostIds {
             Ok(None) => {}
             Err(e) => return Err(format!("cannot read the pod's user namespace in {}: {e}", path.display())),
         }
-        let taken = self.taken();
+        let taken = self.taken().map_err(|e| format!("cannot read which user namespaces are taken: {e}"))?;
         let used = ranges_in_use(&self.proc);
         let free =
             (0..self.blocks).map(|n| self.first + n * LENGTH).find(|first| !taken.contains(first) && !used.contains(first));
@@ -92,10 +92,17 @@ impl HostIds {
         Ok(Some(first))
     }
 
-    /// What the records of all pods have.
-    fn taken(&self) -> BTreeSet<u32> {
-        let folders = fs::read_dir(self.root.join("pods")).into_iter().flatten().flatten();
-        folders.filter_map(|folder| read(&folder.path().join("userns")).ok().flatten()).collect()
+    /// What the records of all pods have. One that cannot be read may have any: none is given then.
+    fn taken(&self) -> io::Result<BTreeSet<u32>> {
+        let folders = match fs::read_dir(self.root.join("pods")) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+            folders => folders?,
+        };
+        let first = |folder: io::Result<fs::DirEntry>| {
+            let path = folder?.path().join("userns");
+            read(&path).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
+        };
+        folders.filter_map(|folder| first(folder).transpose()).collect()
     }
 }
 
@@ -133,7 +140,7 @@ fn ranges_of(line: &str) -> Vec<u32> {
 fn read(path: &Path) -> io::Result<Option<u32>> {
     let text = match fs::read(path) {
         Ok(text) => text,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
         Err(e) => return Err(e),
     };
     let record: Record = serde_json::from_slice(&text)?;
@@ -207,6 +214,8 @@ mod tests {
         assert_eq!(ids().ensure(&Pod::default()), Ok(None));
         fs::write(root.path().join("pods/b/userns"), "{}").unwrap();
         assert!(ids().ensure(&b).is_err(), "another range would own the pod's files no more");
+        let refused = ids().ensure(&pod(root.path(), "d")).unwrap_err();
+        assert!(refused.contains("pods/b/userns"), "nobody knows which range is free: {refused}");
     }
 
     #[test]

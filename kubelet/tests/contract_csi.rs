@@ -33,6 +33,8 @@ struct Driver {
     calls: Arc<Mutex<Vec<String>>>,
     /// What was asked for last.
     published: Arc<Mutex<csi::NodePublishVolumeRequest>>,
+    /// Publishes nothing, and does not say so.
+    hangs: bool,
 }
 
 impl Driver {
@@ -42,6 +44,7 @@ impl Driver {
             endpoint: node.path("kubelet/plugins/test.csi/csi.sock"),
             calls: Arc::default(),
             published: Arc::default(),
+            hangs: false,
         }
     }
 
@@ -108,6 +111,9 @@ impl NodeService for Driver {
         let r = r.into_inner();
         self.said(format!("publish {} {}", &r.volume_id[..6.min(r.volume_id.len())], if r.readonly { "ro" } else { "rw" }));
         *self.published.lock().unwrap() = r.clone();
+        if self.hangs {
+            std::future::pending::<()>().await;
+        }
         let data = self.data.join(&r.volume_id);
         fs::create_dir_all(&data)?;
         let source = if r.staging_target_path.is_empty() { data } else { r.staging_target_path.into() };
@@ -338,4 +344,28 @@ fn a_csi_volume_is_staged_and_published_once_and_undone_in_order() {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(a_volume_through_its_life());
     });
+}
+
+/// On as few threads as an agent has.
+#[test]
+fn a_driver_that_hangs_keeps_no_other_pod_from_starting() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(8).enable_all().build();
+    let runtime = runtime.unwrap();
+    runtime.block_on(async {
+        let mut node = Node::new();
+        let root = node.path("kubelet");
+        let driver = Driver { hangs: true, ..Driver::new(&node) };
+        node.apply("objects.yaml", OBJECTS);
+        driver.serve(&root);
+        start(&mut node).await;
+        eventually("the driver is there", || driver.calls().iter().any(|call| call.starts_with("registered"))).await;
+        for n in 0..12 {
+            node.apply(&format!("inline{n}.yaml"), &INLINE.replace("name: inline", &format!("name: inline{n}")));
+        }
+        eventually("pods wait for the driver", || driver.calls().iter().filter(|call| call.starts_with("publish")).count() >= 4)
+            .await;
+        node.apply("web.yaml", &support::pod("web", ""));
+        node.wait_pod("web-n1", "runs", is_running).await;
+    });
+    runtime.shutdown_background();
 }

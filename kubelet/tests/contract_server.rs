@@ -103,6 +103,20 @@ async fn ask<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, method: &str, pat
     support::parse_answer(&answer)
 }
 
+/// Asks for the pods and keeps the connection; the status line of the answer, whose body is read.
+async fn ask_again(stream: &mut Tls) -> String {
+    stream.write_all(b"GET /pods HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(tokio::time::timeout(Duration::from_secs(60), stream.read_u8()).await.unwrap().unwrap());
+    }
+    let head = String::from_utf8(head).unwrap().to_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+    let mut body = vec![0; length.parse().unwrap()];
+    stream.read_exact(&mut body).await.unwrap();
+    head.lines().next().unwrap().to_owned()
+}
+
 async fn get(port: u16, identity: Option<&(String, String)>, path: &str, headers: &str) -> (u16, String) {
     ask(dial(port, identity).await, "GET", path, headers).await
 }
@@ -151,11 +165,18 @@ async fn a_certificate_of_the_authority_opens_the_door_and_no_other() {
         assert_eq!(code, expected, "{body}");
         assert!(code == 200 || body == "Unauthorized", "{body}");
     }
-    // The bundle changes: the next connection knows.
+    // One that is kept.
+    let mut kept = dial(port, ours.client("admin").as_ref()).await;
+    assert_eq!(ask_again(&mut kept).await, "http/1.1 200 ok");
+    // The bundle changes: the next connection knows, and so does the next request.
     write(&node.path("ca.crt.new"), &theirs.0.pem());
     std::fs::rename(node.path("ca.crt.new"), node.path("ca.crt")).unwrap();
     assert_eq!(get(port, theirs.client("admin").as_ref(), "/pods", "").await.0, 200);
     assert_eq!(get(port, ours.client("admin").as_ref(), "/pods", "").await.0, 401);
+    assert_eq!(ask_again(&mut kept).await, "http/1.1 401 unauthorized");
+    let mut rest = Vec::new();
+    let closed = tokio::time::timeout(Duration::from_secs(60), kept.read_to_end(&mut rest)).await;
+    assert!(closed.is_ok(), "a stranger's connection is not kept");
     // What cannot be read changes nothing.
     write(&node.path("ca.crt"), "half a bun");
     assert_eq!(get(port, theirs.client("admin").as_ref(), "/pods", "").await.0, 200);

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use berth_cgroup::{Cgroup, CgroupPath, Layout};
 use berth_kubelet::cgroup::{Driver, PodCgroups};
+use berth_kubelet::hosts;
 use berth_kubelet::node::Capacity;
 use berth_kubelet::objects::{LocalObjects, Object};
 use berth_kubelet::resources::{PodLimits, QosClass};
@@ -356,5 +357,20 @@ fn pod_cgroups_carry_the_pods_limits_and_go_with_it() {
         cgroups.remove_empty().unwrap();
         assert!(!open(&format!("{root}/kubepods")).exists());
         open(&root).delete().unwrap();
+    });
+}
+
+#[test]
+fn a_hosts_file_without_room_for_its_new_content_keeps_the_old() {
+    in_namespaces(|| {
+        let state = TempState::new();
+        let folder = state.path().join("small");
+        fs::create_dir(&folder).unwrap();
+        rustix::mount::mount("t", &folder, "tmpfs", rustix::mount::MountFlags::empty(), Some(c"size=8k")).unwrap();
+        let old = "127.0.0.1\tlocalhost\n";
+        let path = hosts::write(&folder, old).unwrap();
+        fs::write(folder.join("filling"), vec![0; 4096]).unwrap();
+        assert!(hosts::write(&folder, &"192.0.2.1\tx\n".repeat(1000)).is_err());
+        assert_eq!(fs::read_to_string(path).unwrap(), old);
     });
 }

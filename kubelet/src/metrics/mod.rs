@@ -24,7 +24,7 @@ type Families = BTreeMap<&'static str, BTreeMap<Labels, Value>>;
 
 type Labels = Vec<Box<str>>;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Value {
     Count(u64),
     Spread { buckets: Box<[u64]>, count: u64, sum: f64 },
@@ -81,16 +81,16 @@ impl Metrics {
         }
     }
 
-    /// Writes a family; one without labels is there from the start.
+    /// Writes a family; one without labels is there from the start. A copy is written: who reads slowly must not hold up those
+    /// who count.
     pub(crate) fn write(&self, family: &'static Family, out: &mut Text) {
-        let all = self.lock();
-        let series = all.get(family.name);
-        if series.is_none_or(BTreeMap::is_empty) && !(family.labels.is_empty() && family.buckets.is_empty()) {
+        let series = self.lock().get(family.name).cloned();
+        if series.as_ref().is_none_or(BTreeMap::is_empty) && !(family.labels.is_empty() && family.buckets.is_empty()) {
             return;
         }
         out.family(family.name, family.kind(), family.help);
         let Some(series) = series else { return out.sample(family.name, &[], 0) };
-        for (values, value) in series {
+        for (values, value) in &series {
             let labels: Vec<(&str, &str)> = family.labels.iter().copied().zip(values.iter().map(AsRef::as_ref)).collect();
             match value {
                 Value::Count(count) => out.sample(family.name, &labels, count),
@@ -108,6 +108,26 @@ mod tests {
         let mut out = Text::whole();
         metrics.write(family, &mut out);
         out.into_string()
+    }
+
+    #[tokio::test]
+    async fn a_client_that_stops_reading_holds_up_nobody_who_counts() {
+        let metrics = Metrics::default();
+        for n in 0..2000 {
+            metrics.count(&families::OPERATIONS, &[&format!("operation_{n}")]);
+        }
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        let (full, written) = (sender.clone(), metrics.clone());
+        let later = tokio::time::Instant::now() + Duration::from_secs(60);
+        let writer = tokio::task::spawn_blocking(move || written.write(&families::OPERATIONS, &mut Text::sent(sender, later).0));
+        while full.capacity() > 0 {
+            tokio::task::yield_now().await;
+        }
+        let counting = tokio::task::spawn_blocking(move || metrics.count(&families::STARTED_PODS, &[]));
+        let counted = tokio::time::timeout(Duration::from_secs(10), counting).await;
+        assert!(!writer.is_finished(), "nobody has read");
+        drop(receiver);
+        assert!(counted.is_ok(), "the count waits for the reader");
     }
 
     #[test]

@@ -132,14 +132,18 @@ pub(crate) fn folder_bytes(folder: &Path) -> u64 {
     files.filter_map(|file| file.metadata().ok()).filter(|m| m.is_file()).map(|m| m.len()).sum()
 }
 
-/// `/metrics/probes`: only pods that are still there.
-pub(crate) fn write_probes(metrics: &Metrics, pods: &[Arc<Pod>], out: &mut Text) {
+/// `/metrics/probes`.
+pub(crate) fn write_probes(metrics: &Metrics, out: &mut Text) {
+    metrics.write(&families::PROBES, out);
+    metrics.write(&families::PROBE_SECONDS, out);
+}
+
+/// Forgets the probes of pods that are no longer there: nobody may ever read them.
+pub(crate) fn forget_probes(metrics: &Metrics, pods: &[Arc<Pod>]) {
     let uids: BTreeSet<&str> = pods.iter().map(|pod| pod::uid(pod)).collect();
     let names: BTreeSet<(&str, &str)> = pods.iter().map(|pod| (pod::name(pod), pod::namespace(pod))).collect();
     metrics.retain(&families::PROBES, |labels| labels.last().is_some_and(|uid| uids.contains(&**uid)));
     metrics.retain(&families::PROBE_SECONDS, |labels| names.contains(&(&*labels[2], &*labels[3])));
-    metrics.write(&families::PROBES, out);
-    metrics.write(&families::PROBE_SECONDS, out);
 }
 
 /// `/metrics/slis`: the health checks as numbers.

@@ -1,9 +1,13 @@
 //! Prometheus' text format, piece by piece: a scrape of a full node is never in memory as a whole.
 
 use std::fmt::{Display, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::time::{Instant, timeout_at};
 
 use super::Family;
 
@@ -15,20 +19,61 @@ const PIECE: usize = 16 * 1024;
 pub(crate) struct Text {
     out: String,
     /// None: it is kept.
-    sender: Option<mpsc::Sender<std::io::Result<Bytes>>>,
+    way: Option<Way>,
     gone: bool,
 }
 
+type Sender = mpsc::Sender<std::io::Result<Bytes>>;
+
+/// Whether a text was given up before its end: what has been sent of it then is no page.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Cut(Arc<AtomicBool>);
+
+impl Cut {
+    pub(crate) fn is_cut(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// Where pieces go, and until when: who reads slowly has a thread of ours for no longer.
+#[derive(Debug)]
+struct Way {
+    sender: Sender,
+    until: Instant,
+    cut: Cut,
+}
+
+impl Way {
+    /// Whether the piece is on its way. For threads of a runtime that may block.
+    fn send(&self, piece: Bytes) -> bool {
+        let piece = match self.sender.try_send(Ok(piece)) {
+            Ok(()) => return true,
+            Err(TrySendError::Closed(_)) => return false,
+            Err(TrySendError::Full(piece)) => piece,
+        };
+        let sending = timeout_at(self.until, self.sender.send(piece));
+        match tokio::runtime::Handle::current().block_on(sending) {
+            Ok(sent) => sent.is_ok(),
+            Err(_) => {
+                self.cut.0.store(true, Ordering::Release);
+                false
+            }
+        }
+    }
+}
+
 impl Text {
-    /// Text that is sent. For threads that may block.
-    pub(crate) fn sent(sender: mpsc::Sender<std::io::Result<Bytes>>) -> Text {
-        Text { out: String::with_capacity(PIECE + 1024), sender: Some(sender), gone: false }
+    /// Text that is sent until then, and whether it was given up. For threads of a runtime that may block.
+    pub(crate) fn sent(sender: Sender, until: Instant) -> (Text, Cut) {
+        let cut = Cut::default();
+        let way = Way { sender, until, cut: cut.clone() };
+        (Text { out: String::with_capacity(PIECE + 1024), way: Some(way), gone: false }, cut)
     }
 
     /// Text that is kept, for tests.
     #[cfg(test)]
     pub(crate) fn whole() -> Text {
-        Text { out: String::new(), sender: None, gone: false }
+        Text { out: String::new(), way: None, gone: false }
     }
 
     #[cfg(test)]
@@ -46,11 +91,11 @@ impl Text {
         if self.out.len() < at_least.max(1) {
             return;
         }
-        let Some(sender) = &self.sender else { return };
+        let Some(way) = &self.way else { return };
         let piece = Bytes::copy_from_slice(self.out.as_bytes());
         self.out.clear();
         // A client that has gone needs no more.
-        self.gone = self.gone || sender.blocking_send(Ok(piece)).is_err();
+        self.gone = self.gone || !way.send(piece);
     }
 
     /// Nobody reads any more.
@@ -139,6 +184,8 @@ pub(crate) fn push_labels(out: &mut String, labels: &[(&str, &str)]) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -154,7 +201,7 @@ mod tests {
     async fn long_text_goes_in_pieces_and_ends_when_nobody_reads() {
         let (sender, mut receiver) = mpsc::channel(1);
         let writer = tokio::task::spawn_blocking(move || {
-            let mut out = Text::sent(sender);
+            let mut out = Text::sent(sender, Instant::now() + Duration::from_secs(60)).0;
             let mut lines = 0;
             while !out.is_unread() && lines < 1_000_000 {
                 out.sample("abcdefgh", &[], lines);
@@ -166,5 +213,19 @@ mod tests {
         assert!(first.len() < PIECE + 1024 && first.starts_with(b"abcdefgh 0\n"));
         drop(receiver);
         assert!(writer.await.unwrap() < 1_000_000);
+    }
+
+    #[tokio::test]
+    async fn a_text_that_nobody_reads_is_given_up_in_time_and_says_so() {
+        let (sender, receiver) = mpsc::channel(1);
+        let (mut out, cut) = Text::sent(sender, Instant::now() + Duration::from_millis(50));
+        let writing = tokio::task::spawn_blocking(move || {
+            while !out.is_unread() {
+                out.sample("abcdefgh", &[], 1);
+            }
+        });
+        let ended = tokio::time::timeout(Duration::from_secs(20), writing).await;
+        drop(receiver);
+        assert!(ended.is_ok() && cut.is_cut());
     }
 }

@@ -81,22 +81,23 @@ async fn pump(
     loop {
         // Asked before reading: what was written before the end is then read for certain.
         let more_may_come = watch.is_some() && runs();
-        let to = sender.clone();
-        let read = tokio::task::spawn_blocking(move || {
-            let outcome = reader.read_on(|chunk| to.blocking_send(Ok(Bytes::from(chunk))).is_ok());
-            (reader, outcome)
-        });
-        let Ok((back, outcome)) = read.await else { return };
-        reader = back;
-        match outcome {
-            Ok(Next::AtEnd) if more_may_come => {}
-            Ok(_) => return,
-            Err(error) => {
-                let _ = sender.send(Err(error)).await;
-                return;
+        loop {
+            // A thread reads one piece and waits for nobody: a client that is slow waits here.
+            let Ok(room) = sender.reserve().await else { return };
+            let read = tokio::task::spawn_blocking(move || {
+                let outcome = reader.next();
+                (reader, outcome)
+            });
+            let Ok((back, outcome)) = read.await else { return };
+            reader = back;
+            match outcome {
+                Ok(Next::Piece(piece)) => room.send(Ok(Bytes::from(piece))),
+                Ok(Next::AtEnd) => break,
+                Ok(Next::Enough) => return,
+                Err(error) => return room.send(Err(error)),
             }
         }
-        let Some(watch) = &mut watch else { return };
+        let Some(watch) = watch.as_mut().filter(|_| more_may_come) else { return };
         tokio::select! {
             () = watch.changed() => {}
             () = tokio::time::sleep(LOOK) => {}
@@ -107,6 +108,8 @@ async fn pump(
 
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
+    /// There may be more.
+    Piece(Vec<u8>),
     /// All that is there has been given.
     AtEnd,
     /// Nobody wants more.
@@ -128,6 +131,8 @@ struct Reader {
     /// The last entry was a part: the next one goes on with its line.
     open: bool,
     out: Vec<u8>,
+    /// What the writer went on with, while the rest of the file before it is read.
+    newer: Option<File>,
 }
 
 impl Reader {
@@ -140,31 +145,38 @@ impl Reader {
         file.rewind()?;
         let (inode, left) = (file.metadata()?.ino(), filter.limit_bytes.unwrap_or(u64::MAX));
         let file = BufReader::with_capacity(PIECE, file);
-        Ok(Reader { log, filter, file, inode, skip, left, entry: Vec::new(), open: false, out: Vec::new() })
+        Ok(Reader { log, filter, file, inode, skip, left, entry: Vec::new(), open: false, out: Vec::new(), newer: None })
     }
 
-    /// Gives all that is there, of files that follow this one too.
-    fn read_on(&mut self, mut emit: impl FnMut(Vec<u8>) -> bool) -> io::Result<Next> {
+    /// The next piece, of this file or of those that follow it.
+    fn next(&mut self) -> io::Result<Next> {
         loop {
-            if self.read_file(&mut emit)? == Next::Enough {
-                return Ok(Next::Enough);
+            match self.read_file()? {
+                Next::AtEnd => {}
+                given => return Ok(given),
+            }
+            if let Some(file) = self.newer.take() {
+                self.inode = file.metadata()?.ino();
+                self.file = BufReader::with_capacity(PIECE, file);
+                self.entry.clear();
+                continue;
             }
             if !self.filter.follow {
                 return Ok(Next::AtEnd);
             }
-            let Some(file) = self.successor() else { return Ok(Next::AtEnd) };
-            // Nobody writes to the old file once there is a new one: what it holds now is all.
-            if self.read_file(&mut emit)? == Next::Enough {
-                return Ok(Next::Enough);
+            // Nobody writes to the old file once there is a new one: what it holds now is all, and is read first.
+            self.newer = self.successor();
+            if self.newer.is_none() {
+                return Ok(Next::AtEnd);
             }
-            self.inode = file.metadata()?.ino();
-            self.file = BufReader::with_capacity(PIECE, file);
-            self.entry.clear();
         }
     }
 
-    fn read_file(&mut self, emit: &mut impl FnMut(Vec<u8>) -> bool) -> io::Result<Next> {
+    fn read_file(&mut self) -> io::Result<Next> {
         loop {
+            if self.left == 0 {
+                return Ok(Next::Enough);
+            }
             let room = LONGEST.saturating_sub(self.entry.len()) as u64;
             let read = self.file.by_ref().take(room).read_until(b'\n', &mut self.entry)?;
             let whole = self.entry.last() == Some(&b'\n') || self.entry.len() >= LONGEST;
@@ -178,12 +190,7 @@ impl Reader {
             if (self.out.len() >= PIECE || full || read == 0) && !self.out.is_empty() {
                 self.out.truncate(usize::try_from(self.left).unwrap_or(usize::MAX));
                 self.left -= self.out.len() as u64;
-                if !emit(std::mem::take(&mut self.out)) {
-                    return Ok(Next::Enough);
-                }
-            }
-            if self.left == 0 {
-                return Ok(Next::Enough);
+                return Ok(Next::Piece(std::mem::take(&mut self.out)));
             }
             if read == 0 {
                 return Ok(Next::AtEnd);
@@ -313,12 +320,9 @@ mod tests {
 
     fn read_on(reader: &mut Reader) -> String {
         let mut out = Vec::new();
-        reader
-            .read_on(|chunk| {
-                out.extend(chunk);
-                true
-            })
-            .unwrap();
+        while let Next::Piece(piece) = reader.next().unwrap() {
+            out.extend(piece);
+        }
         String::from_utf8(out).unwrap()
     }
 
@@ -377,6 +381,24 @@ mod tests {
         folder.rotate("19700101-000001");
         folder.write("1970-01-01T00:00:10.000000000Z stdout F b\n");
         assert_eq!(read_on(&mut reader), "a\nb\n");
+    }
+
+    #[test]
+    fn a_client_that_does_not_read_holds_no_thread() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+        let folder = Folder::new();
+        folder.write(&LOG.repeat(20_000));
+        let left = runtime.block_on(async {
+            let body = stream(folder.log(), Filter::default(), Arc::new(|| false), CancellationToken::new()).await.unwrap();
+            let mut body = std::pin::pin!(body);
+            body.frame().await.unwrap().unwrap();
+            // As many more as the way holds.
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            tokio::time::timeout(Duration::from_secs(20), tokio::task::spawn_blocking(|| ())).await
+        });
+        assert!(left.is_ok(), "the only thread waits for the client");
     }
 
     #[tokio::test]

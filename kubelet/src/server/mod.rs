@@ -2,6 +2,7 @@
 //! authorisation where that is asked for; a read-only part without either, and `/healthz` alone. Who may open the socket may
 //! ask. Answers only: what pods are to do is decided elsewhere.
 
+mod caller;
 pub mod config;
 mod container_logs;
 mod health;

@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -26,26 +27,64 @@ use crate::stats::{Rate, summary};
 /// What Prometheus is told it reads.
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
 
+/// Pages that are made at a time: each has a thread that may block until its client has read it, and the agent has few. A
+/// file system that hangs takes no more than these either.
+const PAGES: usize = 4;
+/// How long a page may be read, and waited for: longer than any scraper waits.
+const READ: Duration = Duration::from_secs(30);
+
 /// What is remembered between the questions: some numbers.
 #[derive(Debug)]
 pub(crate) struct Memory {
     node: Rate,
     walks: Walks,
+    /// Room for pages.
+    room: Arc<Semaphore>,
+    read: Duration,
 }
 
 impl Default for Memory {
     fn default() -> Self {
         // The upstream's volumeStatsAggPeriod.
-        Memory { node: Rate::default(), walks: Walks::new(Duration::from_secs(60)) }
+        Memory {
+            node: Rate::default(),
+            walks: Walks::new(Duration::from_secs(60)),
+            room: Arc::new(Semaphore::new(PAGES)),
+            read: READ,
+        }
     }
 }
 
-/// Writes a page on a thread that may block, while it is sent.
-fn page(content_type: &'static str, write: impl FnOnce(&mut Text) + Send + 'static) -> Response<Body> {
-    let (sender, receiver) = tokio::sync::mpsc::channel(2);
-    tokio::task::spawn_blocking(move || write(&mut Text::sent(sender)));
-    let body = StreamBody::new(ReceiverStream::new(receiver).map(|piece: std::io::Result<_>| piece.map(Frame::data)));
-    stream(content_type, BodyExt::boxed_unsync(body))
+/// Room for one page, and how long it may be read.
+struct Room(OwnedSemaphorePermit, Duration);
+
+impl Room {
+    /// Before anything is gathered: who waits holds nothing. None when pages stay unread.
+    async fn wait(memory: &Memory) -> Option<Room> {
+        let room = memory.room.clone().acquire_owned();
+        let permit = tokio::time::timeout(memory.read, room).await.ok()?.ok()?;
+        Some(Room(permit, memory.read))
+    }
+
+    /// Writes a page on a thread that may block, while it is sent.
+    fn page(self, content_type: &'static str, write: impl FnOnce(&mut Text) + Send + 'static) -> Response<Body> {
+        let (sender, receiver) = tokio::sync::mpsc::channel(2);
+        let (mut out, cut) = Text::sent(sender, Instant::now() + self.1);
+        tokio::task::spawn_blocking(move || {
+            write(&mut out);
+            drop(out);
+            drop(self.0);
+        });
+        // A page that was given up must not look like a whole one.
+        let end = futures::stream::once(async move { cut.is_cut() });
+        let end = end.filter_map(async |cut| cut.then(|| Err(std::io::ErrorKind::TimedOut.into())));
+        let body = StreamBody::new(ReceiverStream::new(receiver).chain(end).map(|piece| piece.map(Frame::data)));
+        stream(content_type, BodyExt::boxed_unsync(body))
+    }
+}
+
+fn full() -> Response<Body> {
+    text(StatusCode::SERVICE_UNAVAILABLE, format!("{PAGES} pages are being read already, and slowly\n"))
 }
 
 fn now_ns(api: &Api) -> i64 {
@@ -53,9 +92,10 @@ fn now_ns(api: &Api) -> i64 {
 }
 
 /// `/metrics`.
-pub(super) fn metrics(api: &Api) -> Response<Body> {
+pub(super) async fn metrics(api: &Api) -> Response<Body> {
+    let Some(room) = Room::wait(&api.memory).await else { return full() };
     let api = api.clone();
-    page(PROMETHEUS, move |out| {
+    room.page(PROMETHEUS, move |out| {
         let about = own::About {
             metrics: api.runtime.metrics(),
             pods: &api.table.list(),
@@ -67,15 +107,17 @@ pub(super) fn metrics(api: &Api) -> Response<Body> {
 }
 
 /// `/metrics/probes`.
-pub(super) fn probes(api: &Api) -> Response<Body> {
+pub(super) async fn probes(api: &Api) -> Response<Body> {
+    let Some(room) = Room::wait(&api.memory).await else { return full() };
     let api = api.clone();
-    page(PROMETHEUS, move |out| own::write_probes(api.runtime.metrics(), &api.table.list(), out))
+    room.page(PROMETHEUS, move |out| own::write_probes(api.runtime.metrics(), out))
 }
 
 /// `/metrics/slis`.
-pub(super) fn slis(api: &Api) -> Response<Body> {
+pub(super) async fn slis(api: &Api) -> Response<Body> {
+    let Some(room) = Room::wait(&api.memory).await else { return full() };
     let checks = api.health.checks();
-    page(PROMETHEUS, move |out| own::write_slis(&checks, out))
+    room.page(PROMETHEUS, move |out| own::write_slis(&checks, out))
 }
 
 /// When a running container was started, by its ID in the runtime.
@@ -92,17 +134,19 @@ fn start_time(pods: &[Arc<Pod>], id: &str) -> Option<Timestamp> {
 
 /// `/metrics/resource`.
 pub(super) async fn resource(api: &Api) -> Response<Body> {
+    let Some(room) = Room::wait(&api.memory).await else { return full() };
     let mut stats = told(api.runtime.list_pod_sandbox_stats().await);
     let pods = api.table.list();
     if let Some(stats) = &mut stats {
         resource::add_start_times(stats, |id| start_time(&pods, id));
     }
     let now = now_ns(api);
-    page(PROMETHEUS, move |out| resource::write(&NodeStats::read(now), stats.as_deref(), out))
+    room.page(PROMETHEUS, move |out| resource::write(&NodeStats::read(now), stats.as_deref(), out))
 }
 
 /// `/metrics/cadvisor`.
 pub(super) async fn cadvisor(api: &Api) -> Response<Body> {
+    let Some(room) = Room::wait(&api.memory).await else { return full() };
     let stats = told(api.runtime.list_pod_sandbox_stats().await).unwrap_or_default();
     let descriptors = told(api.runtime.metric_descriptors().await);
     let mut failed = descriptors.is_none();
@@ -111,7 +155,7 @@ pub(super) async fn cadvisor(api: &Api) -> Response<Body> {
         failed = told(api.runtime.pod_sandbox_metrics(|pod| scrape.add(pod)).await).is_none();
     }
     let (now, root, sys) = (now_ns(api), api.config.kubelet_root.clone(), api.config.sys_devices.clone());
-    page(PROMETHEUS, move |out| {
+    room.page(PROMETHEUS, move |out| {
         let node = NodeStats::read(now);
         scrape.add_cgroups(&node, FileSystem::of(&root), &stats);
         scrape.write(out);
@@ -126,6 +170,7 @@ fn told<T>(answer: crate::Result<T>) -> Option<T> {
 
 /// `/stats/summary`.
 pub(super) async fn stats_summary(api: &Api, query: Option<&str>) -> Response<Body> {
+    let Some(room) = Room::wait(&api.memory).await else { return full() };
     let brief = query::flag(&query::pairs(query), "only_cpu_and_memory");
     let stats: Vec<cri::PodSandboxStats> = match api.runtime.list_pod_sandbox_stats().await {
         Ok(stats) => stats,
@@ -133,7 +178,7 @@ pub(super) async fn stats_summary(api: &Api, query: Option<&str>) -> Response<Bo
     };
     let runtime_fs = if brief { [None, None] } else { node::runtime_file_systems(&api.runtime).await };
     let (api, now) = (api.clone(), now_ns(api));
-    page("application/json", move |out| {
+    room.page("application/json", move |out| {
         let node = NodeStats::read(now);
         let source = summary::Source {
             node_name: &api.config.node_name,
@@ -160,4 +205,30 @@ fn own_usage() -> (u64, u64) {
     let at = |n: usize| fields.get(n).copied().unwrap_or(0);
     // Hundredths of a second, and pages.
     ((at(11) + at(12)) * 10_000_000, at(21) * rustix::param::page_size() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn pages_that_are_not_read_have_few_threads_and_not_for_long() {
+        let memory = Memory { read: Duration::from_millis(500), ..Memory::default() };
+        let endless = |room: Room| {
+            room.page("x", |out| {
+                while !out.is_unread() {
+                    out.push("abcdefgh");
+                }
+            })
+        };
+        let mut pages = Vec::new();
+        for _ in 0..PAGES {
+            pages.push(endless(Room::wait(&memory).await.unwrap()));
+        }
+        assert!(memory.room.try_acquire().is_err(), "there is room for no more");
+        let room = tokio::time::timeout(Duration::from_secs(20), memory.room.acquire()).await;
+        assert!(room.is_ok(), "pages that are not read are given up");
+        let body = pages.remove(0).into_body();
+        assert!(body.collect().await.is_err(), "half a page must not look like a whole one");
+    }
 }

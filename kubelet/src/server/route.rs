@@ -5,18 +5,19 @@ use hyper::body::Incoming;
 
 use tokio::time::Instant;
 
+use super::caller::Caller;
 use super::listen::Surface;
 use super::lookup::Asked;
 use super::{Api, Body, container_logs, json, numbers, pods, runtime_calls, streaming, system_logs, text};
-use crate::auth::{Peer, Refusal};
+use crate::auth::Refusal;
 use crate::metrics::families;
 
 /// The answer to a request, counted.
-pub(super) async fn answer(api: &Api, surface: &Surface, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
+pub(super) async fn answer(api: &Api, surface: &Surface, caller: &Caller, request: Request<Incoming>) -> Response<Body> {
     let begun = Instant::now();
     let method = request.method().clone();
     let (path, long) = counted_as(request.uri().path(), request.uri().query());
-    let response = decide(api, surface, peer, request).await;
+    let response = decide(api, surface, caller, request).await;
     let server = if matches!(surface, Surface::ReadOnly) { "readonly" } else { "readwrite" };
     if !matches!(surface, Surface::HealthOnly) {
         // Anybody can make up a method: the known ones are counted.
@@ -57,11 +58,17 @@ fn counted_as(path: &str, query: Option<&str>) -> (&'static str, bool) {
     (page.copied().unwrap_or("other"), long)
 }
 
-async fn decide(api: &Api, surface: &Surface, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
-    if let Surface::Guarded(guard) = surface
-        && let Err(refusal) = guard.admit(peer, request.method(), request.uri().path(), request.headers()).await
-    {
-        return refused(refusal);
+async fn decide(api: &Api, surface: &Surface, caller: &Caller, request: Request<Incoming>) -> Response<Body> {
+    if let Surface::Guarded(guard) = surface {
+        match guard.admit(&caller.peer(), request.method(), request.uri().path(), request.headers()).await {
+            Ok(_) => caller.let_in(),
+            Err(refusal) => {
+                if refusal == Refusal::Unauthorized {
+                    caller.turn_away();
+                }
+                return refused(refusal);
+            }
+        }
     }
     let path = request.uri().path().to_owned();
     let parts: Vec<&str> = path.strip_prefix('/').unwrap_or(&path).split('/').collect();
@@ -101,11 +108,11 @@ async fn shown(api: &Api, parts: &[&str], request: &Request<Incoming>) -> Respon
     }
     match parts {
         ["pods"] => pods::list(api),
-        ["metrics"] => numbers::metrics(api),
+        ["metrics"] => numbers::metrics(api).await,
         ["metrics", "cadvisor"] => numbers::cadvisor(api).await,
         ["metrics", "resource"] => numbers::resource(api).await,
-        ["metrics", "probes"] => numbers::probes(api),
-        ["metrics", "slis"] => numbers::slis(api),
+        ["metrics", "probes"] => numbers::probes(api).await,
+        ["metrics", "slis"] => numbers::slis(api).await,
         ["stats", "summary"] => numbers::stats_summary(api, request.uri().query()).await,
         _ => not_found(),
     }

@@ -9,7 +9,7 @@ use std::path::Path;
 use bytes::Bytes;
 use futures::StreamExt;
 use http::{Response, StatusCode};
-use http_body_util::{BodyExt, StreamBody};
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
 use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, ResolveFlags};
 use tokio_stream::wrappers::ReceiverStream;
@@ -22,6 +22,8 @@ const PIECE: usize = 32 * 1024;
 /// The upstream's limits of a query.
 const SERVICES: usize = 4;
 const LINES: usize = 100_000;
+/// What a query keeps in memory: more than a person reads, little of a small machine's.
+const BYTES: usize = 4 << 20;
 
 /// A file, a folder's list, or what a query finds.
 pub(super) async fn respond(api: &Api, parts: &[&str], query: Option<&str>) -> Response<Body> {
@@ -58,7 +60,7 @@ async fn run(find: impl FnOnce() -> Result<Found, (StatusCode, String)> + Send +
     match tokio::task::spawn_blocking(find).await {
         Ok(Ok(Found::File(file))) => send(file),
         Ok(Ok(Found::Folder(html))) => respond_with(StatusCode::OK, "text/html; charset=utf-8", html),
-        Ok(Ok(Found::Lines(lines))) => text(StatusCode::OK, String::from_utf8_lossy(&lines)),
+        Ok(Ok(Found::Lines(lines))) => plain(Full::new(Bytes::from(lines)).map_err(|e| match e {}).boxed_unsync()),
         Ok(Err((status, problem))) => text(status, problem),
         Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the look-up was abandoned\n"),
     }
@@ -66,19 +68,24 @@ async fn run(find: impl FnOnce() -> Result<Found, (StatusCode, String)> + Send +
 
 fn send(mut file: File) -> Response<Body> {
     let (sender, receiver) = tokio::sync::mpsc::channel::<io::Result<Bytes>>(2);
-    tokio::task::spawn_blocking(move || {
-        loop {
-            let mut piece = vec![0; PIECE];
-            let sent = match file.read(&mut piece) {
-                Ok(0) => return,
-                Ok(length) => {
+    tokio::spawn(async move {
+        // A thread reads one piece and waits for nobody: a client that is slow waits here.
+        while let Ok(room) = sender.reserve().await {
+            let read = tokio::task::spawn_blocking(move || {
+                let mut piece = vec![0; PIECE];
+                let read = file.read(&mut piece);
+                let piece = read.map(|length| {
                     piece.truncate(length);
-                    sender.blocking_send(Ok(piece.into()))
-                }
-                Err(error) => sender.blocking_send(Err(error)),
-            };
-            if sent.is_err() {
-                return;
+                    Bytes::from(piece)
+                });
+                (file, piece)
+            });
+            let Ok((back, read)) = read.await else { return };
+            file = back;
+            match read {
+                Ok(piece) if piece.is_empty() => return,
+                Ok(piece) => room.send(Ok(piece)),
+                Err(error) => return room.send(Err(error)),
             }
         }
     });
@@ -182,15 +189,24 @@ impl Query {
                 return Err((StatusCode::NOT_FOUND, problem));
             };
             let read = self.read(File::from(fd), &mut out);
-            read.map_err(|e| (StatusCode::INTERNAL_SERVER_ERROR, format!("{name}: {e}\n")))?;
+            let is_whole = read.map_err(|e| (StatusCode::INTERNAL_SERVER_ERROR, format!("{name}: {e}\n")))?;
+            if !is_whole {
+                let most = BYTES >> 20;
+                let problem =
+                    format!("{name}: the lines are more than {most} MiB: ask for fewer with tailLines, or for the file\n");
+                return Err((StatusCode::BAD_REQUEST, problem));
+            }
         }
         Ok(Found::Lines(out))
     }
 
-    /// The last matching lines; without a number, as many as the largest allowed.
-    fn read(&self, file: File, out: &mut Vec<u8>) -> io::Result<()> {
+    /// The last matching lines; without a number, as many as the largest allowed. Whether they are all there: not when they
+    /// are more than is kept in memory.
+    fn read(&self, file: File, out: &mut Vec<u8>) -> io::Result<bool> {
         let wanted = self.lines.unwrap_or(LINES);
+        let room = BYTES.saturating_sub(out.len());
         let mut kept = std::collections::VecDeque::new();
+        let (mut bytes, mut found) = (0, 0);
         let mut reader = BufReader::new(file);
         loop {
             let mut line = Vec::new();
@@ -198,15 +214,22 @@ impl Query {
                 break;
             }
             let matches = |pattern: &String| line.windows(pattern.len().max(1)).any(|w| w == pattern.as_bytes());
-            if self.pattern.as_ref().is_none_or(matches) {
-                kept.push_back(line);
+            if !self.pattern.as_ref().is_none_or(matches) {
+                continue;
             }
-            if kept.len() > wanted {
-                kept.pop_front();
+            found += 1;
+            // What a line takes of memory is more than its text.
+            bytes += line.len() + size_of::<Vec<u8>>();
+            line.shrink_to_fit();
+            kept.push_back(line);
+            while kept.len() > wanted || bytes > room {
+                let Some(line) = kept.pop_front() else { break };
+                bytes -= line.len() + size_of::<Vec<u8>>();
             }
         }
+        let is_whole = kept.len() == found.min(wanted);
         kept.into_iter().for_each(|line| out.extend(line));
-        Ok(())
+        Ok(is_whole)
     }
 }
 
@@ -254,6 +277,23 @@ mod tests {
     }
 
     #[test]
+    fn a_client_that_does_not_read_a_file_holds_no_thread() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+        let root = folder();
+        std::fs::write(root.path().join("large"), vec![b'x'; 100 * PIECE]).unwrap();
+        let file = File::open(root.path().join("large")).unwrap();
+        let left = runtime.block_on(async {
+            let mut response = send(file);
+            response.body_mut().frame().await.unwrap().unwrap();
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            tokio::time::timeout(std::time::Duration::from_secs(20), tokio::task::spawn_blocking(|| ())).await
+        });
+        assert!(left.is_ok(), "the only thread waits for the client");
+    }
+
+    #[test]
     fn queries_find_files_and_say_what_they_cannot() {
         let root = folder();
         let log = root.path().join("log");
@@ -267,6 +307,9 @@ mod tests {
         };
         assert_eq!(ask("query=a&tailLines=2").unwrap(), "two\nthree\n");
         assert_eq!(ask("query=%2Fa.log&pattern=o").unwrap(), "one\ntwo\n");
+        let line = format!("{}\n", "x".repeat(1023));
+        std::fs::write(log.join("long"), line.repeat(5000)).unwrap();
+        assert_eq!(ask("query=long&tailLines=3000").unwrap().len(), 3000 * 1024);
         for (query, word) in [
             ("query=kubelet", "journal"),
             ("query=a&sinceTime=x", "sinceTime"),
@@ -276,6 +319,8 @@ mod tests {
             ("query=/a&query=b", "one file"),
             ("query=a&query=b&query=c&query=d&query=e", "at most 4"),
             ("query=../secret", "no such file"),
+            ("query=long", "more than 4 MiB"),
+            ("query=long&query=long&tailLines=3000", "more than 4 MiB"),
         ] {
             let problem = ask(query).unwrap_err();
             assert!(problem.contains(word), "{query}: {problem}");

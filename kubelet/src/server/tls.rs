@@ -1,5 +1,5 @@
 //! TLS of the authenticated server: the serving certificate, which is made when none is configured, and the bundle of
-//! authorities for client certificates. Files that change are read again with the next connection; while they cannot be
+//! authorities for client certificates. Files that change are read again with the next connection or request; while they cannot be
 //! used, the old ones stay. Knows nothing of HTTP.
 
 use std::fs::{self, Metadata};
@@ -68,7 +68,7 @@ impl Tls {
         Ok(Tls { cert, key, bundle, provider, versions, loaded })
     }
 
-    /// The configuration for a new connection.
+    /// The configuration for a new connection or request.
     fn current(&self) -> Loaded {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let now = stamp(&self.cert, &self.key, self.bundle.as_deref());
@@ -89,13 +89,25 @@ impl Tls {
     }
 
     /// The handshake, and who the client is.
-    pub(crate) async fn accept(&self, stream: TcpStream) -> io::Result<(TlsStream<TcpStream>, Peer)> {
-        let Loaded { server, authorities, .. } = self.current();
-        let accepting = TlsAcceptor::from(server).accept(stream);
+    pub(crate) async fn accept(self: &Arc<Tls>, stream: TcpStream) -> io::Result<(TlsStream<TcpStream>, Shown)> {
+        let accepting = TlsAcceptor::from(self.current().server).accept(stream);
         let stream = tokio::time::timeout(HANDSHAKE, accepting).await.map_err(|_| io::ErrorKind::TimedOut)??;
-        let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
-        let peer = peer(authorities.as_deref(), shown);
-        Ok((stream, peer))
+        let chain = stream.get_ref().1.peer_certificates().filter(|_| self.bundle.is_some());
+        let shown = chain.map(|chain| (self.clone(), chain.iter().map(|c| c.clone().into_owned()).collect()));
+        Ok((stream, Shown(shown)))
+    }
+}
+
+/// What the client of a connection has shown of itself. A connection may be kept for days: a certificate that has expired, or
+/// whose authority is no longer in the bundle, counts for nothing from then on.
+#[derive(Debug, Default)]
+pub(crate) struct Shown(Option<(Arc<Tls>, Vec<CertificateDer<'static>>)>);
+
+impl Shown {
+    /// Who that is now.
+    pub(crate) fn peer(&self) -> Peer {
+        let Some((tls, chain)) = &self.0 else { return Peer::Unknown };
+        peer(tls.current().authorities.as_deref(), chain)
     }
 }
 

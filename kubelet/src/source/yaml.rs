@@ -2,6 +2,7 @@
 //! what every other Kubernetes tool does with these files. Knows no Kubernetes kinds.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span, StrInput};
 use serde_json::{Map, Number, Value};
@@ -65,6 +66,7 @@ pub struct YamlError {
 
 /// More nodes than any pod has; aliases could otherwise grow without end.
 const MAX_NODES: usize = 200_000;
+/// Deeper than any pod, aliases included: what reads a node goes down into it on a thread's small stack.
 const MAX_DEPTH: usize = 100;
 
 /// All documents of a text; empty ones are left out.
@@ -152,7 +154,7 @@ impl Node {
 
 struct Reader<'t> {
     parser: Parser<'t, StrInput<'t>>,
-    anchors: BTreeMap<usize, Node>,
+    anchors: BTreeMap<usize, Rc<Node>>,
     nodes: usize,
 }
 
@@ -166,13 +168,7 @@ impl<'t> Reader<'t> {
     }
 
     fn node(&mut self, (event, span): (Event<'t>, Span), depth: usize) -> Result<Node, YamlError> {
-        self.nodes += 1;
-        if self.nodes > MAX_NODES {
-            return Err(error(&span, "too many elements"));
-        }
-        if depth > MAX_DEPTH {
-            return Err(error(&span, "nested too deeply"));
-        }
+        self.take(&span, 1, depth)?;
         let line = span.start.line();
         let (anchor, node) = match event {
             Event::Scalar(text, style, anchor, tag) => {
@@ -191,15 +187,30 @@ impl<'t> Reader<'t> {
             Event::MappingStart(anchor, _) => (anchor, Node { line, value: Content::Map(self.entries(depth)?) }),
             Event::Alias(id) => {
                 let node = self.anchors.get(&id).cloned().ok_or_else(|| error(&span, "alias of an unknown anchor"))?;
-                self.nodes += count(&node);
-                (0, node)
+                let (count, height) = measure(&node);
+                self.take(&span, count, depth + height)?;
+                (0, Node::clone(&node))
             }
             _ => return Err(error(&span, "a value is missing")),
         };
         if anchor != 0 {
-            self.anchors.insert(anchor, node.clone());
+            // It is kept a second time: anchors within anchors count each.
+            self.take(&span, measure(&node).0, depth)?;
+            self.anchors.insert(anchor, Rc::new(node.clone()));
         }
         Ok(node)
+    }
+
+    /// Counts nodes before there are any.
+    fn take(&mut self, span: &Span, nodes: usize, depth: usize) -> Result<(), YamlError> {
+        self.nodes += nodes;
+        if self.nodes > MAX_NODES {
+            return Err(error(span, "too many elements"));
+        }
+        if depth > MAX_DEPTH {
+            return Err(error(span, "nested too deeply"));
+        }
+        Ok(())
     }
 
     fn items(&mut self, depth: usize) -> Result<Vec<Node>, YamlError> {
@@ -260,11 +271,16 @@ fn merge_sources(value: Node, span: &Span) -> Result<Vec<(String, usize, Node)>,
     }
 }
 
-fn count(node: &Node) -> usize {
-    1 + match &node.value {
-        Content::List(items) => items.iter().map(count).sum(),
-        Content::Map(entries) => entries.iter().map(|(_, _, n)| 1 + count(n)).sum(),
-        Content::Null | Content::Scalar(_) => 0,
+/// How many nodes there are, and how many levels below this one.
+fn measure(node: &Node) -> (usize, usize) {
+    let below = |(count, height): (usize, usize), node: &Node| {
+        let (nodes, levels) = measure(node);
+        (count + nodes, height.max(levels + 1))
+    };
+    match &node.value {
+        Content::List(items) => items.iter().fold((1, 0), below),
+        Content::Map(entries) => entries.iter().fold((1 + entries.len(), 0), |all, (_, _, node)| below(all, node)),
+        Content::Null | Content::Scalar(_) => (1, 0),
     }
 }
 
@@ -432,6 +448,25 @@ mod tests {
             bomb.push_str(&format!("a{i}: &a{i} [{items}]\n"));
         }
         assert!(parse_documents(&bomb).unwrap_err().message.contains("too many"));
+        let mut within = "1,".repeat(10_000);
+        for i in 0..50 {
+            within = format!("&a{i} [{within}]");
+        }
+        assert!(parse_documents(&format!("a: {within}\n")).unwrap_err().message.contains("too many"), "each is kept");
+    }
+
+    #[test]
+    fn aliases_count_as_deep_as_what_they_stand_for() {
+        let chain = |links: usize| {
+            let mut text = String::from("a0: &a0 [1]\n");
+            for i in 1..links {
+                text.push_str(&format!("a{i}: &a{i} [*a{}]\n", i - 1));
+            }
+            parse_documents(&text)
+        };
+        assert!(chain(90).is_ok());
+        let error = chain(200).unwrap_err();
+        assert!(error.line > 90 && error.message == "nested too deeply", "{error}");
     }
 
     #[test]

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
 use k8s_openapi::jiff::Timestamp;
@@ -120,7 +120,7 @@ fn fill(folder: &Path, payload: &Payload, group: Option<u32>) -> io::Result<()> 
                 fs::set_permissions(&parent, fs::Permissions::from_mode(0o755))?;
             }
         }
-        fs::write(&at, &file.bytes)?;
+        create(&at, &file.bytes)?;
         if group.is_some() {
             std::os::unix::fs::chown(&at, None, group)?;
         }
@@ -128,6 +128,11 @@ fn fill(folder: &Path, payload: &Payload, group: Option<u32>) -> io::Result<()> 
         fs::set_permissions(&at, fs::Permissions::from_mode(file.mode))?;
     }
     Ok(())
+}
+
+/// A file that nobody else can open before it has its owner and mode: the folder is seen by containers already.
+fn create(at: &Path, bytes: &[u8]) -> io::Result<()> {
+    fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(at)?.write_all(bytes)
 }
 
 fn swap(folder: &Path, name: &Path) -> io::Result<()> {
@@ -215,6 +220,13 @@ mod tests {
         assert_eq!(io::read_to_string(held).unwrap(), "1");
         assert!(write(root.path(), &payload(&[]), None, now).unwrap());
         assert_eq!(names(root.path()), ["..data"]);
+    }
+
+    #[test]
+    fn a_file_is_its_owners_alone_until_it_has_its_mode() {
+        let root = tempfile::tempdir().unwrap();
+        create(&root.path().join("a"), b"secret").unwrap();
+        assert_eq!(fs::metadata(root.path().join("a")).unwrap().permissions().mode() & 0o7777, 0o600);
     }
 
     #[test]

@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 /// Mount points below `folder`, outer ones first.
 pub fn below(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let folder = fs::canonicalize(folder)?;
-    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    let table = fs::read("/proc/self/mountinfo")?;
     Ok(parse(&table).into_iter().filter(|path| path.starts_with(&folder) && *path != folder).collect())
 }
 
 /// Whether `path` itself is a mount point.
 pub fn is_mount_point(path: &Path) -> io::Result<bool> {
     let path = fs::canonicalize(path)?;
-    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    let table = fs::read("/proc/self/mountinfo")?;
     Ok(parse(&table).contains(&path))
 }
 
@@ -53,13 +53,13 @@ pub fn end_sharing(folder: &Path) -> io::Result<()> {
     }
 }
 
-fn parse(table: &str) -> Vec<PathBuf> {
-    table.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape).collect()
+/// Of bytes: paths need not be UTF-8, and whose mount that is has nothing to do with ours.
+fn parse(table: &[u8]) -> Vec<PathBuf> {
+    table.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4)).map(unescape).collect()
 }
 
 /// `\040` → blank.
-fn unescape(field: &str) -> PathBuf {
-    let bytes = field.as_bytes();
+fn unescape(bytes: &[u8]) -> PathBuf {
     let mut out = Vec::with_capacity(bytes.len());
     let mut i = 0;
     while i < bytes.len() {
@@ -84,8 +84,8 @@ mod tests {
 
     #[test]
     fn escaped_paths_are_read() {
-        let table = "36 35 98:0 /a /mnt/a\\040b rw - ext4 /dev/x rw\n37 36 0:5 / /mnt/a\\040b/c rw - tmpfs t rw\n";
-        assert_eq!(parse(table), [PathBuf::from("/mnt/a b"), PathBuf::from("/mnt/a b/c")]);
+        let table = b"36 35 98:0 /a /mnt/a\\040b rw - ext4 /dev/x rw\n37 36 0:5 / /mnt/\xff rw - tmpfs t rw\n";
+        assert_eq!(parse(table), [PathBuf::from("/mnt/a b"), PathBuf::from(OsString::from_vec(b"/mnt/\xff".to_vec()))]);
     }
 
     #[test]

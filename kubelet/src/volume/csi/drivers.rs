@@ -10,9 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::{Pod, Volume};
 use rustix::fs::inotify;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
@@ -24,6 +26,7 @@ use super::wire::v1::node_service_capability::Type as CapabilityType;
 use super::wire::v1::node_service_capability::rpc::Type as Rpc;
 use super::wire::v1::{NodeGetCapabilitiesRequest, NodeGetInfoRequest};
 use crate::devices::Devices;
+use crate::pod;
 use crate::volume::create_private_dir;
 
 /// The upstream's limits of a registration: connecting, GetInfo, the answer.
@@ -62,6 +65,20 @@ impl Driver {
     }
 }
 
+/// Threads of pods that wait for drivers: a call may take [`CALL`], and the agent has few threads. Pods without volumes of
+/// drivers never wait for those with.
+const CALLERS: usize = 4;
+
+/// Room for callers.
+#[derive(Debug)]
+struct Callers(Arc<Semaphore>);
+
+impl Default for Callers {
+    fn default() -> Self {
+        Callers(Arc::new(Semaphore::new(CALLERS)))
+    }
+}
+
 type Locks = Mutex<BTreeMap<(String, String), Arc<Mutex<()>>>>;
 
 /// The drivers of this node. Clones share them.
@@ -69,6 +86,7 @@ type Locks = Mutex<BTreeMap<(String, String), Arc<Mutex<()>>>>;
 pub struct Drivers {
     known: Arc<RwLock<BTreeMap<String, Driver>>>,
     locks: Arc<Locks>,
+    callers: Arc<Callers>,
 }
 
 /// One socket of the registry, as it is now: a driver that restarts makes a new one under the old name.
@@ -110,6 +128,15 @@ impl Drivers {
     /// All drivers, by name.
     pub fn all(&self) -> Vec<Driver> {
         self.known.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// To be held while a pod's volumes are set up or torn down on a thread: none where no driver can be asked.
+    pub(crate) async fn turn(&self, pod: &Pod) -> Option<OwnedSemaphorePermit> {
+        let may_be_asked = |v: &Volume| v.csi.is_some() || v.persistent_volume_claim.is_some() || v.ephemeral.is_some();
+        if !pod::spec(pod).volumes.iter().flatten().any(may_be_asked) {
+            return None;
+        }
+        self.callers.0.clone().acquire_owned().await.ok()
     }
 
     /// What one does with a volume at a time.
