@@ -179,7 +179,8 @@ impl Scanner {
             self.look_at(path, vouched, now, &mut scan);
         }
         let settled_by = *self.settled_by.get_or_insert(now + self.config.settle * START_SETTLES);
-        self.settling = now < settled_by && self.files.values().any(|file| file.unsettled.is_some());
+        let is_young = |file: &FileState| file.unsettled.is_some_and(|unsettled| !unsettled.patience.is_zero());
+        self.settling = now < settled_by && self.files.values().any(is_young);
         self.settle_missing(&present, now, &mut scan);
         self.save_again();
         if scan.changed || first {
@@ -248,7 +249,8 @@ impl Scanner {
             sooner(&mut scan.look_again, unsettled.since + unsettled.patience);
             return;
         }
-        state.unsettled = None;
+        // Settled it is, also when reading it fails now.
+        state.unsettled = Some(Unsettled { patience: Duration::ZERO, ..unsettled });
         let content = if metadata.len() > MAX_FILE {
             Err(vec![format!("{}: larger than 10 MB", path.display())])
         } else {
@@ -267,6 +269,7 @@ impl Scanner {
                 }
             }
         };
+        state.unsettled = None;
         let digest = content.as_ref().ok().map(|bytes| <[u8; 32]>::from(Sha256::digest(bytes)));
         state.stamp = Some(stamp);
         if digest.is_some() && digest == state.digest {
@@ -430,15 +433,18 @@ pub async fn run(config: FileSourceConfig, updates: mpsc::Sender<SourceUpdate>, 
         let watching = watch.is_watching();
         let look = tokio::task::spawn_blocking(move || {
             let scan = scanner.scan(Instant::now(), &names);
-            (scanner, scan)
+            (scanner, scan, names)
         });
-        let Ok((back, scan)) = look.await else {
+        let Ok((back, scan, names)) = look.await else {
             tracing::error!("the file source died");
             return;
         };
         scanner = back;
         // What was written before the watch began has no event.
         scanner.watched = watching;
+        if scanner.unreadable {
+            vouched = names;
+        }
         dirty |= scan.changed;
         if dirty && (published || scanner.is_ready()) {
             (published, dirty) = (true, false);
@@ -679,6 +685,11 @@ mod tests {
         assert_eq!(names(&scanner), ["a-n=i"], "what it stood for stays");
         let scan = scanner.scan(at(20), &vouched);
         assert_eq!((scan.changed, scan.look_again), (false, Some(at(1020))), "again, and told once");
+        // When it can be read it is.
+        fs::remove_file(&path).unwrap();
+        folder.write("a.yaml", &pod("a", "j"));
+        assert!(scanner.scan(at(30), NONE).changed);
+        assert_eq!(names(&scanner), ["a-n=j"]);
     }
 
     #[test]

@@ -136,7 +136,7 @@ pub fn set_up(context: &VolumeContext<'_>, begun: bool, now: Timestamp) -> Resul
     let mut outcome = Ok(());
     for volume in used(pod) {
         let result = if let Some(host_path) = &volume.host_path {
-            if begun { Ok(()) } else { host_path::check(host_path) }
+            host_path::set_up(host_path, begun)
         } else if let Some(empty_dir) = &volume.empty_dir {
             empty_dir::set_up(pod, volume, empty_dir, dir, capacity)
         } else if volume.image.is_some() {

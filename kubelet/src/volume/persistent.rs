@@ -123,8 +123,7 @@ fn of_volume(volume: &PersistentVolume, services: &super::Services) -> Result<Pe
 pub(super) fn set_up(context: &VolumeContext<'_>, volume: &Persistent, begun: bool) -> Result<(), String> {
     let target = volume.path(context.dir);
     match &volume.backing {
-        Backing::HostPath(_) if begun => Ok(()),
-        Backing::HostPath(source) => host_path::check(source),
+        Backing::HostPath(source) => host_path::set_up(source, begun),
         Backing::Local(_) if begun && volume.is_there(context.dir) => Ok(()),
         Backing::Csi(csi) => csi::set_up(context, csi),
         Backing::Local(path) => set_up_local(context, path, &target, volume.read_only),
