@@ -1,5 +1,5 @@
 //! The node's own addresses while they may change: a machine gets its address late, or another one. Looks now and then and tells the
-//! main loop; statuses follow, nothing is restarted. Where addresses come from is the configuration's business.
+//! main loop; statuses and probes follow, nothing is restarted. Where addresses come from is the configuration's business.
 
 use std::fmt;
 use std::net::IpAddr;

@@ -58,24 +58,23 @@ fn priority(pod: &Pod, objects: &impl Objects) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::objects::{LocalObjects, Object};
+    use crate::objects::LocalObjects;
     use crate::scene::Scene;
+    use crate::source::parse::parse_manifest;
 
     #[tokio::test]
     async fn classes_give_priority_and_overhead() {
-        let class: PriorityClass =
-            serde_json::from_value(serde_json::json!({"metadata": {"name": "high"}, "value": 7, "preemptionPolicy": "Never"}))
-                .unwrap();
-        let runtime = serde_json::from_value(
-            serde_json::json!({"metadata": {"name": "vm"}, "handler": "vm", "overhead": {"podFixed": {"memory": "64Mi"}}}),
-        );
+        let text = "apiVersion: scheduling.k8s.io/v1\nkind: PriorityClass\nmetadata: {name: high}\nvalue: 7\npreemptionPolicy: Never\n---\n\
+            apiVersion: node.k8s.io/v1\nkind: RuntimeClass\nmetadata: {name: vm}\nhandler: vm\n\
+            overhead: {podFixed: {memory: 64Mi, cpu: 1}}\n";
         let objects = LocalObjects::default();
-        objects.replace(vec![Object::PriorityClass(class), Object::RuntimeClass(runtime.unwrap())]);
+        objects.replace(parse_manifest(text).unwrap().objects);
         let pod = |fields: &str| Scene::new(&format!("{{{fields}, containers: [{{name: c, image: i}}]}}")).pod;
         let applied = apply(&pod("priorityClassName: high, runtimeClassName: vm"), &objects).unwrap();
         let spec = applied.spec.unwrap();
         assert_eq!((spec.priority, spec.preemption_policy.as_deref()), (Some(7), Some("Never")));
-        assert_eq!(spec.overhead.unwrap()["memory"].0, "64Mi");
+        let overhead = spec.overhead.unwrap();
+        assert_eq!((overhead["memory"].0.as_str(), overhead["cpu"].0.as_str()), ("64Mi", "1"));
         let critical = apply(&pod("priorityClassName: system-node-critical"), &objects).unwrap();
         assert_eq!(critical.spec.unwrap().priority, Some(2_000_001_000));
         assert_eq!(apply(&pod("priority: 3"), &objects), None);

@@ -22,6 +22,16 @@ pub struct Ending {
     pub disruption: Option<String>,
 }
 
+/// The reason of pods that had to make room.
+pub(crate) const EVICTED: &str = "Evicted";
+
+impl Ending {
+    /// Whether the pod has to make room: nothing of it is to be kept.
+    pub(crate) fn is_eviction(&self) -> bool {
+        self.reason == EVICTED
+    }
+}
+
 /// Held by whoever still works on an order: when the last one lets go, the order has been carried out.
 pub(crate) type Unfinished = mpsc::Sender<Infallible>;
 

@@ -32,7 +32,7 @@ use crate::pod;
 use crate::record::{Recorder, Weight};
 use crate::resources::{container_resources, pod_limits, qos_class};
 use crate::sandbox_config::{SandboxContext, sandbox_config};
-use crate::saved_status::{STATUS, STATUS_NEW};
+use crate::saved_status::{STATUS, STATUS_NEW, SavedStatus};
 use crate::userns::{self, HostIds};
 use crate::volume::VolumeContext;
 use crate::{Error, logs, resize, volume};
@@ -84,6 +84,13 @@ pub enum OpResult {
     },
     /// The pod as a whole could not go on.
     PodFailed(Reason),
+    /// A pod that runs could not be brought up to date; what else there is to do goes on.
+    Outdated {
+        /// Why.
+        reason: Reason,
+        /// All volumes are there: containers may start.
+        usable: bool,
+    },
     /// The pod's network is not ready.
     NetworkNotReady(String),
     /// Somebody wants something else.
@@ -94,18 +101,24 @@ pub enum OpResult {
 pub type PassResults = Vec<(PodOp, OpResult)>;
 
 /// Runs the steps in order until one fails that the next ones need.
-pub async fn run_pass(
+pub(crate) async fn run_pass(
     executor: Executor,
     pod: Arc<Pod>,
     observed: Arc<PodObserved>,
+    saved: SavedStatus,
     ops: Vec<PodOp>,
     cancel: CancellationToken,
 ) -> PassResults {
     let mut results = PassResults::new();
+    let begun = observed.has_begun() && !ops.iter().any(|op| matches!(op, PodOp::CreateSandbox { .. }));
+    let (mut may_start, pass) = (true, PassOf { pod: &pod, observed: &observed, saved: &saved, begun, cancel: &cancel });
     let mut ops = ops.into_iter().peekable();
     while let Some(op) = ops.next() {
         if cancel.is_cancelled() {
             break;
+        }
+        if !may_start && matches!(op, PodOp::StartContainer { .. }) {
+            continue;
         }
         let mut batch = vec![op];
         if matches!(batch[0], PodOp::StopContainer { .. }) {
@@ -116,7 +129,7 @@ pub async fn run_pass(
         let outcomes = if matches!(batch[0], PodOp::StopContainer { .. }) {
             executor.stop_containers(&batch, &pod, &observed, &cancel).await
         } else {
-            join_all(batch.iter().map(|op| executor.run(op, &pod, &observed, &cancel))).await
+            join_all(batch.iter().map(|op| executor.run(op, &pass))).await
         };
         let mut go_on = true;
         for (op, outcome) in batch.into_iter().zip(outcomes) {
@@ -125,6 +138,10 @@ pub async fn run_pass(
                 OpResult::StartFailed(_) | OpResult::PullFailed { .. } => !matches!(op, PodOp::StartContainer { init: true, .. }),
                 // A record that cannot be removed now is removed later.
                 OpResult::PodFailed(_) => matches!(op, PodOp::RemoveContainer { .. } | PodOp::RemoveSandbox { .. }),
+                OpResult::Outdated { usable, .. } => {
+                    may_start = *usable;
+                    true
+                }
                 OpResult::NetworkNotReady(_) | OpResult::Cancelled => false,
             };
             results.push((op, outcome));
@@ -134,6 +151,16 @@ pub async fn run_pass(
         }
     }
     results
+}
+
+/// What the steps of a pass are carried out for.
+struct PassOf<'a> {
+    pod: &'a Arc<Pod>,
+    observed: &'a PodObserved,
+    saved: &'a SavedStatus,
+    /// The pod has containers in the sandbox that it keeps.
+    begun: bool,
+    cancel: &'a CancellationToken,
 }
 
 impl Executor {
@@ -162,12 +189,13 @@ impl Executor {
         VolumeContext { pod, dir, capacity: &self.node.capacity, objects: &self.objects, services: &self.volumes }
     }
 
-    async fn run(&self, op: &PodOp, pod: &Arc<Pod>, observed: &PodObserved, cancel: &CancellationToken) -> OpResult {
+    async fn run(&self, op: &PodOp, pass: &PassOf<'_>) -> OpResult {
+        let PassOf { pod, observed, saved, begun, cancel } = *pass;
         let failed = |reason: &str, what: &str, error: &Error| {
             OpResult::PodFailed(Reason::new(reason, format!("{what}: {}", calls::message(error))))
         };
         match op {
-            PodOp::Prepare => self.prepare(pod, observed.is_alive()).await,
+            PodOp::Prepare => self.prepare(pod, observed.is_alive(), begun).await,
             // Stops come in batches.
             PodOp::StopContainer { .. } => OpResult::Cancelled,
             PodOp::StopSandbox { id } => match self.runtime.stop_pod_sandbox(id).await {
@@ -208,6 +236,16 @@ impl Executor {
                 }
                 Err(e) => failed("FailedKillPod", "error killing pod", &e),
             },
+            PodOp::KeepEnd => {
+                let saved = saved.clone();
+                match tokio::task::spawn_blocking(move || saved.keep_end()).await {
+                    Ok(Ok(())) => OpResult::Done,
+                    Ok(Err(e)) => {
+                        OpResult::PodFailed(Reason::new("FailedKillPod", format!("error keeping how the pod ended: {e}")))
+                    }
+                    Err(e) => OpResult::PodFailed(Reason::new("FailedKillPod", e.to_string())),
+                }
+            }
             PodOp::RemoveSandbox { id } => {
                 let removed = match self.runtime.stop_pod_sandbox(id).await {
                     Ok(()) => self.runtime.remove_pod_sandbox(id).await,
@@ -241,22 +279,24 @@ impl Executor {
     }
 
     /// Folders, cgroup, volumes. Idempotent.
-    async fn prepare(&self, pod: &Arc<Pod>, alive: bool) -> OpResult {
+    async fn prepare(&self, pod: &Arc<Pod>, alive: bool, begun: bool) -> OpResult {
         let (this, pod) = (self.clone(), pod.clone());
         let turn = self.volumes.drivers.turn(&pod).await;
         let prepare = move || {
             let _turn = turn;
-            this.prepare_blocking(&pod, alive)
+            this.prepare_blocking(&pod, alive, begun).map_err(|reason| match begun {
+                true => OpResult::Outdated { reason, usable: volume::are_there(&this.volume_context(&pod, &this.pod_dir(&pod))) },
+                false => OpResult::PodFailed(reason),
+            })
         };
-        let result = tokio::task::spawn_blocking(prepare).await;
-        match result {
+        match tokio::task::spawn_blocking(prepare).await {
             Ok(Ok(())) => OpResult::Done,
-            Ok(Err(reason)) => OpResult::PodFailed(reason),
+            Ok(Err(failed)) => failed,
             Err(e) => OpResult::PodFailed(Reason::new("Failed", e.to_string())),
         }
     }
 
-    fn prepare_blocking(&self, pod: &Pod, alive: bool) -> Result<(), Reason> {
+    fn prepare_blocking(&self, pod: &Pod, alive: bool, begun: bool) -> Result<(), Reason> {
         let dirs = |e: io::Error| Reason::new("Failed", format!("error making pod data directories: {e}"));
         let dir = self.pod_dir(pod);
         for folder in ["volumes", "plugins", "containers"] {
@@ -279,7 +319,8 @@ impl Executor {
                 Ok(()) => {}
             }
         }
-        volume::set_up(&self.volume_context(pod, &dir), self.config.clock.now()).map_err(|e| Reason::new("FailedMount", e))
+        let context = self.volume_context(pod, &dir);
+        volume::set_up(&context, begun, self.config.clock.now()).map_err(|e| Reason::new("FailedMount", e))
     }
 
     /// Volumes and cgroup, and the pod's folder but for what says how it ended.

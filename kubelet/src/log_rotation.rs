@@ -40,7 +40,8 @@ pub(crate) async fn run(config: Arc<Config>, runtime: Runtime) {
     }
 }
 
-/// Renames a log that is too long and has it opened anew; when that fails the name is given back.
+/// Renames a log that is too long and has it opened anew; when that fails the name is given back. One that is not there is opened anew
+/// too: the kubelet may have been killed between the two, and the runtime still writes the renamed file.
 async fn rotate<F: Future<Output = crate::Result<()>>>(
     path: &Path,
     limits: LogLimits,
@@ -50,7 +51,9 @@ async fn rotate<F: Future<Output = crate::Result<()>>>(
     match fs::metadata(path) {
         Ok(file) if file.len() > limits.max_bytes => {}
         Ok(_) => return Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return reopen().await.map_err(|error| io::Error::other(calls::message(&error)));
+        }
         Err(error) => return Err(error),
     }
     // The live file and the one that it becomes count too.
@@ -121,6 +124,20 @@ mod tests {
         }
         assert_eq!(names(root.path()), ["0.log", "0.log.19700101-000002", "0.log.19700101-000003"]);
         rotate(&path, LIMITS, Timestamp::UNIX_EPOCH, || async { panic!("it is short") }).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_log_whose_rotation_was_cut_short_is_opened_anew() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("0.log");
+        fs::write(root.path().join("0.log.19700101-000000"), "x").unwrap();
+        rotate(&path, LIMITS, Timestamp::UNIX_EPOCH, || async {
+            fs::write(&path, "").unwrap();
+            Ok(())
+        })
+        .await
+        .unwrap();
+        assert_eq!(names(root.path()), ["0.log", "0.log.19700101-000000"]);
     }
 
     #[tokio::test]

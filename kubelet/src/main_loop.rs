@@ -431,7 +431,8 @@ impl Main {
     }
 
     fn collect_garbage(&self) {
-        if !self.all_sources_ready() {
+        // Before the first listing nobody knows what runs of pods that are not wanted any more: they get their grace first.
+        if !self.all_sources_ready() || !self.listed {
             return;
         }
         self.release_allotments();

@@ -62,6 +62,15 @@ pub struct ResizeFailure {
     pub message: String,
 }
 
+/// A pod that runs could not be brought up to date: folders, cgroup or volumes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outdated {
+    /// Not tried again before.
+    pub until: Instant,
+    /// Its volumes are all there, if not as they should be: containers may start.
+    pub usable: bool,
+}
+
 /// The pod is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Termination {
@@ -127,8 +136,14 @@ pub struct PodMemory {
     pub pin_failures: BTreeMap<String, Instant>,
     /// Folders, cgroup and volumes are there.
     pub prepared: bool,
-    /// The pod has ended, and its records are not to be kept: the disk is full.
+    /// Why a pod that runs is not prepared.
+    pub outdated: Option<Outdated>,
+    /// The runtime's records of the pod are not to be kept once it has ended: the disk is full, or it was evicted.
+    pub unwanted: bool,
+    /// What is kept of the pod's status says that it is not to run again, whatever becomes of its records.
     pub cleared: bool,
+    /// That is on disk: the records may go.
+    pub end_kept: bool,
     /// Folders, cgroup and volumes are gone again.
     pub released: bool,
     /// Status of the last pass.
@@ -192,7 +207,10 @@ impl PodMemory {
             pinned: BTreeMap::new(),
             pin_failures: BTreeMap::new(),
             prepared: false,
+            outdated: None,
+            unwanted: false,
             cleared: false,
+            end_kept: false,
             released: false,
             status: None,
             pod_error: None,
@@ -208,7 +226,7 @@ impl PodMemory {
     /// that has passed has passed.
     pub fn resume(&mut self, saved: Saved, now: Instant) {
         let Saved { mut status, ages: kept, cleared } = saved;
-        self.cleared = cleared;
+        (self.unwanted, self.cleared, self.end_kept) = (cleared, cleared, cleared);
         if let Some(start) = &status.start_time {
             (self.start_time, self.start_known) = (start.0, true);
         }

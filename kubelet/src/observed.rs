@@ -133,6 +133,11 @@ impl PodObserved {
         self.containers.iter().find(|c| c.name == name)
     }
 
+    /// Whether containers were made in the sandbox that is ready: all volumes were there then.
+    pub fn has_begun(&self) -> bool {
+        self.sandbox().is_some_and(|s| s.ready && self.containers.iter().any(|c| c.sandbox_id == s.id))
+    }
+
     /// Whether anything still runs or is ready.
     pub fn is_alive(&self) -> bool {
         self.sandboxes.iter().any(|s| s.ready) || self.containers.iter().any(Container::may_run)

@@ -81,6 +81,8 @@ pub enum PodOp {
         /// Container's ID.
         id: String,
     },
+    /// Writes down that the pod has ended and is not to run again: the records that say so are to go.
+    KeepEnd,
     /// Forgets a dead sandbox.
     RemoveSandbox {
         /// Sandbox's ID.
@@ -185,7 +187,7 @@ pub fn container_hash(container: &Container) -> String {
 pub fn plan(situation: &Situation<'_>) -> Plan {
     let Situation { pod, observed, memory, .. } = *situation;
     if let Some(termination) = memory.terminating {
-        return plan_end(pod, observed, memory, termination);
+        return plan_end(situation, termination);
     }
     if status::is_terminal(pod, observed, memory) || memory.deadline_exceeded {
         return plan_rest(pod, observed, memory);
@@ -208,11 +210,24 @@ pub fn plan(situation: &Situation<'_>) -> Plan {
         }
     }
     if !memory.prepared && !plan.ops.contains(&PodOp::Prepare) {
-        plan.ops.insert(0, PodOp::Prepare);
+        plan_prepare(situation, &mut plan);
     }
     collect_garbage(observed, &mut plan.ops);
     plan.wake = sooner(plan.wake, deadline(situation));
     plan
+}
+
+/// A pod that has a sandbox is to be brought up to date. When that fails the rest goes on: what is ill is stopped, and what has all
+/// its volumes starts.
+fn plan_prepare(situation: &Situation<'_>, plan: &mut Plan) {
+    let outdated = situation.memory.outdated;
+    if outdated.is_some_and(|outdated| !outdated.usable) {
+        plan.ops.retain(|op| !matches!(op, PodOp::StartContainer { .. }));
+    }
+    match outdated.map(|outdated| outdated.until).filter(|until| *until > situation.now.mono) {
+        Some(until) => plan.wake = sooner(plan.wake, Some(until)),
+        None => plan.ops.insert(0, PodOp::Prepare),
+    }
 }
 
 /// All containers of the sandbox end and are forgotten; without records the pod then begins from its first init container. The
@@ -242,8 +257,10 @@ fn sooner(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     }
 }
 
-/// The pod's source does not have it any more: stop, then forget everything.
-fn plan_end(pod: &Pod, observed: &PodObserved, memory: &PodMemory, termination: Termination) -> Plan {
+/// The pod's source does not have it any more: stop, then forget everything. A pod that only the node ends is still wanted: it stays
+/// known, with its status.
+fn plan_end(situation: &Situation<'_>, termination: Termination) -> Plan {
+    let Situation { pod, observed, memory, .. } = *situation;
     let mut plan = Plan::default();
     stop_all(pod, observed, termination.grace, &mut plan.ops);
     if !plan.ops.is_empty() {
@@ -252,12 +269,34 @@ fn plan_end(pod: &Pod, observed: &PodObserved, memory: &PodMemory, termination: 
     if termination.forget {
         forget_records(observed, &mut plan.ops);
     }
+    let is_over = memory.cleared || memory.unwanted && !runs_again(situation);
     if !memory.released {
-        plan.ops.push(PodOp::Release { forget: termination.forget, keep_status: false });
+        let keep_status = is_over && !termination.forget;
+        plan.ops.push(PodOp::Release { forget: termination.forget, keep_status });
     }
-    // A pod that only the node ends is still wanted: it stays known, with its status.
+    if memory.unwanted && !termination.forget {
+        clear_records(observed, memory, is_over, &mut plan.ops);
+    }
     plan.finished = plan.ops.is_empty() && termination.forget;
     plan
+}
+
+/// The records of a pod that has ended go. Where they alone say that it has run, that is put on disk first.
+fn clear_records(observed: &PodObserved, memory: &PodMemory, is_over: bool, ops: &mut Vec<PodOp>) {
+    let any = !observed.containers.is_empty() || !observed.sandboxes.is_empty();
+    if any && is_over && !memory.end_kept {
+        ops.push(PodOp::KeepEnd);
+    }
+    forget_records(observed, ops);
+}
+
+/// Whether the next kubelet, which finds only the records, would run a pod again that the node has ended.
+fn runs_again(situation: &Situation<'_>) -> bool {
+    let Situation { pod, observed, memory, .. } = *situation;
+    let over_deadline = memory.deadline_exceeded;
+    !over_deadline
+        && !status::is_over_by_records(pod, observed, memory)
+        && !matches!(sandbox_verdict(situation), SandboxVerdict::Leave)
 }
 
 /// Everything that the runtime has of a pod, when nothing of it runs.
@@ -273,8 +312,8 @@ fn plan_rest(pod: &Pod, observed: &PodObserved, memory: &PodMemory) -> Plan {
     if plan.ops.is_empty() && !memory.released {
         plan.ops.push(PodOp::Release { forget: false, keep_status: true });
     }
-    match memory.cleared && plan.ops.is_empty() {
-        true => forget_records(observed, &mut plan.ops),
+    match memory.unwanted && plan.ops.is_empty() {
+        true => clear_records(observed, memory, true, &mut plan.ops),
         false => collect_garbage(observed, &mut plan.ops),
     }
     plan

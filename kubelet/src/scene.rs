@@ -120,6 +120,7 @@ impl Scene {
             Pin { id, cpus } => format!("pin {id} to {cpus}"),
             Resize { id, .. } => format!("resize {id}"),
             RemoveContainer { id } => format!("remove {id}"),
+            KeepEnd => "keep the end".to_owned(),
             ClearContainer { id } => format!("clear {id}"),
             RemoveSandbox { id } => format!("remove {id}"),
             PostStart { id, .. } => format!("hook {id}"),

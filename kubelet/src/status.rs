@@ -45,6 +45,11 @@ pub fn is_terminal(pod: &Pod, observed: &PodObserved, memory: &PodMemory) -> boo
     is_terminal_phase(before) || is_terminal_phase(Some(phase(pod, observed, memory)))
 }
 
+/// Whether the records alone say that the pod has ended for good.
+pub fn is_over_by_records(pod: &Pod, observed: &PodObserved, memory: &PodMemory) -> bool {
+    is_terminal_phase(Some(phase(pod, observed, memory)))
+}
+
 /// Whether a phase never changes again.
 pub fn is_terminal_phase(phase: Option<&str>) -> bool {
     matches!(phase, Some("Succeeded" | "Failed"))

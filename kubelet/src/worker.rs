@@ -309,6 +309,7 @@ impl Worker {
                 // Volumes are brought up to date; what failed for want of an object is tried again at once.
                 self.memory.prepared = false;
                 self.stale = true;
+                self.memory.outdated = None;
                 self.memory.holds.clear();
                 self.hold = None;
                 self.last_ops.clear();
@@ -321,12 +322,13 @@ impl Worker {
                 // Limits of the pod's cgroup may have changed.
                 self.memory.resize_failures.clear();
                 self.memory.prepared = false;
+                self.memory.outdated = None;
                 self.stale = true;
             }
             Message::Terminate(termination) => self.terminate(termination),
             Message::End { ending, unfinished } => {
                 let grace = ending.grace.unwrap_or_else(|| pod::grace_seconds(&self.pod));
-                self.memory.ending.get_or_insert(ending);
+                self.memory.unwanted |= self.memory.ending.get_or_insert(ending).is_eviction();
                 self.unfinished.push(unfinished);
                 self.terminate(Termination { grace, forget: false });
             }
@@ -350,13 +352,12 @@ impl Worker {
         }
     }
 
-    /// The records of a pod that has ended are not to be kept. That it has ended is written down before they go.
+    /// The records of a pod that has ended are not to be kept.
     fn clear_records(&mut self, unfinished: Unfinished) {
-        let Some(status) = self.memory.status.clone().filter(|s| status::is_terminal_phase(s.phase.as_deref())) else { return };
-        if self.memory.terminating.is_none() {
-            self.memory.cleared = true;
+        let phase = self.memory.status.as_ref().and_then(|s| s.phase.as_deref());
+        if status::is_terminal_phase(phase) {
+            self.memory.unwanted = true;
             self.clearing.push(unfinished);
-            self.save(&status, Instant::now());
         }
     }
 
@@ -466,8 +467,12 @@ impl Worker {
 
     /// Keeps what the next kubelet goes on from.
     fn save(&self, status: &PodStatus, now: Instant) {
+        self.saved.save(self.what_to_keep(status, now));
+    }
+
+    fn what_to_keep(&self, status: &PodStatus, now: Instant) -> Saved {
         let ages = self.memory.ages(self.executor.config.clock.uptime(), now);
-        self.saved.save(Saved { status: status.clone(), ages, cleared: self.memory.cleared });
+        Saved { status: status.clone(), ages, cleared: self.memory.cleared }
     }
 
     fn begin_pass(&mut self, ops: Vec<PodOp>) {
@@ -486,6 +491,12 @@ impl Worker {
                 self.memory.hooked.insert(name.clone(), *attempt);
             }
         }
+        if ops.contains(&PodOp::KeepEnd) {
+            // From now on whatever is kept says it: a later status does not take it back.
+            self.memory.cleared = true;
+            let status = self.memory.status.clone().unwrap_or_default();
+            self.saved.ended(self.what_to_keep(&status, Instant::now()));
+        }
         if ops.iter().any(|op| matches!(op, PodOp::Resize { .. })) {
             let message = format!("Pod resize started: {}", outcome::resize_summary(&self.pod, None));
             self.executor.recorder.event(&self.pod, None, Weight::Normal, "ResizeStarted", &message);
@@ -493,7 +504,8 @@ impl Worker {
         self.last_ops.clone_from(&ops);
         self.stale = false;
         let cancel = CancellationToken::new();
-        let pass = run_pass(self.executor.clone(), self.pod.clone(), self.observed.clone(), ops, cancel.clone());
+        let (pod, observed, saved) = (self.pod.clone(), self.observed.clone(), self.saved.clone());
+        let pass = run_pass(self.executor.clone(), pod, observed, saved, ops, cancel.clone());
         self.pass = Some(Pass { task: tokio::spawn(pass), cancel });
     }
 }

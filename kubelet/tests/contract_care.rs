@@ -189,3 +189,27 @@ async fn on_a_full_disk_dead_containers_go_before_images_and_what_has_ended_stay
     node.delete("done.yaml");
     node.wait_gone("done-n1").await;
 }
+
+#[tokio::test]
+async fn probes_of_the_hosts_network_follow_the_nodes_address() {
+    let mut node = Node::new();
+    let old = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = old.local_addr().unwrap().port();
+    let new = tokio::net::TcpListener::bind(("127.0.0.2", port)).await.unwrap();
+    let probe = format!("image: 'img:1', livenessProbe: {{tcpSocket: {{port: {port}}}, periodSeconds: 1, failureThreshold: 1}}");
+    node.apply("host.yaml", &pod("host", "  hostNetwork: true\n").replace("image: 'img:1'", &probe));
+    let address = Arc::new(Mutex::new(vec!["127.0.0.1".parse().unwrap()]));
+    let mut config = node.config().await;
+    config.node_ips = address.lock().unwrap().clone();
+    config.timing.addresses = Duration::from_millis(20);
+    let found = address.clone();
+    config.node_ip_source = Some(AddressSource::from_fn(move || found.lock().unwrap().clone()));
+    node.start_with(config);
+    let limit = Duration::from_secs(30);
+    tokio::time::timeout(limit, old.accept()).await.unwrap().unwrap();
+    *address.lock().unwrap() = vec!["127.0.0.2".parse().unwrap()];
+    tokio::time::timeout(limit, new.accept()).await.unwrap().unwrap();
+    drop(old);
+    tokio::time::timeout(limit, new.accept()).await.unwrap().unwrap();
+    assert_eq!(node.cri.calls("StopContainer").len(), 0);
+}

@@ -239,10 +239,19 @@ async fn a_volume_through_its_life() {
     use std::os::unix::fs::MetadataExt;
     assert_eq!(fs::metadata(node.path("data/vol-1")).unwrap().gid(), 4000, "the pod's group has it");
     fs::write(folder.join("mount/file"), "precious").unwrap();
-    // The next kubelet finds it mounted and asks nobody for it, whether its driver is there or not.
+    assert_eq!(data.get("berthGroupPending"), None, "it has been given");
+    // The next kubelet finds it mounted and asks nobody for it, whether its driver is there or not; one that was killed before the
+    // volume was given to the group has left word.
     node.stop().await;
+    let mut unfinished = data.clone();
+    unfinished["berthGroupPending"] = "true".into();
+    fs::write(folder.join("vol_data.json"), unfinished.to_string()).unwrap();
+    std::os::unix::fs::chown(node.path("data/vol-1"), None, Some(0)).unwrap();
     start(&mut node).await;
     node.wait_pod("web-n1", "Running", is_running).await;
+    eventually("the pod's group has it", || fs::metadata(node.path("data/vol-1")).unwrap().gid() == 4000).await;
+    let on_record = || fs::read_to_string(folder.join("vol_data.json")).unwrap();
+    eventually("it is on record", || !on_record().contains("berthGroupPending")).await;
     eventually("the driver is registered again", || driver.calls().iter().filter(|c| *c == "registered true").count() == 2).await;
     assert_eq!(driver.calls().iter().filter(|c| c.starts_with("publish")).count(), 1);
     node.apply("inline.yaml", INLINE);

@@ -156,6 +156,9 @@ async fn what_has_ended_by_itself_stays_over_after_a_restart_and_what_the_node_e
     }
     assert_eq!(before[3]["reason"], "Evicted");
     node.cri.wait("all has stopped", |s| s.running().is_empty() && s.ready_sandboxes().is_empty()).await;
+    // Of what was evicted nothing is left in the runtime: its layers and logs were in the way.
+    let of = |s: &support::fake_cri::State, pod: &str| s.sandboxes.values().any(|s| s.metadata.as_ref().unwrap().name == pod);
+    node.cri.wait("the evicted are gone", |s| out.iter().all(|pod| !of(s, pod)) && s.containers.len() == 3).await;
     node.stop().await;
     node.start().await;
     node.wait_pod("again-n1", "Running again", |p| phase(p) == "Running").await;
@@ -164,9 +167,9 @@ async fn what_has_ended_by_itself_stays_over_after_a_restart_and_what_the_node_e
         assert_eq!(after["status"], before[at], "{name}");
     }
     assert_eq!(before[2]["reason"], "DeadlineExceeded");
-    // Nothing keeps the node's word over its restart, the upstream's neither: the records have the end, not the reason.
+    // Without records the status that was kept is all that is known of a pod that does not run again.
     let never = node.wait_pod("never-n1", "Failed", |p| phase(p) == "Failed").await;
-    assert_eq!(never["status"]["reason"], serde_json::Value::Null);
+    assert_eq!(never["status"]["reason"], "Evicted");
     assert_eq!(node.cri.lock().running(), ["again"]);
     node.delete("late.yaml");
     node.wait_gone("late-n1").await;
@@ -187,4 +190,61 @@ async fn what_was_over_before_a_restart_takes_no_room_after_it() {
     node.apply("web.yaml", &pod("web", ""));
     node.start_with(config);
     node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+}
+
+#[tokio::test]
+async fn no_record_goes_before_it_is_on_disk_that_the_pod_has_ended() {
+    let mut node = Node::new();
+    node.cri.behave("c", [Behaviour::Exit(0)]);
+    node.apply("done.yaml", &pod("done", "  restartPolicy: Never\n"));
+    node.start().await;
+    let done = node.wait_pod("done-n1", "Succeeded", |p| phase(p) == "Succeeded").await;
+    node.cri.wait("its sandbox ends", |s| s.ready_sandboxes().is_empty()).await;
+    node.stop().await;
+    // In the way of the status, as a full disk is.
+    let status = node.path("kubelet/pods").join(done["metadata"]["uid"].as_str().unwrap()).join("status.json");
+    let _ = std::fs::remove_file(&status);
+    std::fs::create_dir_all(status.join("x")).unwrap();
+    let mut config = node.config().await;
+    config.timing.retry = std::time::Duration::from_millis(50);
+    config.timing.eviction = std::time::Duration::from_millis(50);
+    let below = berth_kubelet::eviction::threshold::Quota::Amount(i64::MAX);
+    let signal = berth_kubelet::eviction::threshold::Signal::NodeFsAvailable;
+    config.eviction.thresholds =
+        vec![berth_kubelet::eviction::threshold::Threshold { signal, below, grace: None, reclaim: None }];
+    node.start_with(config);
+    let told = |node: &Node| node.events().iter().any(|event| event.contains("error keeping how the pod ended"));
+    support::eventually("the failure is told", || told(&node)).await;
+    assert_eq!(node.cri.calls("Remove").len(), 0, "{:#?}", node.cri.call_names());
+    std::fs::remove_dir_all(&status).unwrap();
+    node.cri.wait("the records go", |s| s.containers.is_empty() && s.sandboxes.is_empty()).await;
+    node.stop().await;
+    node.start().await;
+    node.wait_pod("done-n1", "still over", |p| phase(p) == "Succeeded").await;
+    assert_eq!(node.cri.calls("StartContainer").len(), 1, "it has run");
+}
+
+#[tokio::test]
+async fn nothing_is_torn_down_before_the_runtime_has_said_what_runs() {
+    let mut node = Node::new();
+    let volume = "  volumes: [{name: v, emptyDir: {}}]\n";
+    let mounted = pod("web", volume).replace("image: 'img:1'", "image: 'img:1', volumeMounts: [{name: v, mountPath: /v}]");
+    node.apply("web.yaml", &mounted);
+    node.start().await;
+    let web = node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+    node.stop().await;
+    node.delete("web.yaml");
+    node.cri.lock().mute = true;
+    let before = node.cri.lock().listings;
+    let mut config = node.config().await;
+    let often = std::time::Duration::from_millis(20);
+    (config.timing.garbage, config.timing.relist, config.timing.relist_without_events) = (often, 2 * often, 2 * often);
+    node.start_with(config);
+    // By then what belongs to nobody would have been collected many times.
+    node.cri.wait("many listings", |s| s.listings > before + 40).await;
+    let folder = node.path("kubelet/pods").join(web["metadata"]["uid"].as_str().unwrap());
+    assert!(folder.join("volumes/kubernetes.io~empty-dir/v").is_dir(), "its container still runs");
+    node.cri.lock().mute = false;
+    node.cri.wait("it ends with its grace", |s| s.calls.iter().any(|(_, c)| c == "StopContainer c/0 3")).await;
+    support::eventually("it is gone", || !folder.exists()).await;
 }

@@ -7,6 +7,7 @@ mod support;
 use std::path::PathBuf;
 
 use support::{Node, eventually};
+use tonic::Status;
 
 fn phase(pod: &serde_json::Value) -> &str {
     pod["status"]["phase"].as_str().unwrap_or_default()
@@ -224,4 +225,41 @@ async fn a_container_takes_its_environment_from_a_file_that_another_wrote() {
     let state = node.cri.lock();
     let config = state.configs.values().find(|c| c.metadata.as_ref().unwrap().name == "reader").unwrap();
     assert_eq!(config.envs[0].value, b"from the file");
+}
+
+#[tokio::test]
+async fn a_running_pod_whose_volume_is_lost_is_still_looked_after() {
+    let mut node = Node::new();
+    std::fs::create_dir(node.path("data")).unwrap();
+    let path = node.path("data");
+    let volume = format!(
+        "apiVersion: v1\nkind: PersistentVolume\nmetadata: {{name: pv}}\nspec:\n  capacity: {{storage: 1Gi}}\n  \
+         accessModes: [ReadWriteOnce]\n  hostPath: {{path: {}, type: Directory}}\n",
+        path.display()
+    );
+    let claim = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: data}\n\
+        spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}\n";
+    let web = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  terminationGracePeriodSeconds: 1\n  \
+        volumes: [{name: v, persistentVolumeClaim: {claimName: data}}]\n  containers:\n  - name: c\n    image: 'img:1'\n    \
+        volumeMounts: [{name: v, mountPath: /v}]\n    livenessProbe: {exec: {command: [alive]}, periodSeconds: 1, failureThreshold: 1}\n";
+    node.apply("volume.yaml", &volume);
+    node.apply("claim.yaml", claim);
+    node.apply("web.yaml", web);
+    node.start().await;
+    node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+    // A folder of the host that has gone is not looked for again: what mounts it has it.
+    std::fs::remove_dir(&path).unwrap();
+    node.stop().await;
+    node.start().await;
+    node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+    node.cri.exit("c", 1);
+    node.cri.wait("it is started again", |s| s.calls.iter().any(|(_, c)| c == "StartContainer c/1")).await;
+    // Without the volume's document nobody knows where it is: the container is stopped where it has to be, and not started.
+    node.delete("volume.yaml");
+    eventually("the lost volume is told of", || node.events().iter().any(|e| e.contains("PVC is lost"))).await;
+    node.cri.fail("ExecSync", vec![Status::aborted("exit code 1"); 100]);
+    node.cri.wait("it is stopped", |s| s.calls.iter().any(|(_, c)| c.starts_with("StopContainer c/1"))).await;
+    assert_eq!(node.cri.calls("StartContainer").len(), 2);
+    node.apply("volume.yaml", &volume);
+    node.cri.wait("it is started again", |s| s.calls.iter().any(|(_, c)| c == "StartContainer c/2")).await;
 }

@@ -40,7 +40,7 @@ fn set_up_with(pod: &Pod, dir: &Path, capacity: &Capacity, objects: &LocalObject
 }
 
 fn try_set_up(pod: &Pod, dir: &Path, capacity: &Capacity, objects: &LocalObjects, services: &Services) -> Result<(), String> {
-    volume::set_up(&VolumeContext { pod, dir, capacity, objects, services }, Timestamp::UNIX_EPOCH)
+    volume::set_up(&VolumeContext { pod, dir, capacity, objects, services }, false, Timestamp::UNIX_EPOCH)
 }
 
 /// Where the pod's volumes are.

@@ -1,10 +1,11 @@
 //! `berth logs`: the CRI log of a container, as `kubectl logs` prints it; follows over rotations and over the agent's death.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use berth_cri_api::v1::runtime_service_client::RuntimeServiceClient;
@@ -143,15 +144,32 @@ struct Follower {
     path: PathBuf,
     file: File,
     rest: Vec<u8>,
+    /// Rotated files that are not to be read, or have been: names follow the wall clock, which may go back.
+    seen: BTreeSet<Seen>,
 }
 
 type FileId = (u64, u64);
+
+/// With its birth, where the filesystem knows it: a file that is deleted leaves its number to the next.
+type Seen = (FileId, Option<SystemTime>);
+
+fn seen_as(metadata: &std::fs::Metadata) -> Seen {
+    (id_of(metadata), metadata.created().ok())
+}
 
 fn id_of(metadata: &std::fs::Metadata) -> FileId {
     (metadata.dev(), metadata.ino())
 }
 
 impl Follower {
+    /// From this file on: what was rotated away before it is of no interest.
+    fn new(path: PathBuf, file: File) -> std::io::Result<Follower> {
+        let held = id_of(&file.metadata()?);
+        let older = rotated(&path).into_iter().filter_map(|path| Some(seen_as(&std::fs::metadata(path).ok()?)));
+        let seen = older.take_while(|(id, _)| *id != held).collect();
+        Ok(Follower { path, file, rest: Vec::new(), seen })
+    }
+
     /// Reads everything that there is now, over any number of rotations; `take` gets each entry without its line end.
     fn read(&mut self, mut take: impl FnMut(&[u8]) -> std::io::Result<()>) -> std::io::Result<News> {
         let mut news = News::default();
@@ -170,6 +188,7 @@ impl Follower {
             if !self.rest.is_empty() {
                 take(&std::mem::take(&mut self.rest))?;
             }
+            self.seen.insert(seen_as(&self.file.metadata()?));
             self.file = next;
         }
     }
@@ -180,18 +199,21 @@ impl Follower {
     }
 
     /// The file after the held one, opened; `None` while the held one is the newest.
-    fn next_file(&self, gap: &mut bool) -> std::io::Result<Option<File>> {
+    fn next_file(&mut self, gap: &mut bool) -> std::io::Result<Option<File>> {
         let held = id_of(&self.file.metadata()?);
-        let newest = |path: &Path| std::fs::metadata(path).map(|m| id_of(&m)).ok();
-        if newest(&self.path).is_none_or(|id| id == held) {
+        if !std::fs::metadata(&self.path).is_ok_and(|newest| id_of(&newest) != held) {
             // Between the rename and the new file there is none.
             return Ok(None);
         }
-        let mut chain = rotated(&self.path);
-        chain.push(self.path.clone());
-        let after = chain.iter().position(|path| newest(path) == Some(held)).map(|at| at + 1);
+        let looked_at = |path: PathBuf| Some((seen_as(&std::fs::metadata(&path).ok()?), path));
+        let kept: Vec<(Seen, PathBuf)> = rotated(&self.path).into_iter().filter_map(looked_at).collect();
+        self.seen.retain(|seen| kept.iter().any(|(id, _)| id == seen));
+        let after = kept.iter().position(|((id, _), _)| *id == held).map(|at| at + 1);
         *gap |= after.is_none();
-        let Some(path) = chain.get(after.unwrap_or(0)) else { return Ok(None) };
+        // By their names those after it come next; where the clock has gone back, what is new has a name before it.
+        let (before, after) = kept.split_at(after.unwrap_or(0));
+        let is_next = |(seen, _): &&(Seen, PathBuf)| seen.0 != held && !self.seen.contains(seen);
+        let path = after.iter().chain(before).find(is_next).map_or(&self.path, |(_, path)| path);
         match File::open(path) {
             Ok(file) => Ok(Some(file)),
             // Rotated away since it was listed: the next look finds what came of it.
@@ -239,7 +261,7 @@ pub async fn run(socket: &Path, kubelet: &Path, args: &cli::Logs) -> Result<()> 
     if let Ok(lines) = usize::try_from(args.tail) {
         file = back_to_tail(&path, file, lines).with_context(|| format!("reading {}", path.display()))?;
     }
-    let mut follower = Follower { path, file, rest: Vec::new() };
+    let mut follower = Follower::new(path, file)?;
     let mut printer = Printer::new(std::io::stdout(), std::io::stderr(), args.timestamps);
     loop {
         // Asked before reading: whatever a container wrote before it ended is in the file by then.
@@ -303,7 +325,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("0.log");
         let file = File::create(&path).and_then(|_| File::open(&path)).expect("a log");
-        let follower = Follower { path: path.clone(), file, rest: Vec::new() };
+        let follower = Follower::new(path.clone(), file).expect("a follower");
         (folder, path, follower)
     }
 
@@ -341,7 +363,7 @@ mod tests {
         write(&path, &entry("F", "e"));
         let last = |count| {
             let file = File::open(&path).and_then(|file| back_to_tail(&path, file, count)).expect("a tail");
-            let found = lines(&mut Follower { path: path.clone(), file, rest: Vec::new() });
+            let found = lines(&mut Follower::new(path.clone(), file).expect("a follower"));
             found.iter().map(|line| line.rsplit(' ').next().unwrap_or_default().to_owned()).collect::<Vec<_>>().join(" ")
         };
         for (count, want) in [(0, ""), (1, "e"), (2, "d e"), (3, "c1 c2 d e"), (4, "b c1 c2 d e"), (9, "a b c1 c2 d e")] {
@@ -364,6 +386,23 @@ mod tests {
         assert_eq!(lines(&mut follower), [""; 0], "between the rename and the new file");
         write(&path, "d\n");
         assert_eq!(lines(&mut follower), ["d"]);
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_repeats_nothing_and_loses_nothing() {
+        let (_folder, path, mut follower) = log();
+        write(&path, "a\n");
+        rotate(&path, 50);
+        write(&path, "b\n");
+        assert_eq!(lines(&mut follower), ["a", "b"]);
+        rotate(&path, 10);
+        write(&path, "c\n");
+        assert_eq!(lines(&mut follower), ["c"]);
+        rotate(&path, 9);
+        write(&path, "d\n");
+        rotate(&path, 8);
+        write(&path, "e\n");
+        assert_eq!(lines(&mut follower), ["d", "e"]);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use self::signals::Places;
 use crate::admission::CRITICAL_PRIORITY;
 use crate::care::Care;
 use crate::config::Eviction;
-use crate::control::Ending;
+use crate::control::{EVICTED, Ending};
 use crate::cri as calls;
 use crate::metrics::families;
 use crate::pod::{self, PodUid};
@@ -194,7 +194,7 @@ impl Evictor {
 
     async fn evict(&self, pod: &Arc<Pod>, grace: i64, message: String, disruption: Option<String>) {
         self.care.recorder.event(pod, None, Weight::Warning, "Evicted", &message);
-        let ending = Ending { grace: Some(grace), reason: "Evicted".to_owned(), message, disruption };
+        let ending = Ending { grace: Some(grace), reason: EVICTED.to_owned(), message, disruption };
         let Some(uid) = PodUid::of(pod) else { return };
         let ended = self.care.state.control().end(move |pod| (PodUid::of(pod).as_ref() == Some(&uid)).then(|| ending.clone()));
         let waited = tokio::time::timeout(CLEAN_UP + Duration::from_secs(grace.unsigned_abs()), ended).await;

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::backoff::BackoffPolicy;
-use crate::memory::{PodMemory, PullFailure, Unhealthy};
+use crate::memory::{Outdated, PodMemory, PullFailure, Unhealthy};
 use crate::observed::Limits;
 use crate::observed::State::{Created, Exited, Running, Unknown};
 use crate::scene::Scene;
@@ -159,6 +159,59 @@ async fn a_finished_pod_keeps_its_records_and_loses_the_rest() {
     let finished = || Scene::with_policy("Never").sandbox(0, false).container("c", 0, Exited, 0);
     assert_eq!(finished().steps(), "release");
     assert_eq!(finished().remembering(|m, _| m.released = true).steps(), "");
+}
+
+#[tokio::test]
+async fn records_that_are_not_wanted_go_after_it_is_on_disk_that_the_pod_has_run() {
+    let done = || Scene::with_policy("Never").sandbox(0, false).container("c", 0, Exited, 0);
+    let done = |change: fn(&mut PodMemory)| {
+        done().remembering(|m, _| {
+            (m.released, m.unwanted) = (true, true);
+            change(m);
+        })
+    };
+    assert_eq!(done(|_| {}).steps(), "keep the end, remove c0, remove s0");
+    assert_eq!(done(|m| m.cleared = true).steps(), "keep the end, remove c0, remove s0", "it was said, and did not get there");
+    assert_eq!(done(|m| (m.cleared, m.end_kept) = (true, true)).steps(), "remove c0, remove s0");
+    let none = Scene::with_policy("Never").remembering(|m, _| {
+        (m.released, m.unwanted, m.cleared, m.end_kept) = (true, true, true, true);
+        m.status = Some(k8s_openapi::api::core::v1::PodStatus { phase: Some("Failed".into()), ..Default::default() });
+    });
+    assert_eq!({ none }.steps(), "");
+    // Of a pod that the node has ended too: what would run again after a restart leaves nothing behind.
+    let evicted = |policy, code, unwanted| {
+        Scene::with_policy(policy).sandbox(0, false).container("c", 0, Exited, code).remembering(|m, _| {
+            m.terminate(Termination { grace: 1, forget: false });
+            m.unwanted = unwanted;
+        })
+    };
+    assert_eq!(evicted("Never", 137, true).steps(), "release, keep the end, remove c0, remove s0");
+    assert_eq!(evicted("OnFailure", 0, true).steps(), "release, keep the end, remove c0, remove s0");
+    assert_eq!(evicted("Always", 143, true).steps(), "release, remove c0, remove s0");
+    assert_eq!(evicted("Never", 137, false).steps(), "release");
+    let mut running = Scene::with_policy("Never").sandbox(0, true).container("c", 0, Running, 0);
+    running.memory.terminate(Termination { grace: 1, forget: false });
+    running.memory.unwanted = true;
+    assert_eq!(running.steps(), "stop c0 1, stop s0");
+}
+
+#[tokio::test]
+async fn a_running_pod_that_cannot_be_brought_up_to_date_is_looked_after_all_the_same() {
+    let scene = |seconds: Option<u64>, usable| {
+        let mut scene = Scene::new(TWO).sandbox(0, true).container("a", 0, Running, 0).container("b", 0, Exited, 1);
+        scene.memory.prepared = false;
+        scene.memory.unhealthy.insert("a0".into(), Unhealthy { probe: "liveness", grace: Some(2) });
+        let until = seconds.map(|seconds| scene.now.mono + Duration::from_secs(seconds));
+        scene.memory.outdated = until.map(|until| Outdated { until, usable });
+        scene
+    };
+    assert_eq!(scene(None, true).steps(), "prepare, stop a0 2, start b/1");
+    assert_eq!(scene(Some(0), true).steps(), "prepare, stop a0 2, start b/1");
+    assert_eq!(scene(Some(9), true).steps(), "stop a0 2, start b/1");
+    assert_eq!(scene(Some(9), false).steps(), "stop a0 2");
+    assert_eq!(scene(Some(0), false).steps(), "prepare, stop a0 2");
+    let mut waiting = scene(Some(9), false);
+    assert_eq!(waiting.plan().wake, Some(waiting.now.mono + Duration::from_secs(9)));
 }
 
 #[tokio::test]

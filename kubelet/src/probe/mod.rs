@@ -107,9 +107,16 @@ pub(crate) struct Tools {
     pub inbox: WeakOutlet,
 }
 
-/// The running probers of a pod.
+/// The running probers of a pod, with the address that each one asks.
 #[derive(Debug, Default)]
-pub struct Probers(BTreeMap<(String, Kind), DropGuard>);
+pub struct Probers(BTreeMap<(String, Kind), (Option<IpAddr>, DropGuard)>);
+
+/// The pod's address, where the probe asks there.
+fn asked(probe: &Probe, ip: Option<IpAddr>) -> Option<IpAddr> {
+    let host = probe.http_get.as_ref().map(|get| &get.host).or(probe.tcp_socket.as_ref().map(|tcp| &tcp.host));
+    let elsewhere = host.is_some_and(|host| host.as_deref().is_some_and(|host| !host.is_empty()));
+    ip.filter(|_| probe.exec.is_none() && !elsewhere)
+}
 
 impl Probers {
     /// Keeps only the probers of these containers.
@@ -117,10 +124,15 @@ impl Probers {
         self.0.retain(|(id, kind), _| keep(id, *kind));
     }
 
-    /// Starts the prober of a kind unless it has been started; whether the container has such a probe.
+    /// Starts the prober of a kind unless it has been started, and anew where the pod has another address; whether the container has
+    /// such a probe.
     pub(crate) fn ensure(&mut self, subject: &Subject<'_>, kind: Kind, tools: impl FnOnce() -> Tools) -> bool {
         let Some(probe) = kind.of(subject.container) else { return false };
         let key = (subject.id.to_owned(), kind);
+        let asked = asked(probe, subject.ip);
+        if self.0.get(&key).is_some_and(|(before, _)| *before != asked) {
+            self.0.remove(&key);
+        }
         self.0.entry(key).or_insert_with(|| {
             let stop = CancellationToken::new();
             let prober = Prober::new(probe, subject, kind, tools());
@@ -131,7 +143,7 @@ impl Probers {
                     () = prober.run() => {}
                 }
             });
-            stop.drop_guard()
+            (asked, stop.drop_guard())
         });
         true
     }

@@ -30,6 +30,13 @@ const MAX_FILE: u64 = 10 * 1024 * 1024;
 /// How soon a folder that could not be read is tried again.
 const UNREADABLE_RETRY: Duration = Duration::from_secs(1);
 
+/// How long a file has to stay unchanged that no event vouches for, though events come: whoever writes it has not closed it yet. Over
+/// a bad link that takes a while, and the first part of a manifest may be a valid one.
+const UNVOUCHED: Duration = Duration::from_secs(30);
+
+/// How much of the removal's time files that are young at the start may take together to settle before the first set is published.
+const START_SETTLES: u32 = 10;
+
 /// What the scanner needs to know.
 #[derive(Clone, Debug)]
 pub struct FileSourceConfig {
@@ -68,8 +75,19 @@ struct FileState {
     warnings: Vec<String>,
     problems: Vec<String>,
     missing_since: Option<Instant>,
-    /// What it looked like when no event vouched for it, and since when.
-    unsettled: Option<(Stamp, Instant)>,
+    /// What it looked like when no event vouched for it.
+    unsettled: Option<Unsettled>,
+    /// What it stands for is not on record.
+    unsaved: bool,
+}
+
+/// A file that somebody may still be writing.
+#[derive(Clone, Copy, Debug)]
+struct Unsettled {
+    stamp: Stamp,
+    since: Instant,
+    /// How long it has to stay so.
+    patience: Duration,
 }
 
 /// Outcome of one look at the files.
@@ -93,6 +111,11 @@ pub struct Scanner {
     scanned: bool,
     folder_missing: bool,
     unreadable: bool,
+    /// Events have been coming since before the last look: a file that is complete has been vouched for.
+    watched: bool,
+    /// Until when files that are young at the start hold the first set back.
+    settled_by: Option<Instant>,
+    settling: bool,
 }
 
 impl Scanner {
@@ -121,15 +144,21 @@ impl Scanner {
             scanned: false,
             folder_missing: false,
             unreadable: false,
+            watched: false,
+            settled_by: None,
+            settling: false,
         }
     }
 
     /// Whether a set can be published: every file known from before was seen or has been away long enough.
     pub fn is_ready(&self) -> bool {
-        self.scanned && !self.unreadable && self.files.values().all(|f| f.stamp.is_some() || f.missing_since.is_none())
+        self.scanned
+            && !self.unreadable
+            && !self.settling
+            && self.files.values().all(|f| f.stamp.is_some() || f.missing_since.is_none())
     }
 
-    /// Looks at the files. `complete` are names that an event vouches for: written and closed, or moved in.
+    /// Looks at the files. `vouched` are names that an event vouches for: written and closed, or moved in.
     pub fn scan(&mut self, now: Instant, vouched: &BTreeSet<OsString>) -> Scan {
         let mut scan = Scan::default();
         let first = !self.scanned;
@@ -146,10 +175,14 @@ impl Scanner {
         self.unreadable = false;
         self.scanned = true;
         for path in &present {
-            let vouched = first || path.file_name().is_some_and(|name| vouched.contains(name));
+            let vouched = path.file_name().is_some_and(|name| vouched.contains(name));
             self.look_at(path, vouched, now, &mut scan);
         }
+        let settled_by = *self.settled_by.get_or_insert(now + self.config.settle * START_SETTLES);
+        let is_young = |file: &FileState| file.unsettled.is_some_and(|unsettled| !unsettled.patience.is_zero());
+        self.settling = now < settled_by && self.files.values().any(is_young);
         self.settle_missing(&present, now, &mut scan);
+        self.save_again();
         if scan.changed || first {
             self.assign_owners();
         }
@@ -202,23 +235,41 @@ impl Scanner {
         if state.stamp == Some(stamp) {
             return;
         }
-        let since = state.unsettled.filter(|(before, _)| *before == stamp).map_or(now, |(_, since)| since);
-        state.unsettled = Some((stamp, since));
-        let age = match metadata.modified().map(|modified| SystemTime::now().duration_since(modified)) {
-            Ok(Ok(age)) => age,
-            // A time to come, where the clock has jumped back: it settles as long as it is seen unchanged.
-            _ => now.saturating_duration_since(since),
-        };
-        if !vouched && age < self.config.settle {
+        // Of what a link leads to the folder has no events.
+        let is_link = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink());
+        let patience = if self.watched && !is_link { UNVOUCHED.max(self.config.settle) } else { self.config.settle };
+        let unsettled = state.unsettled.filter(|before| before.stamp == stamp);
+        let unsettled = unsettled.unwrap_or(Unsettled { stamp, since: now, patience });
+        state.unsettled = Some(unsettled);
+        // A time to come, where the clock has jumped back, says nothing: the file settles as long as it is seen unchanged.
+        let written = metadata.modified().ok().and_then(|modified| SystemTime::now().duration_since(modified).ok());
+        let age = written.unwrap_or_default().max(now.saturating_duration_since(unsettled.since));
+        if !vouched && age < unsettled.patience {
             // Somebody may still be writing: no event has said otherwise.
-            sooner(&mut scan.look_again, now + self.config.settle);
+            sooner(&mut scan.look_again, unsettled.since + unsettled.patience);
             return;
         }
+        // Settled it is, also when reading it fails now.
+        state.unsettled = Some(Unsettled { patience: Duration::ZERO, ..unsettled });
         let content = if metadata.len() > MAX_FILE {
             Err(vec![format!("{}: larger than 10 MB", path.display())])
         } else {
-            fs::read(path).map_err(|e| vec![format!("{}: {e}", path.display())])
+            match fs::read(path) {
+                Ok(bytes) => Ok(bytes),
+                Err(error) => {
+                    // Whatever is in it has not been seen: its stamp is not kept, it is read again.
+                    sooner(&mut scan.look_again, now + self.config.rescan.min(UNREADABLE_RETRY));
+                    let problems = vec![format!("{}: {error}", path.display())];
+                    if state.problems != problems {
+                        tracing::error!(running = state.pods.len(), "{}", problems[0]);
+                        state.problems = problems;
+                        scan.changed = true;
+                    }
+                    return;
+                }
+            }
         };
+        state.unsettled = None;
         let digest = content.as_ref().ok().map(|bytes| <[u8; 32]>::from(Sha256::digest(bytes)));
         state.stamp = Some(stamp);
         if digest.is_some() && digest == state.digest {
@@ -248,8 +299,10 @@ impl Scanner {
                 let uid = |pod: &StaticPod| pod.pod.metadata.uid.clone().unwrap_or_default();
                 self.fresh.extend(pods.iter().map(uid).filter(|new| !accepted.iter().any(|old| uid(old) == *new)));
                 (state.pods, state.objects) = (pods, objects);
-                if let Err(error) = self.store.save(path, &state.pods, &state.objects) {
-                    tracing::warn!(%error, "accepted pods are not on record");
+                let saved = self.store.save(path, &state.pods, &state.objects);
+                state.unsaved = saved.is_err();
+                if let Err(error) = saved {
+                    tracing::warn!(%error, "accepted pods are not on record yet");
                 }
             }
             Err(problems) => {
@@ -257,6 +310,16 @@ impl Scanner {
                     tracing::error!(running = state.pods.len(), "{problem}");
                 }
                 state.problems = problems;
+            }
+        }
+    }
+
+    /// What could not be put on record is tried again at each look.
+    fn save_again(&mut self) {
+        for (path, state) in self.files.iter_mut().filter(|(_, state)| state.unsaved) {
+            match self.store.save(path, &state.pods, &state.objects) {
+                Ok(()) => state.unsaved = false,
+                Err(error) => tracing::debug!(%error, "accepted pods are not on record yet"),
             }
         }
     }
@@ -367,15 +430,21 @@ pub async fn run(config: FileSourceConfig, updates: mpsc::Sender<SourceUpdate>, 
     let (mut published, mut dirty) = (false, true);
     loop {
         let names = std::mem::take(&mut vouched);
+        let watching = watch.is_watching();
         let look = tokio::task::spawn_blocking(move || {
             let scan = scanner.scan(Instant::now(), &names);
-            (scanner, scan)
+            (scanner, scan, names)
         });
-        let Ok((back, scan)) = look.await else {
+        let Ok((back, scan, names)) = look.await else {
             tracing::error!("the file source died");
             return;
         };
         scanner = back;
+        // What was written before the watch began has no event.
+        scanner.watched = watching;
+        if scanner.unreadable {
+            vouched = names;
+        }
         dirty |= scan.changed;
         if dirty && (published || scanner.is_ready()) {
             (published, dirty) = (true, false);
@@ -500,7 +569,7 @@ mod tests {
         fs::write(folder.root.path().join("target"), pod("linked", "i")).unwrap();
         std::os::unix::fs::symlink("../target", folder.root.path().join("m/l.yaml")).unwrap();
         let mut scanner = folder.scanner();
-        assert!(scanner.scan(folder.now, NONE).changed);
+        assert!(scanner.scan(folder.now, &BTreeSet::from(["l.yaml".into()])).changed);
         assert_eq!(names(&scanner), ["b-n=i", "d-n=i", "e-n=i", "linked-n=i"]);
         assert!(!scanner.scan(folder.now, NONE).changed);
     }
@@ -599,13 +668,101 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_cannot_be_read_is_read_again() {
+        let folder = Folder::new();
+        folder.write("a.yaml", &pod("a", "i"));
+        let mut scanner = folder.scanner();
+        scanner.scan(folder.now, NONE);
+        let path = folder.root.path().join("m/a.yaml");
+        fs::remove_file(&path).unwrap();
+        // A regular file whose reading fails with EIO, whoever reads it.
+        std::os::unix::fs::symlink("/proc/self/mem", &path).unwrap();
+        let vouched = BTreeSet::from(["a.yaml".into()]);
+        let at = |millis| folder.now + Duration::from_millis(millis);
+        let scan = scanner.scan(at(10), &vouched);
+        assert_eq!((scan.changed, scan.look_again), (true, Some(at(1010))), "its problem is told, and it is tried again");
+        assert!(scanner.update().problems[0].contains("a.yaml: "));
+        assert_eq!(names(&scanner), ["a-n=i"], "what it stood for stays");
+        let scan = scanner.scan(at(20), &vouched);
+        assert_eq!((scan.changed, scan.look_again), (false, Some(at(1020))), "again, and told once");
+        // When it can be read it is.
+        fs::remove_file(&path).unwrap();
+        folder.write("a.yaml", &pod("a", "j"));
+        assert!(scanner.scan(at(30), NONE).changed);
+        assert_eq!(names(&scanner), ["a-n=j"]);
+    }
+
+    #[test]
+    fn a_file_that_is_being_written_waits_for_its_writer_while_events_come() {
+        let folder = Folder::new();
+        let mut scanner = folder.scanner();
+        scanner.scan(folder.now, NONE);
+        scanner.watched = true;
+        let at = |millis| folder.now + Duration::from_millis(millis);
+        // The first of two pods, and then nothing for a while.
+        let path = folder.root.path().join("m/a.yaml");
+        fs::write(&path, pod("a", "i")).unwrap();
+        assert!(scanner.scan(at(0), NONE).look_again.is_some());
+        assert!(!scanner.scan(at(5000), NONE).changed && names(&scanner).is_empty());
+        fs::write(&path, format!("{}---\n{}", pod("a", "i"), pod("b", "i"))).unwrap();
+        assert!(scanner.scan(at(5001), &BTreeSet::from(["a.yaml".into()])).changed);
+        assert_eq!(names(&scanner), ["a-n=i", "b-n=i"]);
+        // Of a writer that dies nothing is ever heard.
+        fs::write(&path, pod("b", "j")).unwrap();
+        assert!(scanner.scan(at(6000), NONE).look_again == Some(at(36_000)));
+        assert!(scanner.scan(at(36_000), NONE).changed);
+    }
+
+    #[test]
+    fn young_files_settle_before_the_first_set_is_published() {
+        let folder = Folder::new();
+        folder.write("old.yaml", &pod("old", "i"));
+        fs::write(folder.root.path().join("m/young.yaml"), pod("young", "i")).unwrap();
+        let mut scanner = folder.scanner();
+        let at = |millis| folder.now + Duration::from_millis(millis);
+        assert_eq!(scanner.scan(at(0), NONE).look_again, Some(at(300)));
+        assert!(!scanner.is_ready() && names(&scanner) == ["old-n=i"]);
+        scanner.scan(at(300), NONE);
+        assert!(scanner.is_ready());
+        assert_eq!(names(&scanner), ["old-n=i", "young-n=i"]);
+        // One that never settles holds nothing back for ever.
+        let mut scanner = folder.scanner();
+        for step in 0..=10 {
+            fs::write(
+                folder.root.path().join("m/young.yaml"),
+                format!("{}\n{}", "#".repeat(step as usize + 1), pod("young", "i")),
+            )
+            .unwrap();
+            scanner.scan(at(300 * step), NONE);
+            assert_eq!(scanner.is_ready(), step == 10, "{step}");
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_put_on_record_is_put_there_later() {
+        let folder = Folder::new();
+        folder.write("a.yaml", &pod("a", "i"));
+        let store = folder.root.path().join("k/static-pods");
+        fs::create_dir(folder.root.path().join("k")).unwrap();
+        fs::write(&store, "in the way").unwrap();
+        let mut scanner = folder.scanner();
+        scanner.scan(folder.now, NONE);
+        fs::remove_file(&store).unwrap();
+        scanner.scan(folder.now, NONE);
+        folder.write("a.yaml", "{{{");
+        let mut scanner = folder.scanner();
+        scanner.scan(folder.now, NONE);
+        assert_eq!(names(&scanner), ["a-n=i"]);
+    }
+
+    #[test]
     fn large_files_are_refused_unread() {
         let folder = Folder::new();
         folder.write("a.yaml", "");
         let path = folder.root.path().join("m/a.yaml");
         fs::File::options().write(true).open(path).unwrap().set_len(MAX_FILE + 1).unwrap();
         let mut scanner = folder.scanner();
-        scanner.scan(folder.now, NONE);
+        scanner.scan(folder.now, &BTreeSet::from(["a.yaml".into()]));
         assert!(scanner.update().problems[0].ends_with("larger than 10 MB"));
     }
 }

@@ -13,6 +13,7 @@ use super::storage;
 use super::validate::{is_dns_label, is_dns_subdomain};
 use super::yaml::Lines;
 use crate::objects::Object;
+use crate::quantity::Amount;
 use crate::typed;
 
 /// Most that one object may hold: the API server's limit.
@@ -36,6 +37,8 @@ pub(super) fn decode(kind: &str, mut value: Value, lines: &Lines, warnings: &mut
     {
         // Documents that come from a cluster have one.
         map.shift_remove("status");
+    }
+    if matches!(kind, "PersistentVolume" | "PersistentVolumeClaim" | "RuntimeClass") {
         storage::quantities_as_text(&mut value);
     }
     let object = match kind {
@@ -118,8 +121,13 @@ fn validate(object: &Object) -> Invalid {
             if !is_dns_label(&class.handler) {
                 problems.push(("handler".to_owned(), format!("{:?} is not a DNS label", class.handler)));
             }
-            if class.overhead.is_some() {
-                problems.push(("overhead".to_owned(), "not supported by berth yet".to_owned()));
+            for (name, amount) in class.overhead.iter().flat_map(|overhead| overhead.pod_fixed.iter().flatten()) {
+                let field = format!("overhead.podFixed.{name}");
+                match Amount::parse(&amount.0) {
+                    Ok(amount) if amount.is_negative() => problems.push((field, "must not be negative".to_owned())),
+                    Ok(_) => {}
+                    Err(error) => problems.push((field, error.to_string())),
+                }
             }
             if class.scheduling.is_some() {
                 problems.push(("scheduling".to_owned(), "means nothing without a scheduler: not supported".to_owned()));
@@ -234,6 +242,11 @@ mod tests {
     fn wrong_objects_are_refused_by_line() {
         for (text, line, message) in [
             ("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: M}\n", 3, "metadata.name: \"M\" is not a DNS subdomain"),
+            (
+                "apiVersion: node.k8s.io/v1\nkind: RuntimeClass\nmetadata: {name: r}\nhandler: vm\noverhead:\n  podFixed:\n    cpu: -1\n",
+                7,
+                "overhead.podFixed.cpu: must not be negative",
+            ),
             ("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\ndata:\n  a/b: x\n", 5, "data.a/b: is not a key"),
             ("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\ndata:\n  a: on\n", 5, "data.a: invalid type: boolean `true`"),
             ("apiVersion: v1\nkind: Secret\nmetadata: {name: m}\ndata:\n  a: '%'\n", 5, "data.a: "),

@@ -13,7 +13,7 @@ const ACCESS_MODES: &[&str] = &["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany"
 
 /// The API accepts plain numbers where it wants quantities; the types here want text.
 pub(super) fn quantities_as_text(object: &mut Value) {
-    for path in ["/spec/capacity", "/spec/resources/requests", "/spec/resources/limits"] {
+    for path in ["/spec/capacity", "/spec/resources/requests", "/spec/resources/limits", "/overhead/podFixed"] {
         for value in object.pointer_mut(path).and_then(Value::as_object_mut).into_iter().flat_map(|map| map.values_mut()) {
             if let Value::Number(number) = value {
                 *value = Value::String(number.to_string());

@@ -31,6 +31,11 @@ impl Watch {
         watch
     }
 
+    /// Whether events come.
+    pub(super) fn is_watching(&self) -> bool {
+        self.fd.is_some() && self.watching
+    }
+
     /// Watches the folder if it exists and is not being watched.
     pub(super) fn ensure(&mut self, path: &Path) {
         let Some(fd) = self.fd.as_ref().filter(|_| !self.watching) else { return };

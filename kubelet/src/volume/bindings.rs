@@ -20,11 +20,18 @@ struct Record {
     bound: Bound,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     /// Where they are kept; `None`: nowhere.
     file: Option<PathBuf>,
-    bound: Bound,
+    /// What is on record, or why that is not known: then nothing is bound, and nothing written over it.
+    bound: Result<Bound, String>,
+}
+
+impl Default for State {
+    fn default() -> State {
+        State { file: None, bound: Ok(Bound::new()) }
+    }
 }
 
 /// The bindings of this node. Clones share them.
@@ -35,19 +42,10 @@ impl Bindings {
     /// Those that are on record below the kubelet's folder.
     pub fn load(kubelet_root: &Path) -> Bindings {
         let file = kubelet_root.join("volume-bindings.json");
-        let read = std::fs::read(&file).and_then(|bytes| Ok(serde_json::from_slice::<Record>(&bytes)?));
-        let bound = match read {
-            Ok(record) if record.version == VERSION => record.bound,
-            Ok(record) => {
-                tracing::warn!(path = %file.display(), version = record.version, "bindings of another version are not read");
-                Bound::new()
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Bound::new(),
-            Err(error) => {
-                tracing::warn!(path = %file.display(), %error, "the bindings of claims are lost");
-                Bound::new()
-            }
-        };
+        let bound = read(&file);
+        if let Err(problem) = &bound {
+            tracing::error!("{problem}: claims get no volumes");
+        }
         Bindings(Arc::new(Mutex::new(State { file: Some(file), bound })))
     }
 
@@ -65,14 +63,15 @@ impl Bindings {
         };
         let who = ClaimName { namespace: namespace.to_owned(), name: name.to_owned() };
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(volume) = state.bound.iter().find(|(_, holder)| **holder == who).map(|(volume, _)| volume.clone()) {
+        let known = state.known().map_err(&failed)?;
+        if let Some(volume) = known.iter().find(|(_, holder)| **holder == who).map(|(volume, _)| volume.clone()) {
             // Another volume would be an empty one: the claim's data is in this one.
             return objects
                 .persistent_volume(&volume)
                 .ok_or_else(|| failed(format!("PVC is lost: PersistentVolume {volume:?} not found")));
         }
         // A volume is free again when its document has gone, and that of its claim too.
-        let mut bound = state.bound.clone();
+        let mut bound = known.clone();
         bound.retain(|volume, holder| {
             objects.persistent_volume(volume).is_some() || objects.claim(&holder.namespace, &holder.name).is_some()
         });
@@ -85,12 +84,34 @@ impl Bindings {
         bound.insert(volume_name.clone(), who);
         state.save(&bound).map_err(|e| failed(format!("the binding cannot be recorded: {e}")))?;
         tracing::info!(claim = format!("{namespace}/{name}"), volume = volume_name, "claim is bound");
-        state.bound = bound;
+        state.bound = Ok(bound);
         Ok(volume)
     }
 }
 
+/// What is on record. Without a file nothing is; what cannot be read, or is a newer version's, is somebody's claim all the same.
+fn read(file: &Path) -> Result<Bound, String> {
+    let failed = |why: String| format!("the bindings in {} cannot be read: {why}", file.display());
+    let bytes = match std::fs::read(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Bound::new()),
+        read => read.map_err(|error| failed(error.to_string()))?,
+    };
+    let record: Record = serde_json::from_slice(&bytes).map_err(|error| failed(error.to_string()))?;
+    match record.version {
+        VERSION => Ok(record.bound),
+        other => Err(failed(format!("they are of version {other}"))),
+    }
+}
+
 impl State {
+    /// What is on record; read again where that failed before.
+    fn known(&mut self) -> Result<&Bound, String> {
+        if let (Err(_), Some(file)) = (&self.bound, &self.file) {
+            self.bound = read(file);
+        }
+        self.bound.as_ref().map_err(Clone::clone)
+    }
+
     fn save(&self, bound: &Bound) -> io::Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
         let record = Record { version: VERSION, bound: bound.clone() };
@@ -148,5 +169,25 @@ mod tests {
         let lost = bind(&again, "a", &objects(&[("small", "1Gi")], &["a"])).unwrap_err();
         assert_eq!(lost, "error processing PVC default/a: PVC is lost: PersistentVolume \"large\" not found");
         assert!(bind(&again, "d", &more).unwrap_err().ends_with("persistentvolumeclaims \"d\" not found"));
+    }
+
+    #[test]
+    fn bindings_that_cannot_be_read_bind_nothing_and_are_not_written_over() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("volume-bindings.json");
+        let held = objects(&[("large", "9Gi"), ("small", "1Gi")], &["a", "b"]);
+        bind(&Bindings::load(root.path()), "a", &held).unwrap();
+        let good = std::fs::read(&file).unwrap();
+        let newer = String::from_utf8(good.clone()).unwrap().replace("\"version\":1", "\"version\":2");
+        for bad in ["{half", &newer] {
+            std::fs::write(&file, bad).unwrap();
+            let bindings = Bindings::load(root.path());
+            let error = bind(&bindings, "b", &held).unwrap_err();
+            assert!(error.contains("volume-bindings.json cannot be read: "), "{error}");
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), bad);
+            // What was only out of reach for a while is there again.
+            std::fs::write(&file, &good).unwrap();
+            assert_eq!(bind(&bindings, "a", &held).unwrap(), "small");
+        }
     }
 }

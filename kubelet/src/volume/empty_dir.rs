@@ -31,6 +31,19 @@ pub fn path(pod_dir: &Path, volume: &str) -> PathBuf {
     folder(pod_dir).join(volume)
 }
 
+/// Where it says that the volume has been made.
+fn ready_mark(pod_dir: &Path, volume: &str) -> PathBuf {
+    pod_dir.join("plugins").join("kubernetes.io~empty-dir").join(volume).join("ready")
+}
+
+/// Whether the volume has been made, and is mounted where it is no folder of the disk.
+pub(super) fn is_there(volume: &Volume, pod_dir: &Path) -> bool {
+    let on_disk = volume.empty_dir.as_ref().is_some_and(|e| e.medium.as_deref().unwrap_or_default().is_empty());
+    let path = path(pod_dir, &volume.name);
+    let in_place = path.is_dir() && (on_disk || mounts::is_mount_point(&path).unwrap_or(false));
+    in_place && ready_mark(pod_dir, &volume.name).exists()
+}
+
 /// Makes the volume unless it is there.
 pub fn set_up(
     pod: &Pod,
@@ -45,7 +58,7 @@ pub fn set_up(
         huge => Medium::HugePages(page_size(pod, huge)?),
     };
     let path = path(pod_dir, &volume.name);
-    let ready = pod_dir.join("plugins").join("kubernetes.io~empty-dir").join(&volume.name).join("ready");
+    let ready = ready_mark(pod_dir, &volume.name);
     let fail = |what: &str, e: io::Error| format!("{what} {}: {e}", path.display());
     let in_place = match medium {
         Medium::Disk => path.is_dir(),

@@ -7,6 +7,17 @@ use std::path::Path;
 
 use k8s_openapi::api::core::v1::HostPathVolumeSource;
 
+/// As [`check`]; of a pod whose containers have the path already it is made where it is missing, and not judged again.
+pub fn set_up(source: &HostPathVolumeSource, begun: bool) -> Result<(), String> {
+    match check(source) {
+        Err(error) if begun => {
+            tracing::info!(error, "a path of the host is not what it was; a container that runs keeps what it has");
+            Ok(())
+        }
+        checked => checked,
+    }
+}
+
 /// Checks the path against its type and makes what the type asks for; the error is the kubelet's message.
 pub fn check(source: &HostPathVolumeSource) -> Result<(), String> {
     let path = Path::new(&source.path);

@@ -129,13 +129,15 @@ pub fn locate(context: &VolumeContext<'_>) -> BTreeMap<String, Located> {
     used(context.pod).into_iter().filter_map(|v| Some((v.name.clone(), located(v)?))).collect()
 }
 
-/// Sets up every used volume, and brings those that show objects up to date; the error is the kubelet's message. Idempotent.
-pub fn set_up(context: &VolumeContext<'_>, now: Timestamp) -> Result<(), String> {
+/// Sets up every used volume, and brings those that show objects up to date; the error is the kubelet's message for the first that
+/// fails. `begun`: containers of the pod have them already, so that paths of the host are not judged again. Idempotent.
+pub fn set_up(context: &VolumeContext<'_>, begun: bool, now: Timestamp) -> Result<(), String> {
     let VolumeContext { pod, dir, capacity, .. } = *context;
     share_mounts(pod, dir)?;
+    let mut outcome = Ok(());
     for volume in used(pod) {
         let result = if let Some(host_path) = &volume.host_path {
-            host_path::check(host_path)
+            host_path::set_up(host_path, begun)
         } else if let Some(empty_dir) = &volume.empty_dir {
             empty_dir::set_up(pod, volume, empty_dir, dir, capacity)
         } else if volume.image.is_some() {
@@ -143,13 +145,30 @@ pub fn set_up(context: &VolumeContext<'_>, now: Timestamp) -> Result<(), String>
         } else if let Some((folder, in_memory)) = files_folder(dir, volume) {
             set_up_files(context, volume, &folder, in_memory, now)
         } else if let Some(found) = persistent::find(context, volume) {
-            found.and_then(|found| persistent::set_up(context, &found))
+            found.and_then(|found| persistent::set_up(context, &found, begun))
         } else {
             Err("volume type is not supported".to_owned())
         };
-        result.map_err(|e| format!("MountVolume.SetUp failed for volume {:?} : {e}", volume.name))?;
+        // The others do not wait for it: what of them changes reaches a pod that runs.
+        let failed = |e| format!("MountVolume.SetUp failed for volume {:?} : {e}", volume.name);
+        outcome = outcome.and(result.map_err(failed));
     }
-    Ok(())
+    outcome
+}
+
+/// Whether every used volume was set up once and still is, be it with old content: a container that starts finds it.
+pub fn are_there(context: &VolumeContext<'_>) -> bool {
+    used(context.pod).into_iter().all(|volume| {
+        if volume.host_path.is_some() || volume.image.is_some() {
+            true
+        } else if volume.empty_dir.is_some() {
+            empty_dir::is_there(volume, context.dir)
+        } else if let Some((folder, _)) = files_folder(context.dir, volume) {
+            atomic::is_written(&folder)
+        } else {
+            persistent::find(context, volume).is_some_and(|found| found.is_ok_and(|found| found.is_there(context.dir)))
+        }
+    })
 }
 
 /// A container that mounts volumes for others, a CSI driver, does it below the kubelet's folder: that has to be a shared mount.
@@ -224,7 +243,8 @@ spec:
             let services = Services::default();
             let capacity = Capacity::default();
             let context = VolumeContext { pod: &pod, dir: &dir, capacity: &capacity, objects: &objects, services: &services };
-            set_up(&context, Timestamp::UNIX_EPOCH).unwrap();
+            set_up(&context, false, Timestamp::UNIX_EPOCH).unwrap();
+            assert!(are_there(&context));
             paths = locate(&context);
         }
         assert_eq!(paths["host"].path, host.to_string_lossy());

@@ -53,6 +53,12 @@ impl Persistent {
         };
         pod_dir.join("volumes").join(plugin).join(&self.name)
     }
+
+    /// Whether it is mounted, where it has to be.
+    pub(super) fn is_there(&self, pod_dir: &Path) -> bool {
+        let is_mounted = || mounts::is_mount_point(&self.path(pod_dir)).unwrap_or(false);
+        matches!(self.backing, Backing::HostPath(_)) || is_mounted()
+    }
 }
 
 /// The source of a volume that is of one of these kinds; the error is the kubelet's message.
@@ -112,11 +118,12 @@ fn of_volume(volume: &PersistentVolume, services: &super::Services) -> Result<Pe
     Ok(Persistent { name, backing, read_only, options: spec.mount_options.unwrap_or_default() })
 }
 
-/// Mounts it unless it is mounted.
-pub(super) fn set_up(context: &VolumeContext<'_>, volume: &Persistent) -> Result<(), String> {
+/// Mounts it unless it is mounted. `begun`: the pod's containers have it already.
+pub(super) fn set_up(context: &VolumeContext<'_>, volume: &Persistent, begun: bool) -> Result<(), String> {
     let target = volume.path(context.dir);
     match &volume.backing {
-        Backing::HostPath(source) => host_path::check(source),
+        Backing::HostPath(source) => host_path::set_up(source, begun),
+        Backing::Local(_) if begun && volume.is_there(context.dir) => Ok(()),
         Backing::Csi(csi) => csi::set_up(context, csi),
         Backing::Local(path) => set_up_local(context, path, &target, volume.read_only),
         Backing::Nfs(source) => {

@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use super::Worker;
 use crate::execute::{OpResult, PassResults};
-use crate::memory::{PullFailure, Reason, ResizeFailure};
+use crate::memory::{Outdated, PullFailure, Reason, ResizeFailure};
 use crate::observed::Limits;
 use crate::plan::PodOp;
 use crate::pod;
@@ -41,6 +41,11 @@ impl Worker {
                     self.memory.pod_error = Some(reason);
                     self.hold = Some(now + timing.retry);
                 }
+                OpResult::Outdated { reason, usable } => {
+                    self.warn(None, &reason.reason, &reason.message);
+                    self.memory.pod_error = Some(reason);
+                    self.memory.outdated = Some(Outdated { until: now + timing.retry, usable });
+                }
                 OpResult::NetworkNotReady(text) => {
                     if self.memory.pod_error.as_ref().is_none_or(|e| e.message != text) {
                         self.warn(None, "NetworkNotReady", &text);
@@ -57,6 +62,9 @@ impl Worker {
             PodOp::Prepare => {
                 self.memory.prepared = !self.stale;
                 self.memory.released = false;
+                if self.memory.outdated.take().is_some() {
+                    self.memory.pod_error = None;
+                }
                 if self.stale {
                     self.last_ops.clear();
                 }
@@ -65,7 +73,8 @@ impl Worker {
                 self.memory.released = true;
                 self.memory.prepared = false;
             }
-            PodOp::CreateSandbox { .. } => self.memory.pod_error = None,
+            PodOp::CreateSandbox { .. } => (self.memory.pod_error, self.memory.outdated) = (None, None),
+            PodOp::KeepEnd => self.memory.end_kept = true,
             PodOp::StartContainer { name, .. } => {
                 self.memory.reasons.remove(&name);
                 self.memory.holds.remove(&name);

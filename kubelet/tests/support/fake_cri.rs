@@ -41,6 +41,10 @@ pub struct State {
     pub network_ready: bool,
     pub without_events: bool,
     pub user_namespaces: bool,
+    /// Sandboxes are not listed: the runtime does not answer.
+    pub mute: bool,
+    /// How often sandboxes were to be listed.
+    pub listings: usize,
     /// The DNS servers of each sandbox so far.
     pub resolvers: Vec<String>,
     /// What exec, attach and port-forward answer.
@@ -515,7 +519,12 @@ impl RuntimeService for FakeCri {
 
     async fn list_pod_sandbox(&self, request: Request<cri::ListPodSandboxRequest>) -> Answer<cri::ListPodSandboxResponse> {
         let selector = request.into_inner().filter.unwrap_or_default().label_selector;
+        self.lock().listings += 1;
+        self.changed();
         let state = self.lock();
+        if state.mute {
+            return Err(Status::unavailable("not now"));
+        }
         let items = state.sandboxes.values().filter(|s| selected(&s.labels, &selector)).map(|s| cri::PodSandbox {
             id: s.id.clone(),
             metadata: s.metadata.clone(),

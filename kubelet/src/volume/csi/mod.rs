@@ -40,6 +40,9 @@ struct VolumeData {
     volume_lifecycle_mode: String,
     #[serde(default, rename = "seLinuxMountContext")]
     selinux_mount_context: String,
+    /// Ours: what is published has yet to be given to the pod's group. Not empty: so it is.
+    #[serde(default, rename = "berthGroupPending", skip_serializing_if = "String::is_empty")]
+    group_pending: String,
 }
 
 impl VolumeData {
@@ -53,6 +56,7 @@ impl VolumeData {
             attachment_id: format!("csi-{attachment}"),
             volume_lifecycle_mode: if volume.ephemeral { "Ephemeral" } else { "Persistent" }.to_owned(),
             selinux_mount_context: String::new(),
+            group_pending: String::new(),
         }
     }
 
@@ -118,16 +122,25 @@ pub(super) fn set_up(context: &VolumeContext<'_>, volume: &CsiVolume) -> Result<
         false => Ok(false),
     };
     let on_record = VolumeData::load(&folder).map_err(|e| failed("read the record of", &folder, e))?;
-    let same = on_record.is_some_and(|r| r.driver_name == volume.driver && r.volume_handle == volume.handle);
+    let on_record = on_record.filter(|r| r.driver_name == volume.driver && r.volume_handle == volume.handle);
+    let pending = on_record.as_ref().is_some_and(|r| !r.group_pending.is_empty());
     let again = context.objects.csi_driver(&volume.driver).is_some_and(|d| d.spec.requires_republish == Some(true));
     // A pod that runs needs no driver.
-    if same && is_mounted(&target)? && !again {
+    let published = on_record.is_some() && is_mounted(&target)? && !again;
+    if published && !pending {
         return Ok(());
     }
     let driver = drivers.get(&volume.driver)?;
     let data = VolumeData::of(volume, &driver);
+    let ownership = volume.ownership(&driver, context);
+    if published {
+        return give(&folder, &target, &data, ownership);
+    }
     let secrets = request::Secrets::of(volume, context)?;
-    data.save(&folder).map_err(|e| failed("write the record of", &folder, e))?;
+    // Whoever finds it published after a crash knows that it may be nobody's yet.
+    let group_pending = ownership.map(|_| "true".to_owned()).unwrap_or_default();
+    let record = VolumeData { group_pending, ..data.clone() };
+    record.save(&folder).map_err(|e| failed("write the record of", &folder, e))?;
     let mut staged = None;
     if driver.stages && !volume.ephemeral {
         let folder = staging(kubelet_root(context.dir)).join(&driver.name).join(hash(&volume.handle));
@@ -143,14 +156,15 @@ pub(super) fn set_up(context: &VolumeContext<'_>, volume: &CsiVolume) -> Result<
     }
     let request = volume.publish_request(&driver, staged.as_deref(), &target, &secrets, context);
     wait(async { call("NodePublishVolume", CALL, driver.connect().await?.node_publish_volume(request)).await })?;
-    match volume.ownership(&driver, context) {
-        Some(ownership) => give(&target, ownership),
-        None => Ok(()),
-    }
+    if ownership.is_none() { Ok(()) } else { give(&folder, &target, &data, ownership) }
 }
 
-fn give(target: &Path, ownership: Ownership) -> Result<(), String> {
-    ownership::apply(target, ownership).map_err(|e| format!("give {} to the fsGroup: {e}", target.display()))
+/// Gives what is published to the pod's group, then takes down that it has been.
+fn give(folder: &Path, target: &Path, data: &VolumeData, ownership: Option<Ownership>) -> Result<(), String> {
+    if let Some(ownership) = ownership {
+        ownership::apply(target, ownership).map_err(|e| format!("give {} to the fsGroup: {e}", target.display()))?;
+    }
+    data.save(folder).map_err(|e| format!("write the record of {}: {e}", folder.display()))
 }
 
 /// Has a pod's CSI volumes unpublished and, where no other pod has them, unstaged. Blocking.
