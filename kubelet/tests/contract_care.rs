@@ -189,3 +189,14 @@ async fn on_a_full_disk_dead_containers_go_before_images_and_what_has_ended_stay
     node.delete("done.yaml");
     node.wait_gone("done-n1").await;
 }
+
+#[tokio::test]
+async fn what_an_earlier_kubelet_left_of_a_pod_that_nobody_wants_goes_at_once() {
+    let mut node = Node::new();
+    let folder = node.path("kubelet/pods/4f3a");
+    std::fs::create_dir_all(folder.join("volumes")).unwrap();
+    std::fs::write(folder.join(".berth"), "").unwrap();
+    node.start().await;
+    support::eventually("the folder is gone", || !folder.exists()).await;
+    node.stop().await;
+}
