@@ -27,9 +27,9 @@ pub struct Global {
     /// KubeletConfiguration and NodeConfiguration documents (default /etc/berth/config.yaml where it exists)
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// error, warn, info, debug, trace, or a tracing filter
-    #[arg(long, global = true, value_name = "LEVEL", default_value = "info", env = "BERTH_LOG")]
-    pub log_level: String,
+    /// error, warn, info, debug, trace, or a tracing filter (default info; of `stop` warn)
+    #[arg(long, global = true, value_name = "LEVEL", env = "BERTH_LOG")]
+    pub log_level: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -167,7 +167,12 @@ fn starts_in(status: &Value, now: OffsetDateTime) -> Option<i64> {
     Some((ended + pause - now).whole_seconds().max(0))
 }
 
-/// The probe that had the run stopped that a state or status names by its container's id.
+/// What had a run stopped, in words.
+fn condemned(by: &str) -> String {
+    format!("{by} {}", if by == "postStart" { "hook" } else { "probe" })
+}
+
+/// The probe, or the hook, that had the run stopped that a state or status names by its container's id.
 fn condemned_by<'a>(doing: Option<&'a Doing>, of: &Value) -> Option<&'a str> {
     let id = text(of, "/containerID").rsplit('/').next()?;
     doing?.condemned.get(id).map(String::as_str)
@@ -180,8 +185,8 @@ fn doing_for(status: &Value, doing: Option<&Doing>, now: OffsetDateTime) -> Opti
         return Some(format!("pulling {image} since {since} ({age} s)"));
     }
     status.pointer("/state/running")?;
-    let probe = condemned_by(doing, status)?;
-    Some(format!("it failed its {probe} probe and is being stopped"))
+    let what = condemned(condemned_by(doing, status)?);
+    Some(format!("it failed its {what} and is being stopped"))
 }
 
 fn container(status: &Value, doing: Option<&Doing>, now: OffsetDateTime) -> Container {
@@ -191,7 +196,7 @@ fn container(status: &Value, doing: Option<&Doing>, now: OffsetDateTime) -> Cont
     let exit = |of: &Value| {
         let code = of.get("exitCode").and_then(Value::as_i64).unwrap_or_default();
         let probe =
-            condemned_by(doing, of).map(|probe| format!(", stopped because its {probe} probe failed")).unwrap_or_default();
+            condemned_by(doing, of).map(|by| format!(", stopped because its {} failed", condemned(by))).unwrap_or_default();
         format!("ended with {code} ({}) at {}{probe}", text(of, "/reason"), text(of, "/finishedAt"))
     };
     Container {
@@ -225,11 +230,26 @@ fn statuses(pod: &Value) -> impl Iterator<Item = &Value> {
         .flatten()
 }
 
+/// The condition of a pod that has not got the resources it is to have.
+pub fn resize(pod: &Value) -> Option<&Value> {
+    let conditions = pod.pointer("/status/conditions").and_then(Value::as_array)?;
+    let is_pending = |c: &&Value| text(c, "/type") == "PodResizePending";
+    let has_failed = |c: &&Value| text(c, "/type") == "PodResizeInProgress" && text(c, "/reason") == "Error";
+    conditions.iter().filter(|c| text(c, "/status") == "True").find(|c| is_pending(c) || has_failed(c))
+}
+
+/// Why it has not.
+pub fn resize_message(pod: &Value) -> String {
+    resize(pod).map_or(String::new(), |condition| joined(text(condition, "/reason"), text(condition, "/message")))
+}
+
 fn pod_why(pod: &Value, problems: &Problems, now: OffsetDateTime) -> PodWhy {
     let uid = text(pod, "/metadata/uid");
     let trouble = problems.pods.get(uid).cloned().unwrap_or_default();
     let doing = problems.doing.get(uid);
     let either = |first: &str, second: &str| if first.is_empty() { second.to_owned() } else { first.to_owned() };
+    let of_resize = |field: &str| resize(pod).map_or("", |condition| text(condition, field));
+    let otherwise = |told: String, of: &str| either(&told, of);
     PodWhy {
         kind: "pod",
         name: format!("{}/{}", text(pod, "/metadata/namespace"), text(pod, "/metadata/name")),
@@ -238,8 +258,8 @@ fn pod_why(pod: &Value, problems: &Problems, now: OffsetDateTime) -> PodWhy {
             "" => either(text(pod, "/status/phase"), "Pending"),
             _ => "Terminating".to_owned(),
         },
-        reason: either(text(pod, "/status/reason"), &trouble.reason),
-        message: either(text(pod, "/status/message"), &trouble.message),
+        reason: otherwise(either(text(pod, "/status/reason"), &trouble.reason), of_resize("/type")),
+        message: otherwise(either(text(pod, "/status/message"), &trouble.message), &resize_message(pod)),
         source: "kubelet",
         containers: statuses(pod).map(|status| container(status, doing, now)).collect(),
     }
@@ -326,6 +346,18 @@ mod tests {
             text.contains("app running; its last run ended with 137 (Error) at t, stopped because its liveness probe failed"),
             "{text}"
         );
+        let hooked = json!({"name": "app", "containerID": "berth://cafe2", "state": {"waiting": {}},
+            "lastState": {"terminated": {"exitCode": 137, "reason": "Error", "finishedAt": "t", "containerID": "berth://cafe1"}}});
+        let text = told(hooked, json!({"condemned": {"cafe1": "postStart"}}));
+        assert!(text.contains("stopped because its postStart hook failed"), "{text}");
+    }
+
+    #[test]
+    fn a_resize_that_has_no_room_is_told() {
+        let status = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"},
+            {"type": "PodResizePending", "status": "True", "reason": "Infeasible", "message": "Node didn't have enough capacity"}]});
+        let text = explain(&pod(status), &json!({}), "web-e2e", now())[0].to_string();
+        assert!(text.contains("PodResizePending: Infeasible: Node didn't have enough capacity"), "{text}");
     }
 
     #[test]

@@ -13,6 +13,8 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
+/// What an agent logs where nobody says.
+pub const DEFAULT: &str = "info";
 /// How many bytes wait for a reader: some thousand lines, and little of a small machine's memory.
 const WAITING: usize = 512 << 10;
 /// How long the end of the agent waits for the last lines.

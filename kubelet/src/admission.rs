@@ -1,7 +1,7 @@
 //! Pure: whether a new pod may run on this node, and if not, the upstream's reason and message. Keeps nothing.
 //!
 //! Not judged here: sysctls and AppArmor (a manifest that asks for what the node refuses is refused with its file), host ports
-//! (the pod waits for its turn), taints (there is no Node object without a control plane).
+//! (the main loop knows who has them), taints (there is no Node object without a control plane).
 
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;

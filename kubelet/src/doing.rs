@@ -16,7 +16,7 @@ type Pulls = BTreeMap<(PodUid, String), (String, Timestamp)>;
 #[derive(Debug, Default)]
 struct Known {
     pulls: Pulls,
-    /// By pod: containers' ids, with the probe that had them stopped.
+    /// By pod: containers' ids, with the probe (or `postStart`) that had them stopped.
     condemned: BTreeMap<PodUid, BTreeMap<String, &'static str>>,
 }
 

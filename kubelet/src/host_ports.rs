@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::{ContainerPort, Pod, PodStatus};
 
+use crate::admission::Rejection;
 use crate::pod::{self, FullName};
 use crate::resources::qos_class;
 
@@ -40,7 +41,13 @@ pub fn is_over(status: Option<&PodStatus>) -> bool {
     matches!(status.and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"))
 }
 
-/// The status of a pod that waits for a port: it starts when the port is free.
+/// The upstream's rejection of a pod whose port another one has; behind its words the port and the pod.
+pub fn rejection(message: &str) -> Rejection {
+    let text = "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+    Rejection::new(REASON, format!("{text}: {message}"))
+}
+
+/// The status of a pod that waits for a port of one that ends: it starts when the port is free.
 pub fn waiting(pod: &Pod, message: String) -> PodStatus {
     PodStatus {
         phase: Some("Pending".to_owned()),

@@ -22,21 +22,31 @@ pub struct Strays {
     since: BTreeMap<PathBuf, Instant>,
     /// Pods' folders without our mark that have been named.
     told: BTreeSet<PathBuf>,
+    /// Pods' folders that were there before this process: whoever made them is gone.
+    left: BTreeSet<PathBuf>,
 }
 
 impl Strays {
+    /// Those that an earlier kubelet may have left. Blocking; to be called before there is any pod.
+    pub fn at_start(kubelet_root: &Path) -> Strays {
+        let entries = fs::read_dir(kubelet_root.join("pods")).into_iter().flatten().flatten();
+        Strays { left: entries.map(|entry| entry.path()).collect(), ..Strays::default() }
+    }
+
     /// Whether a folder has belonged to nobody for `age`. A pod that came after the known ones were listed belongs to somebody the
     /// next time.
     pub fn is_old(&mut self, path: &Path, now: Instant, age: Duration) -> bool {
         let since = *self.since.entry(path.to_owned()).or_insert(now);
-        now.saturating_duration_since(since) >= age
+        now.saturating_duration_since(since) >= age || self.left.contains(path)
     }
 
     /// Forgets those that are gone or belong to somebody.
     fn retain(&mut self, is_stray: impl Fn(&str) -> bool) {
         // Folders of logs end in the UID, as those of pods are called.
         let uid = |path: &Path| path.file_name().and_then(|name| name.to_str()?.rsplit('_').next().map(str::to_owned));
-        self.since.retain(|path, _| path.exists() && uid(path).is_some_and(|uid| is_stray(&uid)));
+        let stays = |path: &Path| path.exists() && uid(path).is_some_and(|uid| is_stray(&uid));
+        self.since.retain(|path, _| stays(path));
+        self.left.retain(|path| stays(path));
         self.told.retain(|path| self.since.contains_key(path));
     }
 
@@ -162,6 +172,20 @@ mod tests {
         assert_eq!(fs::read_dir(root.path().join("pods")).unwrap().count(), 1);
         assert!(foreign.exists(), "another kubelet's pod stays");
         assert!(root.path().join("static-pods").exists(), "what was accepted is no pod's");
+    }
+
+    #[test]
+    fn what_an_earlier_kubelet_left_need_not_grow_old_unless_it_is_somebodys() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = |uid: &str| root.path().join("pods").join(uid);
+        for uid in ["left", "wanted"] {
+            fs::create_dir_all(folder(uid)).unwrap();
+        }
+        let (mut strays, now, age) = (Strays::at_start(root.path()), Instant::now(), Duration::from_secs(60));
+        fs::create_dir_all(folder("new")).unwrap();
+        strays.retain(|uid| uid != "wanted");
+        let old = |strays: &mut Strays, uid| strays.is_old(&folder(uid), now, age);
+        assert_eq!(["left", "wanted", "new"].map(|uid| old(&mut strays, uid)), [true, false, false]);
     }
 
     #[test]

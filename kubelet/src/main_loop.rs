@@ -141,6 +141,7 @@ impl Main {
         let now = Instant::now();
         Main {
             garbage_at: now + executor.config.timing.garbage,
+            strays: Arc::new(Mutex::new(Strays::at_start(&executor.config.kubelet_root))),
             executor,
             table,
             health,
@@ -167,7 +168,6 @@ impl Main {
             ended: BTreeSet::new(),
             relist_at: now,
             listed_at: None,
-            strays: Arc::default(),
         }
     }
 
@@ -410,7 +410,10 @@ impl Main {
                 end(handle);
             }
         }
-        self.listed = true;
+        if !std::mem::replace(&mut self.listed, true) {
+            // Now it is known whose the folders are that an earlier kubelet has left.
+            self.garbage_at = Instant::now();
+        }
         self.present = listing.keys().filter_map(|uid| PodUid::new(uid)).collect();
         self.retry_resizes();
         self.start_queued();

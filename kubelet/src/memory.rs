@@ -94,7 +94,7 @@ pub struct PodMemory {
     pub active_since: Instant,
     /// Set once the pod is to end; can only become shorter.
     pub terminating: Option<Termination>,
-    /// When that was asked first.
+    /// When its source let go of it.
     pub terminating_since: Option<Timestamp>,
     /// Why the node ends a pod that its source still wants.
     pub ending: Option<Ending>,
@@ -299,6 +299,12 @@ impl PodMemory {
         }
     }
 
+    /// When the pod was deleted, and its grace. One that only the node ends is not: it stays, with the reason in its status.
+    pub fn deletion(&self) -> Option<(Timestamp, i64)> {
+        let grace = self.terminating.filter(|termination| termination.forget)?.grace;
+        Some((self.terminating_since?, grace))
+    }
+
     /// Asks for the end of the pod; a shorter grace wins.
     pub fn terminate(&mut self, wanted: Termination) {
         let wanted = Termination { grace: wanted.grace.max(1), ..wanted };
@@ -306,5 +312,21 @@ impl PodMemory {
             Some(now) => Termination { grace: now.grace.min(wanted.grace), forget: now.forget || wanted.forget },
             None => wanted,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scene::Scene;
+
+    #[tokio::test]
+    async fn a_pod_that_only_the_node_ends_is_not_deleted() {
+        let mut memory = Scene::with_policy("Always").memory;
+        memory.terminating_since = Some(Timestamp::UNIX_EPOCH);
+        memory.terminate(Termination { grace: 9, forget: false });
+        assert_eq!(memory.deletion(), None);
+        memory.terminate(Termination { grace: 5, forget: true });
+        assert_eq!(memory.deletion(), Some((Timestamp::UNIX_EPOCH, 5)));
     }
 }

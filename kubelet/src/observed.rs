@@ -1,6 +1,6 @@
 //! What the runtime has of a pod, in the kubelet's own words. The place where CRI answers end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use berth_cri_api::v1 as cri;
@@ -281,6 +281,8 @@ pub struct Listed {
     pub source: Option<String>,
     /// Its grace period, where a container tells it.
     pub grace: Option<i64>,
+    /// Names of its containers.
+    pub containers: BTreeSet<String>,
 }
 
 /// Lists everything that belongs to a pod.
@@ -306,6 +308,7 @@ pub async fn list_all(runtime: &Runtime) -> Result<Listing> {
         if let Some(listed) = uid.and_then(|uid| listing.get_mut(&uid)) {
             let grace = container.annotations.get(keys::GRACE).and_then(|g| g.parse().ok());
             listed.grace = listed.grace.max(grace);
+            listed.containers.extend(container.metadata.map(|metadata| metadata.name));
         }
     }
     for listed in listing.values_mut() {

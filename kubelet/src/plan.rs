@@ -6,8 +6,8 @@ mod container;
 use k8s_openapi::api::core::v1::{Container, ContainerRestartRule, Pod};
 use tokio::time::Instant;
 
-pub use self::container::resize_of;
 use self::container::{plan_first_start, plan_init, plan_restart, plan_running};
+pub use self::container::{resize_of, restarted_by_resize};
 use crate::clock::Now;
 use crate::memory::{PodMemory, Reason, Termination};
 use crate::node::NodeView;

@@ -1,6 +1,6 @@
 //! The pods that the kubelet knows, with their current status: written by the workers, read by the API.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -17,6 +17,8 @@ pub struct PodTable {
     pods: Arc<Mutex<BTreeMap<PodUid, Entry>>>,
     troubles: Troubles,
     doing: Doing,
+    /// Pods that are to end, whoever wants it.
+    ending: Arc<Mutex<BTreeSet<PodUid>>>,
     /// Pods that have been seen and do not run yet, and since when.
     starting: Arc<Mutex<BTreeMap<PodUid, Instant>>>,
     metrics: Metrics,
@@ -86,6 +88,20 @@ impl PodTable {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Says whether a pod is to end.
+    pub fn set_ending(&self, uid: &PodUid, ends: bool) {
+        let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        match ends {
+            true => _ = ending.insert(uid.clone()),
+            false => _ = ending.remove(uid),
+        }
+    }
+
+    /// Whether a pod is to end.
+    pub fn is_ending(&self, uid: &PodUid) -> bool {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner).contains(uid)
+    }
+
     /// What is being done for the pods' containers.
     pub fn doing(&self) -> Doing {
         self.doing.clone()
@@ -94,6 +110,7 @@ impl PodTable {
     /// Forgets a pod.
     pub fn remove(&self, uid: &PodUid) {
         self.set_trouble(uid, None);
+        self.set_ending(uid, false);
         self.doing.forget(uid);
         self.starting.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
         self.lock().remove(uid);

@@ -6,6 +6,7 @@ mod probing;
 
 pub(crate) use self::outcome::resize_summary;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
@@ -129,6 +130,8 @@ struct Look {
 struct Pass {
     task: JoinHandle<PassResults>,
     cancel: CancellationToken,
+    /// The containers that it starts: none of them waits.
+    starts: BTreeSet<String>,
 }
 
 /// A pod's worker.
@@ -160,6 +163,10 @@ pub(crate) struct Worker {
     has_looked: bool,
     saved: SavedStatus,
     finished: bool,
+    /// Containers whose postStart hook has failed, with their attempts; until they are seen.
+    hook_failures: BTreeMap<String, u32>,
+    /// Containers that have been stopped so that they start with other resources.
+    resizing: BTreeSet<String>,
 }
 
 impl Worker {
@@ -206,6 +213,8 @@ impl Worker {
             has_looked: false,
             saved,
             finished: false,
+            hook_failures: BTreeMap::new(),
+            resizing: BTreeSet::new(),
         })
     }
 
@@ -341,7 +350,9 @@ impl Worker {
     fn terminate(&mut self, termination: Termination) {
         let before = self.memory.terminating;
         self.memory.terminate(termination);
-        self.memory.terminating_since.get_or_insert_with(|| self.executor.config.clock.now());
+        if termination.forget {
+            self.memory.terminating_since.get_or_insert_with(|| self.executor.config.clock.now());
+        }
         if self.memory.terminating != before {
             self.hold = None;
             self.last_ops.clear();
@@ -374,6 +385,7 @@ impl Worker {
             self.memory.adopted = running.map(|c| c.id.clone()).collect();
         }
         self.memory.note(&observed, now);
+        self.note_hook_failures(&observed);
         self.observed = Arc::new(observed);
         self.memory.cpus = self.executor.cpus.lists_of(&self.pod);
         self.keep_probers(now);
@@ -430,7 +442,9 @@ impl Worker {
             node: &self.executor.node,
             now,
         });
-        for (name, reason) in &plan.waiting {
+        let is_starting = |name: &str| self.pass.as_ref().is_some_and(|pass| pass.starts.contains(name));
+        // What is being started has no end but the one that it is started after: its next delay is not its own yet.
+        for (name, reason) in plan.waiting.iter().filter(|(name, _)| !is_starting(name)) {
             self.tell_waiting(name, reason);
             self.memory.reasons.insert(name.clone(), reason.clone());
         }
@@ -443,7 +457,9 @@ impl Worker {
         let mut status = status::status(&situation);
         self.executor.devices.add_health(&self.pod, &mut status);
         let phase = status.phase.clone();
-        if self.memory.status.as_ref().and_then(|s| s.phase.clone()) != phase {
+        // Of a pod that goes for good the records go, and with them what its phase is told by.
+        let goes = self.memory.deletion().is_some();
+        if !goes && self.memory.status.as_ref().and_then(|s| s.phase.clone()) != phase {
             let phase = phase.as_deref().unwrap_or_default();
             tracing::info!(pod = %pod::format_pod(&self.pod), steps = plan.ops.len(), "pod is {phase}");
         }
@@ -454,14 +470,15 @@ impl Worker {
         let shown = self.memory.pending.as_ref().map_or(&self.pod, |pending| &pending.wanted);
         self.table.set_trouble(&self.uid, self.memory.pod_error.as_ref());
         self.table.doing().set_condemned(&self.uid, &self.memory.condemned);
-        match (self.memory.terminating, self.memory.terminating_since) {
-            (Some(Termination { grace, .. }), Some(since)) => {
+        self.table.set_ending(&self.uid, self.memory.terminating.is_some());
+        match self.memory.deletion() {
+            Some((since, grace)) => {
                 let mut ending = Pod::clone(&self.pod);
                 ending.metadata.deletion_timestamp = Some(Time(since));
                 ending.metadata.deletion_grace_period_seconds = Some(grace);
                 self.table.set(&self.uid, &Arc::new(ending), status);
             }
-            _ => self.table.set(&self.uid, shown, status),
+            None => self.table.set(&self.uid, shown, status),
         }
     }
 
@@ -497,15 +514,22 @@ impl Worker {
             let status = self.memory.status.clone().unwrap_or_default();
             self.saved.ended(self.what_to_keep(&status, Instant::now()));
         }
-        if ops.iter().any(|op| matches!(op, PodOp::Resize { .. })) {
+        let restarts: Vec<String> = ops.iter().filter_map(plan::restarted_by_resize).map(str::to_owned).collect();
+        if !restarts.is_empty() || ops.iter().any(|op| matches!(op, PodOp::Resize { .. })) {
             let message = format!("Pod resize started: {}", outcome::resize_summary(&self.pod, None));
             self.executor.recorder.event(&self.pod, None, Weight::Normal, "ResizeStarted", &message);
         }
+        self.resizing.extend(restarts);
         self.last_ops.clone_from(&ops);
         self.stale = false;
+        let starts = ops.iter().filter_map(|op| match op {
+            PodOp::StartContainer { name, .. } => Some(name.clone()),
+            _ => None,
+        });
+        let starts = starts.collect();
         let cancel = CancellationToken::new();
         let (pod, observed, saved) = (self.pod.clone(), self.observed.clone(), self.saved.clone());
         let pass = run_pass(self.executor.clone(), pod, observed, saved, ops, cancel.clone());
-        self.pass = Some(Pass { task: tokio::spawn(pass), cancel });
+        self.pass = Some(Pass { task: tokio::spawn(pass), cancel, starts });
     }
 }

@@ -213,3 +213,14 @@ async fn probes_of_the_hosts_network_follow_the_nodes_address() {
     tokio::time::timeout(limit, new.accept()).await.unwrap().unwrap();
     assert_eq!(node.cri.calls("StopContainer").len(), 0);
 }
+
+#[tokio::test]
+async fn what_an_earlier_kubelet_left_of_a_pod_that_nobody_wants_goes_at_once() {
+    let mut node = Node::new();
+    let folder = node.path("kubelet/pods/4f3a");
+    std::fs::create_dir_all(folder.join("volumes")).unwrap();
+    std::fs::write(folder.join(".berth"), "").unwrap();
+    node.start().await;
+    support::eventually("the folder is gone", || !folder.exists()).await;
+    node.stop().await;
+}

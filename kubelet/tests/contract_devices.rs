@@ -184,16 +184,23 @@ async fn rejected(node: &Node, name: &str, message: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_waits_for_its_plugin_and_gets_all_that_the_plugin_says() {
+async fn a_resource_that_no_plugin_has_ever_offered_is_ignored() {
+    let mut node = Node::new();
+    node.apply("web.yaml", &pod("web", 1));
+    node.start().await;
+    running(&node, "web-n1").await;
+    assert!(node.cri.lock().configs.values().next().unwrap().devices.is_empty());
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_gets_all_that_the_plugin_says() {
     let mut node = Node::new();
     let mut plugin = Plugin::new(&node.path("kubelet"), &[("a", true), ("b", true), ("broken", false)]);
     plugin.prefers = Some("b");
-    node.apply("web.yaml", &pod("web", 1));
     node.start().await;
-    let waiting = node.wait_pod("web-n1", "waits", |p| p["status"]["phase"] == "Pending").await;
-    assert_eq!(waiting["status"]["message"], format!("cannot allocate unregistered device {RESOURCE}"));
-    assert!(node.cri.calls("RunPodSandbox").is_empty());
     plugin.register().await;
+    node.apply("web.yaml", &pod("web", 1));
     let web = running(&node, "web-n1").await;
     assert_eq!(plugin.calls(), ["prefer 1 of a b with", "allocate b", "start b"]);
     let config = node.cri.lock().configs.values().next().unwrap().clone();
@@ -306,7 +313,9 @@ async fn a_new_kubelet_knows_who_has_what_before_the_plugin_is_back() {
     assert_eq!(plugin.calls(), Vec::<String>::new());
     // The other pod waits for the plugin, and does not get what the first one has.
     node.apply("next.yaml", &pod("next", 1));
-    node.wait_pod("next-n1", "waits", |p| p["status"]["phase"] == "Pending").await;
+    let waiting = node.wait_pod("next-n1", "waits", |p| p["status"]["phase"] == "Pending").await;
+    assert_eq!(waiting["status"]["message"], format!("cannot allocate unregistered device {RESOURCE}"));
+    assert!(waiting["status"]["startTime"].is_string(), "it has an age");
     let back = Plugin::new(&root, &[("a", true), ("b", true)]);
     back.register().await;
     running(&node, "next-n1").await;
@@ -344,10 +353,10 @@ async fn a_plugin_in_the_registry_of_plugins_is_one_for_as_long_as_its_socket_is
         .add_service(DevicePluginServer::new(plugin.clone()))
         .add_service(RegistryServer::new(plugin.clone()));
     tokio::spawn(server.serve_with_incoming_shutdown(incoming, plugin.stop.clone().cancelled_owned()));
-    node.apply("web.yaml", &pod("web", 1));
     node.start().await;
-    running(&node, "web-n1").await;
     eventually("it is told", || plugin.calls.lock().unwrap().contains(&"registered true".to_owned())).await;
+    node.apply("web.yaml", &pod("web", 1));
+    running(&node, "web-n1").await;
     std::fs::remove_file(&socket).unwrap();
     node.wait_pod("web-n1", "unhealthy", |p| {
         p["status"]["containerStatuses"][0]["allocatedResourcesStatus"][0]["resources"][0]["health"] == "Unhealthy"

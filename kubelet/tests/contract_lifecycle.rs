@@ -214,8 +214,13 @@ async fn a_pod_whose_host_port_is_taken_says_by_whom_and_starts_when_it_is_free(
     node.start().await;
     node.wait_pod("a-n1", "Running", |p| phase(p) == "Running").await;
     node.apply("b.yaml", &with_port("b"));
-    let waiting = node.wait_pod("b-n1", "waiting", |p| phase(p) == "Pending" && p["status"]["reason"] == "NodePorts").await;
-    assert_eq!(waiting["status"]["message"], "hostPort 8080/TCP is taken by pod default/a-n1");
+    let refused = node.wait_pod("b-n1", "refused", |p| phase(p) == "Failed" && p["status"]["reason"] == "NodePorts").await;
+    let message = "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports: \
+        hostPort 8080/TCP is taken by pod default/a-n1";
+    assert_eq!(refused["status"]["message"], message);
+    assert!(refused["status"]["startTime"].is_string(), "it has an age");
+    let told = |event: &String| event.starts_with("NodePorts: Predicate NodePorts failed");
+    assert_eq!(node.events().iter().filter(|event| told(event)).count(), 1, "{:#?}", node.events());
     assert_eq!(node.cri.calls("RunPodSandbox").len(), 1);
     std::fs::remove_file(node.path("manifests/a.yaml")).unwrap();
     node.wait_pod("b-n1", "Running", |p| phase(p) == "Running").await;
@@ -654,6 +659,45 @@ async fn a_resize_that_fails_is_told_and_tried_again() {
         assert!(events.iter().any(|event| event.starts_with(reason)), "{reason} in {events:#?}");
     }
     assert_eq!(node.cri.calls("StartContainer").len(), 1);
+}
+
+#[tokio::test]
+async fn a_resize_that_restarts_the_container_is_told_as_one_and_not_as_a_back_off() {
+    let sized = |memory: &str| {
+        let policy = "resizePolicy: [{resourceName: memory, restartPolicy: RestartContainer}]";
+        let more = format!("image: 'img:1', {policy}, resources: {{limits: {{memory: {memory}}}}}");
+        pod("web", "").replace("image: 'img:1'", &more)
+    };
+    let restarts = |p: &serde_json::Value| p["status"]["containerStatuses"][0]["restartCount"] == 1 && phase(p) == "Running";
+    let mut node = Node::new();
+    node.apply("web.yaml", &sized("64Mi"));
+    node.start().await;
+    node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+    node.apply("web.yaml", &sized("128Mi"));
+    node.wait_pod("web-n1", "restarted", restarts).await;
+    eventually("the end is told", || node.events().iter().any(|e| e.starts_with("ResizeCompleted: "))).await;
+    let events = node.events();
+    assert_eq!(events.iter().filter(|e| e.starts_with("ResizeStarted: ")).count(), 1, "{events:#?}");
+    assert!(!events.iter().any(|e| e.starts_with("BackOff")), "{events:#?}");
+}
+
+#[tokio::test]
+async fn a_container_that_is_being_started_again_does_not_back_off() {
+    let labelled = |label: &str| pod("web", "").replace("{name: web}", &format!("{{name: web, labels: {{l: {label}}}}}"));
+    let mut node = Node::new();
+    node.apply("web.yaml", &labelled("a"));
+    node.start().await;
+    node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+    node.cri.hold("CreateContainer");
+    node.cri.exit("c", 1);
+    node.cri.wait("the second start", |s| s.calls.iter().filter(|(_, c)| c.starts_with("CreateContainer")).count() == 2).await;
+    // The worker looks while the start goes on.
+    node.apply("web.yaml", &labelled("b"));
+    node.wait_pod("web-n1", "the other label", |p| p["metadata"]["labels"]["l"] == "b").await;
+    let events = node.events();
+    assert!(!events.iter().any(|e| e.starts_with("BackOff")), "{events:#?}");
+    node.cri.release("CreateContainer");
+    node.wait_pod("web-n1", "Running again", |p| p["status"]["containerStatuses"][0]["state"]["running"].is_object()).await;
 }
 
 fn sized(name: &str, cpu: &str) -> String {

@@ -10,7 +10,7 @@ use crate::{admin, agent, cli, config, listen, log, state_dir, wire};
 
 /// Serves until SIGTERM; the pods stay.
 pub fn run(global: &cli::Global, args: &cli::Cri) -> Result<ExitCode> {
-    let _log = log::to_stderr(&global.log_level)?;
+    let _log = log::to_stderr(global.log_level.as_deref().unwrap_or(log::DEFAULT))?;
     let file = config::load(global.config.as_deref())?;
     let path = wire::listen(global, args, &file)?;
     let _held = state_dir::hold(&global.state)?;

@@ -12,7 +12,7 @@ const CONTAINERD: &str = "unix:///run/containerd/containerd.sock";
 
 /// Runs until SIGTERM; the pods stay.
 pub fn run(global: &cli::Global, args: &cli::Kubelet) -> Result<ExitCode> {
-    let _log = log::to_stderr(&global.log_level)?;
+    let _log = log::to_stderr(global.log_level.as_deref().unwrap_or(log::DEFAULT))?;
     let file = config::load(global.config.as_deref())?;
     let _held = state_dir::hold(&global.state)?;
     agent::run(async {

@@ -12,7 +12,7 @@ use crate::{admin, agent, cli, config, listen, log, state_dir, wire};
 
 /// Runs until SIGTERM; the pods stay.
 pub fn run(global: &cli::Global, args: &cli::Node) -> Result<ExitCode> {
-    let _log = log::to_stderr(&global.log_level)?;
+    let _log = log::to_stderr(global.log_level.as_deref().unwrap_or(log::DEFAULT))?;
     let file = config::load(global.config.as_deref())?;
     let path = wire::listen(global, &args.cri, &file)?;
     let configuration = wire::kubelet_configuration(&args.kubelet, &file)?;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use berth_kubelet::{Change, PlanReport, Pod, compare};
 use serde_json::Value;
 
-use crate::{cli, config, kubelet_api, wire};
+use crate::{cli, config, kubelet_api, kubelet_why, wire};
 
 /// Prints the pods as YAML and what they would change as comments on standard output, errors and warnings on standard error; the
 /// exit code is 1 when there are errors, and with `--strict` when there are warnings.
@@ -52,6 +52,12 @@ fn full_name(pod: &Pod) -> String {
     format!("{}/{}", part(&pod.metadata.namespace), part(&pod.metadata.name))
 }
 
+/// Why a pod does not have the resources that its source gives it.
+fn unresized(pod: Option<&Pod>) -> Option<String> {
+    let pod = serde_json::to_value(pod?).ok()?;
+    Some(kubelet_why::resize_message(&pod)).filter(|why| !why.is_empty())
+}
+
 /// What would change, as comments; `whole` says that the files are all that the node has.
 fn changes(report: &PlanReport, running: &BTreeMap<String, Pod>, whole: bool) -> Vec<String> {
     let mut lines = vec!["---".to_owned()];
@@ -59,7 +65,10 @@ fn changes(report: &PlanReport, running: &BTreeMap<String, Pod>, whole: bool) ->
     for (name, (_, pod)) in &planned {
         match compare(pod, running.get(name)) {
             Change::New => lines.push(format!("# {name}: new")),
-            Change::None => lines.push(format!("# {name}: runs as it is here")),
+            Change::None => match unresized(running.get(name)) {
+                Some(why) => lines.push(format!("# {name}: is this here, and has not got its resources: {why}")),
+                None => lines.push(format!("# {name}: runs as it is here")),
+            },
             Change::Fields(fields) => {
                 lines.push(format!("# {name}: changes"));
                 lines.extend(fields.iter().map(|field| format!("#   {field}")));
@@ -99,6 +108,12 @@ mod tests {
                 "# n/d: ends"
             ]
         );
+        let mut waits = pod("b", "i");
+        let condition = serde_json::json!({"conditions": [
+            {"type": "PodResizePending", "status": "True", "reason": "Deferred", "message": "no room"}]});
+        waits.status = serde_json::from_value(condition).unwrap();
+        let told = changes(&report, &[("n/b".to_owned(), waits)].into(), false);
+        assert_eq!(told[2], "# n/b: is this here, and has not got its resources: Deferred: no room");
         lines.pop();
         assert_eq!(changes(&report, &running, false), lines, "files that are not all say nothing about others");
     }

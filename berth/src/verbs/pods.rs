@@ -49,14 +49,21 @@ fn status(pod: &Value) -> String {
             _ => format!("Init:{done}/{}", inits.len()),
         };
     }
+    let mut runs = false;
     for container in list("/status/containerStatuses").iter().rev() {
+        runs |= container["ready"] == true && container.pointer("/state/running").is_some();
         for state in ["waiting", "terminated"] {
             if let Some(reason) = container.pointer(&format!("/state/{state}/reason")).and_then(Value::as_str) {
                 text = reason.to_owned();
             }
         }
     }
-    if pod.pointer("/metadata/deletionTimestamp").is_some_and(Value::is_string) {
+    if text == "Completed" && runs {
+        let is_ready = |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
+        text = if list("/status/conditions").iter().any(is_ready) { "Running" } else { "NotReady" }.to_owned();
+    }
+    let over = matches!(at("/status/phase"), "Succeeded" | "Failed");
+    if !over && !at("/metadata/deletionTimestamp").is_empty() {
         text = "Terminating".to_owned();
     }
     text
@@ -193,6 +200,23 @@ mod tests {
                 "Init:ImagePullBackOff",
             ),
             (serde_json::json!({"status": {"phase": "Failed", "reason": "Evicted"}}), "Evicted"),
+            (
+                serde_json::json!({"status": {"phase": "Running", "containerStatuses": [
+                    {"ready": true, "state": {"running": {}}},
+                    {"ready": false, "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}]}}),
+                "NotReady",
+            ),
+            (
+                serde_json::json!({"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}],
+                    "containerStatuses": [{"ready": false, "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}},
+                    {"ready": true, "state": {"running": {}}}]}}),
+                "Running",
+            ),
+            (
+                serde_json::json!({"status": {"phase": "Succeeded", "containerStatuses": [
+                    {"ready": false, "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}]}}),
+                "Completed",
+            ),
             (
                 serde_json::json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "status": {"phase": "Running"}}),
                 "Terminating",

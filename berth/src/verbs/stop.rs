@@ -68,7 +68,8 @@ fn tell_hooks(global: &cli::Global) -> Result<()> {
 
 /// Ends everything of this instance.
 pub fn run(global: &cli::Global, args: &cli::Stop) -> Result<ExitCode> {
-    let _log = log::to_stderr(&global.log_level)?;
+    // For a person at a terminal: each step of each pod is what the agent's own log has.
+    let _log = log::to_stderr(global.log_level.as_deref().unwrap_or("warn"))?;
     if !global.state.exists() && !global.root.exists() {
         return Ok(ExitCode::SUCCESS);
     }

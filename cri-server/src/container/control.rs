@@ -73,6 +73,10 @@ pub(crate) async fn rewrite(
     let path = crate::paths::record(&server.paths.live_container(sandbox, id));
     let object = path.display().to_string();
     let work = crate::blocking(move || {
+        // What another boot made has none any more.
+        if !path.exists() {
+            return Ok(());
+        }
         let mut record: ContainerRecord = records::load(&path)?;
         change(&mut record);
         records::write(&path, &records::encode(&record))

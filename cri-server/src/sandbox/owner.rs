@@ -520,5 +520,7 @@ async fn note(
     let bytes = records::encode(&record);
     server.durable.put(crate::paths::record(&server.paths.kept_sandbox(&live.id)), bytes.clone());
     let state = crate::paths::record(&server.paths.live_sandbox(&live.id));
-    crate::blocking(move || records::write(&state, &bytes)).await
+    // What another boot made has no folder there any more.
+    let has_folder = |state: &std::path::Path| state.parent().is_some_and(std::path::Path::exists);
+    crate::blocking(move || if has_folder(&state) { records::write(&state, &bytes) } else { Ok(()) }).await
 }

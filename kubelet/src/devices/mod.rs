@@ -1,8 +1,8 @@
 //! Device plugins: which devices there are, and which container has which. Owns the folder `device-plugins` with its registration
 //! socket and checkpoint. Knows of pods what they ask for; who is let in is the main loop's business.
 //!
-//! A pod whose resource no plugin has offered yet waits: on a node without a scheduler the order in which pods and plugins come is
-//! chance, and the upstream would start such a pod without its devices. What a plugin cannot give is refused as the upstream does.
+//! A pod whose resource a plugin has offered before waits for it: after a restart the order in which pods and plugins come is chance. A
+//! resource that no plugin has ever offered is not the node's and is ignored, and what a plugin cannot give is refused, as upstream.
 
 mod checkpoint;
 mod choose;
@@ -190,6 +190,11 @@ impl Devices {
 
     async fn allocate_container(&self, asking: Asking<'_>, reusable: &mut Reusable, hands_on: bool) -> Result<(), Refusal> {
         for (resource, count) in extended_resources(asking.container) {
+            if !self.lock().knows(resource) {
+                let container = asking.container.name.as_str();
+                tracing::warn!(pod = asking.uid, container, resource, "no plugin has ever offered this resource: it is ignored");
+                continue;
+            }
             let shared = reusable.entry(resource.to_owned()).or_default();
             let ids = self.allocate_resource(asking, resource, count, shared).await?;
             match hands_on {
@@ -288,6 +293,9 @@ impl Devices {
         let mut prepared = Prepared::default();
         let mut changed = false;
         for (resource, count) in extended_resources(container) {
+            if !self.lock().knows(resource) {
+                continue;
+            }
             let ready = self.lock().allocation(uid, &container.name, resource).filter(|a| !a.stale).map(state::Allocation::ids);
             let ids = match ready {
                 Some(ids) => ids,

@@ -143,10 +143,15 @@ impl State {
         before != self.resources.len()
     }
 
-    /// Whether a plugin for this resource is still to come.
+    /// Whether the plugin of a resource that there has been is still to come.
     pub fn awaits(&self, name: &str) -> bool {
         let up = |resource: &Resource| matches!(resource.link, Link::Up { listed: true, .. } | Link::Down(_));
-        !self.resources.get(name).is_some_and(up)
+        self.resources.get(name).is_some_and(|resource| !up(resource))
+    }
+
+    /// Whether any plugin has offered this resource, or did for an earlier kubelet.
+    pub fn knows(&self, name: &str) -> bool {
+        self.resources.contains_key(name)
     }
 
     /// The plugin of a resource, where it is there.

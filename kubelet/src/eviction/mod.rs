@@ -149,7 +149,8 @@ impl Evictor {
     /// Pods that run, with what they use.
     async fn usage(&self, wanted: impl Fn(&Pod) -> bool) -> Vec<PodUsage> {
         let runs = |pod: &Arc<Pod>| {
-            !host_ports::is_over(pod.status.as_ref()) && pod.metadata.deletion_timestamp.is_none() && wanted(pod)
+            let ends = PodUid::of(pod).is_none_or(|uid| self.care.table.is_ending(&uid));
+            !host_ports::is_over(pod.status.as_ref()) && !ends && wanted(pod)
         };
         let pods: Vec<Arc<Pod>> = self.care.table.list().into_iter().filter(runs).collect();
         if pods.is_empty() {

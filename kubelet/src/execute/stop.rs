@@ -78,7 +78,8 @@ impl Executor {
     /// Runs the preStop hook of a container that is to stop.
     async fn run_pre_stop(&self, stop: &Stop<'_>, pod: &Pod, observed: &PodObserved) {
         let Some(record) = observed.containers.iter().find(|c| c.id == stop.id && c.state == State::Running) else { return };
-        let spec = pod::all_containers(pod).find(|c| c.name == stop.name);
+        // Of one whose spec is lost there may be the name, but no image.
+        let spec = pod::all_containers(pod).find(|c| c.name == stop.name && c.image.is_some());
         let own = spec.and_then(|c| c.lifecycle.as_ref()?.pre_stop.clone());
         // Of a pod whose spec is lost the container itself tells.
         let told = || serde_json::from_str::<LifecycleHandler>(record.pre_stop.as_deref()?).ok();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::Main;
 use crate::admission::{Rejection, admit, is_critical};
@@ -54,10 +55,26 @@ impl Main {
         !self.fresh.contains(uid.as_str()) && saved.is_some_and(|saved| saved.is_over(self.present.contains(uid)))
     }
 
-    /// Whether another pod has a port of the host that this one asks for; its status then says which.
+    /// Whether another pod has a port of the host that this one asks for; its status then says which. Beside a pod that stays it has
+    /// failed; without a control plane nobody makes it again, so that it is let in when the port is free after all.
     fn lacks_port(&mut self, uid: &PodUid, pod: &Arc<Pod>) -> bool {
-        let running = self.workers.iter().filter(|(uid, _)| !host_ports::is_over(self.table.status(uid).as_ref()));
-        let Some(message) = host_ports::conflict(pod, running.map(|(_, handle)| &*handle.pod)) else { return false };
+        let others: Vec<_> =
+            self.workers.iter().filter(|(uid, _)| !host_ports::is_over(self.table.status(uid).as_ref())).collect();
+        let taken = |stays: bool| {
+            let ends = |uid, handle: &super::Handle| handle.ending || self.table.is_ending(uid);
+            let others = others.iter().filter(|(uid, handle)| ends(uid, handle) != stays);
+            host_ports::conflict(pod, others.map(|(_, handle)| &*handle.pod))
+        };
+        let (by_one_that_stays, by_one_that_ends) = (taken(true), taken(false));
+        if let Some(message) = by_one_that_stays {
+            if self.refused.get(uid) != Some(&message) {
+                let rejection = host_ports::rejection(&message);
+                self.tell_rejection(pod, &rejection);
+                self.refuse(uid, pod, rejection.status(pod, self.executor.config.clock.now()), message);
+            }
+            return true;
+        }
+        let Some(message) = by_one_that_ends else { return false };
         self.refuse(uid, pod, host_ports::waiting(pod, message.clone()), message);
         true
     }
@@ -71,8 +88,12 @@ impl Main {
         true
     }
 
-    pub(super) fn refuse(&mut self, uid: &PodUid, pod: &Arc<Pod>, status: PodStatus, message: String) {
+    pub(super) fn refuse(&mut self, uid: &PodUid, pod: &Arc<Pod>, mut status: PodStatus, message: String) {
         if self.refused.get(uid) != Some(&message) {
+            // It is as old as the first time that it was seen.
+            let first = self.table.status(uid).and_then(|before| before.start_time);
+            let now = || Time(crate::observed::whole_second(self.executor.config.clock.now()));
+            status.start_time = Some(first.unwrap_or_else(now));
             tracing::warn!(pod = %pod::format_pod(pod), "{message}: the pod waits");
             self.table.set(uid, pod, status);
             self.refused.insert(uid.clone(), message);
@@ -127,9 +148,13 @@ impl Main {
         });
     }
 
-    pub(super) fn reject(&mut self, uid: &PodUid, pod: &Arc<Pod>, rejection: &Rejection) {
+    fn tell_rejection(&self, pod: &Pod, rejection: &Rejection) {
         self.executor.runtime.metrics().count(&families::ADMISSION_REJECTIONS, &[&rejection.reason]);
         self.executor.recorder.event(pod, None, Weight::Warning, &rejection.reason, &rejection.message);
+    }
+
+    pub(super) fn reject(&mut self, uid: &PodUid, pod: &Arc<Pod>, rejection: &Rejection) {
+        self.tell_rejection(pod, rejection);
         self.table.set(uid, pod, rejection.status(pod, self.executor.config.clock.now()));
         self.rejected.insert(uid.clone());
     }

@@ -14,6 +14,17 @@ use crate::status;
 /// How often the presence of an image is checked while its pulls back off.
 const PRESENCE_CHECK: std::time::Duration = std::time::Duration::from_secs(10);
 
+/// What follows a container's name in the message of its stop.
+const RESIZE_RESTARTS: &str = " resize requires restart";
+
+/// The container that a step stops so that it starts again with other resources.
+pub fn restarted_by_resize(op: &PodOp) -> Option<&str> {
+    match op {
+        PodOp::StopContainer { name, message, .. } if message.ends_with(RESIZE_RESTARTS) => Some(name),
+        _ => None,
+    }
+}
+
 /// A running container stays unless its definition, its limits or its health have changed.
 pub(super) fn plan_running(situation: &Situation<'_>, container: &Container, running: &observed::Container, plan: &mut Plan) {
     let Situation { pod, memory, .. } = *situation;
@@ -39,7 +50,7 @@ pub(super) fn plan_running(situation: &Situation<'_>, container: &Container, run
     plan_pin(situation, name, running, plan);
     let Some((now, wanted)) = resize_of(situation, container, running) else { return };
     if needs_restart(container, now, wanted) {
-        plan.ops.push(stop(running, grace, format!("Container {name} resize requires restart")));
+        plan.ops.push(stop(running, grace, format!("Container {name}{RESIZE_RESTARTS}")));
     } else if let Some(failure) = memory.resize_failures.get(&running.id).filter(|f| f.until > situation.now.mono) {
         plan.wake = sooner(plan.wake, Some(failure.until));
     } else if memory.resized.get(&running.id) != Some(&wanted) {

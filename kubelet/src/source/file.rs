@@ -309,7 +309,7 @@ impl Scanner {
                 for problem in &problems {
                     tracing::error!(running = state.pods.len(), "{problem}");
                 }
-                state.problems = problems;
+                state.problems = told_with(problems, &state.pods);
             }
         }
     }
@@ -406,6 +406,17 @@ impl Scanner {
         }
         update
     }
+}
+
+/// What is wrong with a file, with the pods that go on as it had them before: a problem names the file, and users ask by pod.
+fn told_with(mut problems: Vec<String>, pods: &[StaticPod]) -> Vec<String> {
+    if !pods.is_empty() {
+        let names: Vec<String> = pods.iter().map(|pod| pod.full_name().to_string()).collect();
+        for problem in &mut problems {
+            problem.push_str(&format!(" (pod {} stays as it was)", names.join(", ")));
+        }
+    }
+    problems
 }
 
 fn stamp_of(metadata: &fs::Metadata) -> Stamp {
@@ -619,6 +630,7 @@ mod tests {
             assert_eq!(names(&scanner), ["a-n=i"], "{broken:?}");
             let problems = scanner.update().problems;
             assert!(problems[0].starts_with(&folder.root.path().join("m/a.yaml").display().to_string()), "{problems:?}");
+            assert!(problems[0].ends_with(" (pod default/a-n stays as it was)"), "{problems:?}");
         }
         folder.write("a.yaml", &pod("a", "k"));
         scanner.scan(folder.now, NONE);

@@ -6,11 +6,14 @@ use tokio::time::Instant;
 use super::Worker;
 use crate::execute::{OpResult, PassResults};
 use crate::memory::{Outdated, PullFailure, Reason, ResizeFailure};
-use crate::observed::Limits;
+use crate::observed::{Limits, PodObserved};
 use crate::plan::PodOp;
 use crate::pod;
 use crate::record::Weight;
 use crate::resources::container_resources;
+
+/// How `berth why` is told of a container that its postStart hook has ended.
+const POST_START: &str = "postStart";
 
 impl Worker {
     /// A pass has ended: takes note of what failed and looks again.
@@ -78,6 +81,9 @@ impl Worker {
             PodOp::StartContainer { name, .. } => {
                 self.memory.reasons.remove(&name);
                 self.memory.holds.remove(&name);
+                if self.resizing.remove(&name) {
+                    self.tell_resized();
+                }
                 if let Some(image) = self.container(&name).and_then(|c| c.image.clone()) {
                     self.memory.pull_failures.remove(&image);
                     self.memory.pulls.forget(&image);
@@ -94,11 +100,15 @@ impl Worker {
             PodOp::Resize { id, name } => {
                 self.memory.resize_failures.remove(&id);
                 self.note_resize(id, &name);
-                let message = format!("Pod resize completed: {}", resize_summary(&self.pod, None));
-                self.executor.recorder.event(&self.pod, None, Weight::Normal, "ResizeCompleted", &message);
+                self.tell_resized();
             }
             _ => {}
         }
+    }
+
+    fn tell_resized(&self) {
+        let message = format!("Pod resize completed: {}", resize_summary(&self.pod, None));
+        self.executor.recorder.event(&self.pod, None, Weight::Normal, "ResizeCompleted", &message);
     }
 
     fn warn(&self, container: Option<&str>, reason: &str, message: &str) {
@@ -138,11 +148,29 @@ impl Worker {
         }
     }
 
+    /// Whose run a failed postStart hook has ended: told for as long as there is a record of it, as a probe's verdict is.
+    pub(super) fn note_hook_failures(&mut self, observed: &PodObserved) {
+        let found = |name: &str, attempt| observed.containers.iter().find(|c| c.name == name && c.attempt == attempt);
+        self.hook_failures.retain(|name, attempt| match found(name, *attempt) {
+            Some(record) => {
+                self.memory.condemned.insert(record.id.clone(), POST_START);
+                false
+            }
+            None => true,
+        });
+    }
+
     fn start_failed(&mut self, op: PodOp, reason: Reason, now: Instant) {
         let name = match op {
-            PodOp::StartContainer { name, .. } => name,
-            PodOp::PostStart { name, .. } => {
+            PodOp::StartContainer { name, attempt, .. } => {
+                if reason.reason == "PostStartHookError" {
+                    self.hook_failures.insert(name.clone(), attempt);
+                }
+                name
+            }
+            PodOp::PostStart { id, name } => {
                 self.memory.unfinished_hooks.remove(&name);
+                self.memory.condemned.insert(id, POST_START);
                 name
             }
             PodOp::Pin { id, cpus } => {
