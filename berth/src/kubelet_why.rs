@@ -229,9 +229,10 @@ pub fn explain(pods: &Value, problems: &Value, wanted: &str, now: OffsetDateTime
     answers
 }
 
-/// All refused manifests.
+/// All refused manifests; a warning refuses nothing.
 pub fn refusals(problems: &Value) -> impl Iterator<Item = &str> {
-    problems.get("problems").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
+    let problems = problems.get("problems").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+    problems.filter(|problem| !problem.starts_with(berth_kubelet::WARNING))
 }
 
 #[cfg(test)]
@@ -299,7 +300,8 @@ mod tests {
     #[test]
     fn a_pod_is_meant_by_name_container_or_id_and_a_refused_manifest_by_its_file() {
         let pods = pod(json!({"phase": "Running", "containerStatuses": [{"name": "app", "containerID": "berth://cafe1234"}]}));
-        let problems = json!({"problems": ["/m/bad.yaml:3: spec.foo: unknown"]});
+        let problems =
+            json!({"problems": ["/m/bad.yaml:3: spec.foo: unknown", "warning: /m/bad.yaml:3: unknown field: it has no effect"]});
         for (wanted, want) in [
             ("web-e2e", 1),
             ("default/web-e2e", 1),
