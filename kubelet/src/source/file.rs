@@ -71,6 +71,21 @@ struct FileState {
     unsettled: Option<(Stamp, Instant)>,
 }
 
+impl FileState {
+    /// What its pods and objects are called.
+    fn names(&self) -> impl Iterator<Item = String> {
+        self.pods.iter().map(pod_name).chain(self.objects.iter().map(|object| object.name().to_string()))
+    }
+}
+
+fn pod_name(pod: &StaticPod) -> String {
+    format!("pod {}", pod.full_name())
+}
+
+fn duplicate((path, name, owner): &(PathBuf, String, PathBuf)) -> String {
+    format!("{}: {name} is already defined by {}", path.display(), owner.display())
+}
+
 /// Outcome of one look at the files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Scan {
@@ -355,21 +370,6 @@ impl Scanner {
         update.problems.extend(self.lost.iter().map(duplicate));
         update
     }
-}
-
-impl FileState {
-    /// What its pods and objects are called.
-    fn names(&self) -> impl Iterator<Item = String> {
-        self.pods.iter().map(pod_name).chain(self.objects.iter().map(|object| object.name().to_string()))
-    }
-}
-
-fn pod_name(pod: &StaticPod) -> String {
-    format!("pod {}", pod.full_name())
-}
-
-fn duplicate((path, name, owner): &(PathBuf, String, PathBuf)) -> String {
-    format!("{}: {name} is already defined by {}", path.display(), owner.display())
 }
 
 fn stamp_of(metadata: &fs::Metadata) -> Stamp {
