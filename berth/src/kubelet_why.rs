@@ -371,7 +371,9 @@ mod tests {
     #[test]
     fn a_pod_is_meant_by_name_container_or_id_and_a_refused_manifest_by_its_file() {
         let pods = pod(json!({"phase": "Running", "containerStatuses": [{"name": "app", "containerID": "berth://cafe1234"}]}));
-        let problems = problems(json!({"problems": ["/m/bad.yaml:3: spec.foo: unknown"]}));
+        let told =
+            json!({"problems": ["/m/bad.yaml:3: spec.foo: unknown", "warning: /m/bad.yaml:3: unknown field: it has no effect"]});
+        let problems = problems(told);
         for (wanted, want) in [
             ("web-e2e", 1),
             ("default/web-e2e", 1),

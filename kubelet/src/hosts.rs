@@ -105,10 +105,9 @@ pub fn write(pod_dir: &Path, content: &str) -> io::Result<PathBuf> {
     }
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
     let length = content.len() as u64;
-    match rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, length) {
-        Err(error @ (Errno::NOSPC | Errno::DQUOT)) => return Err(error.into()),
-        // Not every file system reserves room.
-        _ => {}
+    // Not every file system reserves room.
+    if let Err(error @ (Errno::NOSPC | Errno::DQUOT)) = rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, length) {
+        return Err(error.into());
     }
     file.write_all(content.as_bytes())?;
     file.set_len(length)?;

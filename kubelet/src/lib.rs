@@ -91,6 +91,7 @@ pub use kubelet::Kubelet;
 pub use leaks::leaks;
 pub use plan_files::{PlanReport, plan_files};
 pub use server::config::{Authentication, Authorization, ServerConfig, TlsConfig};
+pub use source::WARNING;
 pub use source::compare::{Change, compare};
 
 /// The crate's result.

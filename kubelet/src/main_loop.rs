@@ -29,6 +29,7 @@ use crate::metrics::families;
 use crate::objects::Object;
 use crate::observed::{Listing, list_all};
 use crate::pod::{self, FullName, PodUid};
+use crate::record::Weight;
 use crate::resources::{QosClass, pod_cpu_request, qos_class};
 use crate::saved_status::SavedStatus;
 use crate::server::Health;
@@ -236,6 +237,10 @@ impl Main {
 
     fn set_source(&mut self, update: SourceUpdate) {
         self.health.set_problems(update.problems);
+        for (pod, why) in update.rejected {
+            let text = format!("Error validating pod {} from file due to duplicate pod name: {why}", pod::format_pod(&pod));
+            self.executor.recorder.event(&pod, None, Weight::Warning, "FailedValidation", &text);
+        }
         self.fresh.extend(update.fresh);
         if self.objects.get(&update.source) != Some(&update.objects) {
             self.objects.insert(update.source, update.objects);

@@ -88,6 +88,15 @@ impl fmt::Debug for Object {
 }
 
 impl Object {
+    /// Whether a variable can be taken from this key of it.
+    pub fn has_key(&self, key: &str) -> bool {
+        match self {
+            Object::ConfigMap(map) => map.data.iter().flatten().any(|(held, _)| held == key),
+            Object::Secret(secret) => secret.data.iter().flatten().any(|(held, _)| held == key),
+            _ => false,
+        }
+    }
+
     /// The name it is found by.
     pub fn name(&self) -> ObjectName {
         let (kind, metadata, namespaced) = match self {

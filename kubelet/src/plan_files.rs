@@ -1,6 +1,7 @@
 //! What manifests would do, without doing it: the pure entry behind `berth plan FILE|DIR`. Reads the named files only.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,7 +31,7 @@ pub struct PlanReport {
 struct Reader {
     report: PlanReport,
     owners: BTreeMap<FullName, PathBuf>,
-    objects: BTreeSet<ObjectName>,
+    objects: BTreeMap<ObjectName, (PathBuf, Object)>,
     references: Vec<(String, Reference)>,
 }
 
@@ -39,6 +40,7 @@ struct Reader {
 pub fn plan_files(paths: &[PathBuf], node_name: &str, beside: Option<&Path>) -> PlanReport {
     let node_name = node_name.to_lowercase();
     let mut reader = Reader::default();
+    reader.report.warnings.extend(paths.iter().flat_map(|path| left_out(path)));
     for path in paths.iter().flat_map(|path| files_of(path)) {
         match fs::read(&path) {
             Ok(bytes) => reader.read(&path, &bytes, &node_name),
@@ -48,7 +50,9 @@ pub fn plan_files(paths: &[PathBuf], node_name: &str, beside: Option<&Path>) -> 
     for path in beside.into_iter().filter(|folder| folder.is_dir()).flat_map(files_of) {
         let bytes = fs::read(&path).unwrap_or_default();
         let manifest = read_manifest(&bytes, &origin(&path, &node_name), &[]);
-        reader.objects.extend(manifest.objects.iter().map(Object::name));
+        for object in manifest.objects {
+            reader.objects.entry(object.name()).or_insert_with(|| (path.clone(), object));
+        }
     }
     reader.finish()
 }
@@ -63,10 +67,11 @@ impl Reader {
         self.report.warnings.extend(manifest.warnings);
         self.report.errors.extend(manifest.errors);
         self.references.extend(manifest.references);
-        for object in &manifest.objects {
+        for object in manifest.objects {
             let name = object.name();
-            if !self.objects.insert(name.clone()) {
-                self.report.errors.push(format!("{}: {name} is already defined by another file", path.display()));
+            match self.objects.entry(name.clone()) {
+                Entry::Vacant(free) => _ = free.insert((path.to_owned(), object)),
+                Entry::Occupied(taken) => self.report.errors.push(twice(path, &name.to_string(), &taken.get().0)),
             }
         }
         for pod in manifest.pods {
@@ -75,8 +80,7 @@ impl Reader {
             let mut pod = Arc::unwrap_or_clone(pod.pod);
             pod.metadata.annotations.get_or_insert_default().remove(CONFIG_SEEN);
             if let Some(owner) = self.owners.get(&name) {
-                let message = format!("{}: pod {name} is already defined by {}", path.display(), owner.display());
-                self.report.errors.push(message);
+                self.report.errors.push(twice(path, &format!("pod {name}"), owner));
                 continue;
             }
             self.owners.insert(name, path.to_owned());
@@ -85,17 +89,44 @@ impl Reader {
     }
 
     fn finish(mut self) -> PlanReport {
-        for (place, Reference { path, object, needed }) in &self.references {
-            if self.objects.contains(object) {
-                continue;
-            }
+        for (place, Reference { path, object, key, needed }) in &self.references {
+            let missing = match (self.objects.get(object), key) {
+                (None, _) => format!("no file has {object}"),
+                (Some((_, held)), Some(key)) if !held.has_key(key) => format!("{object} has no key {key}"),
+                _ => continue,
+            };
             match needed {
-                true => self.report.errors.push(format!("{place}: {path}: no file has {object}, and the pod waits for it")),
-                false => self.report.warnings.push(format!("{place}: {path}: no file has {object}")),
+                true => self.report.errors.push(format!("{place}: {path}: {missing}, and the pod waits for it")),
+                false => self.report.warnings.push(format!("{place}: {path}: {missing}")),
             }
         }
         self.report
     }
+}
+
+/// Which of two files has a name the agent decides by what it met before: that is not to be seen here.
+fn twice(path: &Path, name: &str, other: &Path) -> String {
+    let (path, other) = (path.display(), other.display());
+    format!("{path}: {name} is also defined by {other}: the file that an agent already has it from keeps it, else the latter")
+}
+
+/// What in a folder looks like a manifest by its name and is none that is read, and why.
+fn left_out(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for path in fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        let said = |why: &str| format!("{}: {why}", path.display());
+        let lower = PathBuf::from(path.file_name().unwrap_or_default().to_ascii_lowercase());
+        match fs::metadata(&path) {
+            Ok(metadata) if metadata.is_file() && !is_manifest_name(&path) && is_manifest_name(&lower) => {
+                found.push(said("not read: its name has to end in .yaml, .yml or .json, in lower case"));
+            }
+            Ok(metadata) if !metadata.is_file() && is_manifest_name(&path) => found.push(said("not a regular file: skipped")),
+            Err(error) if is_manifest_name(&path) => found.push(said(&format!("skipped: {error}"))),
+            _ => {}
+        }
+    }
+    found.sort();
+    found
 }
 
 /// The file itself, or the manifests of a folder by name.
@@ -130,10 +161,10 @@ mod tests {
         assert_eq!(
             report.errors,
             [
-                format!("{}: pod default/web-edge is already defined by {}", file("b.yml"), file("a.yaml")),
+                twice(Path::new(&file("b.yml")), "pod default/web-edge", Path::new(&file("a.yaml"))),
                 format!(
-                    "{}:1: v1 Service does not run on a node: only Pod, ConfigMap, Secret, ServiceAccount, PersistentVolume, \
-                 PersistentVolumeClaim, StorageClass, CSIDriver, RuntimeClass, PriorityClass and List",
+                    "{}:1: v1 Service has no effect: it does not run on a node, only Pod, ConfigMap, Secret, ServiceAccount, \
+                     PersistentVolume, PersistentVolumeClaim, StorageClass, CSIDriver, RuntimeClass, PriorityClass and List",
                     file("c.json")
                 ),
             ]
@@ -155,7 +186,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let (folder, file) = (root.path().join("node"), root.path().join("a.yaml"));
         fs::create_dir(&folder).unwrap();
-        let spec = "containers: [{name: c, image: i}]\n  imagePullSecrets: [{name: s}]\n  volumes:\n  - {name: v, configMap: {name: m}}\n";
+        let spec = "containers: [{name: c, image: i, volumeMounts: [{name: v, mountPath: /v}]}]\n  imagePullSecrets: [{name: s}]\n  volumes:\n  - {name: v, configMap: {name: m}}\n";
         fs::write(&file, format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec:\n  {spec}")).unwrap();
         let report = plan_files(std::slice::from_ref(&file), "n", Some(&folder));
         let at = file.display();
@@ -164,6 +195,52 @@ mod tests {
         assert_eq!(report.warnings, [format!("{at}:6: spec.imagePullSecrets[0].name: no file has Secret default/s")]);
         fs::write(folder.join("m.yaml"), "{apiVersion: v1, kind: ConfigMap, metadata: {name: m}}").unwrap();
         assert_eq!(plan_files(&[file], "n", Some(&folder)).errors, [""; 0]);
+    }
+
+    #[test]
+    fn a_missing_key_and_a_second_object_are_told_and_an_unused_volume_is_no_error() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(root.path().join(name), text).unwrap();
+        let env = |key: &str| format!("{{name: A, valueFrom: {{configMapKeyRef: {{name: m, key: {key}}}}}}}");
+        write(
+            "a.yaml",
+            &format!(
+                "{{apiVersion: v1, kind: Pod, metadata: {{name: web}}, spec: {{volumes: [{{name: v, secret: {{secretName: none}}}}], \
+                 containers: [{{name: c, image: i, env: [{}, {}]}}]}}}}",
+                env("there"),
+                env("gone")
+            ),
+        );
+        write("m.yaml", "{apiVersion: v1, kind: ConfigMap, metadata: {name: m}, data: {there: x}}");
+        write("n.yaml", "{apiVersion: v1, kind: ConfigMap, metadata: {name: m}}");
+        let report = plan_files(&[root.path().to_owned()], "n", None);
+        let (first, second) = (root.path().join("m.yaml"), root.path().join("n.yaml"));
+        assert_eq!(report.errors[0], twice(&second, "ConfigMap default/m", &first));
+        assert!(report.errors.len() == 2, "{:?}", report.errors);
+        assert!(
+            report.errors[1].ends_with("ConfigMap default/m has no key gone, and the pod waits for it"),
+            "{:?}",
+            report.errors
+        );
+        assert!(
+            report.warnings.len() == 1 && report.warnings[0].ends_with("no file has Secret default/none"),
+            "{:?}",
+            report.warnings
+        );
+    }
+
+    #[test]
+    fn what_looks_like_a_manifest_and_is_not_read_is_told() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("x.YAML"), POD).unwrap();
+        fs::write(root.path().join("readme.txt"), "no manifest").unwrap();
+        fs::create_dir(root.path().join("f.yaml")).unwrap();
+        std::os::unix::fs::symlink("none", root.path().join("l.yaml")).unwrap();
+        let warnings = plan_files(&[root.path().to_owned()], "n", None).warnings;
+        let of = |name: &str| warnings.iter().find(|w| w.starts_with(&root.path().join(name).display().to_string())).unwrap();
+        assert_eq!(warnings.len(), 3, "{warnings:?}");
+        assert!(of("f.yaml").ends_with("not a regular file: skipped") && of("l.yaml").contains("skipped: No such file"));
+        assert!(of("x.YAML").contains("in lower case"));
     }
 
     #[test]

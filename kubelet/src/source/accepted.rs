@@ -1,6 +1,7 @@
 //! The accepted pods of each manifest file, on disk: a file that is broken when the kubelet starts still stands for the
 //! pods it stood for, and UIDs outlive changes of the way they are computed. One small file per manifest.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,9 @@ use crate::objects::Object;
 use crate::typed;
 
 const VERSION: u32 = 1;
+
+/// Which file has what several hold; not there while nothing is held twice.
+const OWNERS: &str = "owners";
 
 /// The folder of records.
 #[derive(Clone, Debug)]
@@ -61,6 +65,34 @@ impl AcceptedStore {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::Remove { path: file, source: e }),
             _ => Ok(()),
         }
+    }
+
+    /// Which file has what several hold; nothing where no record is.
+    pub fn load_owners(&self) -> BTreeMap<String, PathBuf> {
+        let path = self.folder.join(OWNERS);
+        let read = match fs::read(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return BTreeMap::new(),
+            read => read.map_err(|e| e.to_string()),
+        };
+        let owners = read.and_then(|bytes| typed::from_bytes(&bytes).map_err(|e| e.to_string()));
+        owners.unwrap_or_else(|error| {
+            tracing::warn!(path = %path.display(), error, "unreadable record");
+            BTreeMap::new()
+        })
+    }
+
+    /// Records which file has what several hold.
+    pub fn save_owners(&self, owners: &BTreeMap<String, PathBuf>) -> Result<(), Error> {
+        let path = self.folder.join(OWNERS);
+        if owners.is_empty() {
+            return match fs::remove_file(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::Remove { path, source: e }),
+                _ => Ok(()),
+            };
+        }
+        fs::create_dir_all(&self.folder).map_err(|source| Error::CreateDir { path: self.folder.clone(), source })?;
+        let text = typed::to_bytes(owners).unwrap_or_default();
+        atomic_file::replace(&path, &text, 0o600).map_err(|source| Error::WriteFile { path, source })
     }
 
     fn file_of(&self, path: &Path) -> PathBuf {

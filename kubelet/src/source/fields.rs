@@ -73,6 +73,12 @@ const POD: &[&str] = &[
 /// What has no effect where nobody schedules pods and no Services exist, and why. Such a field is warned of, unless it says what
 /// happens anyway ([`says_nothing`]).
 const MEANINGLESS: &[(&str, &str)] = &[
+    ("metadata.finalizers", "nothing else has a part in the pod's end"),
+    ("metadata.generateName", "a pod of a file has the name in it"),
+    ("metadata.managedFields", "the file is the pod's only author"),
+    ("metadata.ownerReferences", "the file is the pod's only owner"),
+    ("metadata.resourceVersion", "a file has no versions"),
+    ("metadata.selfLink", "a pod of a file has no address"),
     ("spec.affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution", "the pod runs where its file is"),
     ("spec.affinity.podAffinity", "the pod runs where its file is"),
     ("spec.affinity.podAntiAffinity", "the pod runs where its file is"),
@@ -263,7 +269,7 @@ mod tests {
             "spec.containers[0].livenessProbe.grpc.nothing",
             "spec.initContainers[0].nothing",
             "spec.ephemeralContainers",
-            "metadata.ownerReferences",
+            "metadata.nothing",
             "spec.containers[0].image.nested",
         ] {
             assert!(!is_supported(path), "{path}");

@@ -1,7 +1,6 @@
 //! The file source: a folder (or one file) of manifests, watched by inotify and read again now and then. A broken file
 //! leaves its pods alone; a missing one counts after a short absence. Emits whole sets of pods, decides nothing.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
@@ -10,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use k8s_openapi::api::core::v1::Pod;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -19,10 +19,9 @@ use super::accepted::AcceptedStore;
 use super::manifest::{is_manifest_name, read_manifest};
 use super::static_pod::{Origin, StaticPod};
 use super::watch::Watch;
-use super::{SourceName, SourceUpdate};
+use super::{SourceName, SourceUpdate, WARNING};
 use crate::clock::Clock;
-use crate::objects::{Object, ObjectName};
-use crate::pod::FullName;
+use crate::objects::Object;
 
 /// Larger files are refused unread.
 const MAX_FILE: u64 = 10 * 1024 * 1024;
@@ -90,6 +89,21 @@ struct Unsettled {
     patience: Duration,
 }
 
+impl FileState {
+    /// What its pods and objects are called.
+    fn names(&self) -> impl Iterator<Item = String> {
+        self.pods.iter().map(pod_name).chain(self.objects.iter().map(|object| object.name().to_string()))
+    }
+}
+
+fn pod_name(pod: &StaticPod) -> String {
+    format!("pod {}", pod.full_name())
+}
+
+fn duplicate((path, name, owner): &(PathBuf, String, PathBuf)) -> String {
+    format!("{}: {name} is already defined by {}", path.display(), owner.display())
+}
+
 /// Outcome of one look at the files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Scan {
@@ -105,7 +119,12 @@ pub struct Scanner {
     config: FileSourceConfig,
     store: AcceptedStore,
     files: BTreeMap<PathBuf, FileState>,
-    owners: BTreeMap<FullName, PathBuf>,
+    /// The file whose word counts, by what pods and objects are called: `pod default/web-n`, `Secret default/s`.
+    owners: BTreeMap<String, PathBuf>,
+    /// What files hold that another one has: the file, what it is called, the other.
+    lost: BTreeSet<(PathBuf, String, PathBuf)>,
+    /// Pods that lost their name since the last update, each with its file and the one that has it.
+    rejected: Vec<(Pod, String)>,
     skipped: BTreeSet<PathBuf>,
     fresh: BTreeSet<String>,
     scanned: bool,
@@ -123,15 +142,16 @@ impl Scanner {
     pub fn new(config: FileSourceConfig) -> Scanner {
         let store = AcceptedStore::below(&config.kubelet_root);
         let mut files = BTreeMap::new();
-        let mut owners = BTreeMap::new();
+        let mut owners = store.load_owners();
+        owners.retain(|_, path| *path == config.path || path.parent() == Some(&config.path));
         for record in store.load() {
             if record.path != config.path && record.path.parent() != Some(&config.path) {
                 continue;
             }
-            for pod in &record.pods {
-                owners.insert(pod.full_name(), record.path.clone());
-            }
             let state = FileState { pods: record.pods, objects: record.objects, ..FileState::default() };
+            for name in state.names() {
+                owners.entry(name).or_insert_with(|| record.path.clone());
+            }
             files.insert(record.path, state);
         }
         Scanner {
@@ -139,6 +159,8 @@ impl Scanner {
             store,
             files,
             owners,
+            lost: BTreeSet::new(),
+            rejected: Vec::new(),
             skipped: BTreeSet::new(),
             fresh: BTreeSet::new(),
             scanned: false,
@@ -353,57 +375,62 @@ impl Scanner {
         }
     }
 
-    /// One file per pod name: the one that has it keeps it, else the first by path.
+    /// One file per pod and object: the one that has it keeps it, else the first by path. Who loses is told once, and on record:
+    /// after a restart nothing changes hands either.
     fn assign_owners(&mut self) {
-        let mut owners: BTreeMap<FullName, PathBuf> = BTreeMap::new();
+        let mut owners: BTreeMap<String, PathBuf> = BTreeMap::new();
         for (path, state) in &self.files {
-            for pod in &state.pods {
-                let name = pod.full_name();
+            for name in state.names() {
                 if self.owners.get(&name) == Some(path) || !owners.contains_key(&name) {
                     owners.insert(name, path.clone());
                 }
             }
         }
-        self.owners = owners;
+        let mut lost = BTreeSet::new();
+        for (path, state) in &self.files {
+            let others = |name: &String| owners.get(name).filter(|owner| *owner != path).cloned();
+            lost.extend(state.names().filter_map(|name| others(&name).map(|owner| (path.clone(), name, owner))));
+        }
+        for entry @ (path, name, owner) in lost.difference(&self.lost) {
+            tracing::warn!("{}: it has no effect", duplicate(entry));
+            let pods = self.files.get(path).into_iter().flat_map(|state| &state.pods);
+            let why = || format!("{} is already defined by {}", path.display(), owner.display());
+            self.rejected.extend(pods.filter(|pod| pod_name(pod) == *name).map(|pod| (pod.pod.clone(), why())));
+        }
+        if lost != self.lost {
+            let contested = lost.iter().map(|(_, name, owner)| (name.clone(), owner.clone())).collect();
+            if let Err(error) = self.store.save_owners(&contested) {
+                tracing::warn!(%error, "which file has a name is not on record");
+            }
+        }
+        (self.owners, self.lost) = (owners, lost);
     }
 
     /// The pods of all files, each name once.
     pub fn update(&self) -> SourceUpdate {
-        let fresh = self.fresh.clone();
-        let mut update =
-            SourceUpdate { source: SourceName::File, pods: Vec::new(), fresh, objects: Vec::new(), problems: Vec::new() };
+        let mut update = SourceUpdate {
+            source: SourceName::File,
+            pods: Vec::new(),
+            fresh: self.fresh.clone(),
+            objects: Vec::new(),
+            problems: Vec::new(),
+            rejected: self.rejected.clone(),
+        };
         let mut uids = BTreeSet::new();
-        let mut names: BTreeMap<ObjectName, &PathBuf> = BTreeMap::new();
         for (path, state) in &self.files {
-            update.problems.extend(state.problems.iter().chain(&state.warnings).cloned());
-            for object in &state.objects {
-                match names.entry(object.name()) {
-                    Entry::Vacant(free) => {
-                        free.insert(path);
-                        update.objects.push(object.clone());
-                    }
-                    Entry::Occupied(taken) => {
-                        let first = taken.get().display();
-                        update.problems.push(format!("{}: {} is already defined by {first}", path.display(), taken.key()));
-                    }
-                }
-            }
-            for pod in &state.pods {
-                let name = pod.full_name();
-                match self.owners.get(&name) {
-                    Some(owner) if owner == path && uids.insert(pod.pod.metadata.uid.clone()) => {
-                        update.pods.push(pod.pod.clone());
-                    }
-                    Some(owner) if owner == path => {
-                        update.problems.push(format!("{}: the UID of pod {name} is another pod's", path.display()));
-                    }
-                    Some(owner) => {
-                        update.problems.push(format!("{}: pod {name} is already defined by {}", path.display(), owner.display()))
-                    }
-                    None => {}
+            update.problems.extend(state.problems.iter().cloned());
+            update.problems.extend(state.warnings.iter().map(|warning| format!("{WARNING}{warning}")));
+            let is_ours = |name: &String| self.owners.get(name) == Some(path);
+            update.objects.extend(state.objects.iter().filter(|object| is_ours(&object.name().to_string())).cloned());
+            for pod in state.pods.iter().filter(|pod| is_ours(&pod_name(pod))) {
+                if uids.insert(pod.pod.metadata.uid.clone()) {
+                    update.pods.push(pod.pod.clone());
+                } else {
+                    update.problems.push(format!("{}: the UID of {} is another pod's", path.display(), pod_name(pod)));
                 }
             }
         }
+        update.problems.extend(self.lost.iter().map(duplicate));
         update
     }
 }
@@ -461,6 +488,7 @@ pub async fn run(config: FileSourceConfig, updates: mpsc::Sender<SourceUpdate>, 
             (published, dirty) = (true, false);
             let update = scanner.update();
             scanner.fresh.clear();
+            scanner.rejected.clear();
             if updates.send(update).await.is_err() {
                 return;
             }
@@ -656,6 +684,55 @@ mod tests {
         scanner.scan(folder.now, NONE);
         scanner.scan(folder.now + Duration::from_secs(1), NONE);
         assert_eq!(names(&scanner), ["web-n=second"]);
+    }
+
+    #[test]
+    fn a_name_stays_with_its_file_over_restarts_whichever_comes_first() {
+        let folder = Folder::new();
+        let config_map = |text: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: cfg}}\ndata: {{a: {text}}}\n");
+        let held = |scanner: &Scanner| match &scanner.update().objects[..] {
+            [Object::ConfigMap(map)] => map.data.as_ref().unwrap()["a"].clone(),
+            other => panic!("{other:?}"),
+        };
+        folder.write("b.yaml", &config_map("first"));
+        let mut scanner = folder.scanner();
+        scanner.scan(folder.now, NONE);
+        folder.write("a.yaml", &config_map("before"));
+        folder.write("c.yaml", &config_map("behind"));
+        scanner.scan(folder.now, NONE);
+        assert_eq!(held(&scanner), "first");
+        let told = scanner.update().problems;
+        assert!(told.len() == 2 && told[0].contains("a.yaml: ConfigMap default/cfg is already defined by"), "{told:?}");
+        assert!(told[0].ends_with("b.yaml"), "{told:?}");
+        // The copy that sorts first, and the one behind, have it after a restart no more than before.
+        let mut scanner = folder.scanner();
+        scanner.scan(folder.now, NONE);
+        assert_eq!(held(&scanner), "first");
+        folder.write("b.yaml", &config_map("edited"));
+        scanner.scan(folder.now, NONE);
+        assert_eq!(held(&scanner), "edited", "an edit of the owner arrives");
+        for name in ["a.yaml", "c.yaml"] {
+            folder.remove(name);
+        }
+        scanner.scan(folder.now, NONE);
+        scanner.scan(folder.now + Duration::from_secs(1), NONE);
+        assert!(scanner.update().problems.is_empty());
+        assert!(!folder.root.path().join("k/static-pods/owners").exists(), "nothing is contested any more");
+    }
+
+    #[test]
+    fn a_pod_that_another_file_has_is_rejected_once() {
+        let folder = Folder::new();
+        folder.write("b.yaml", &pod("web", "first"));
+        let mut scanner = folder.scanner();
+        scanner.scan(folder.now, NONE);
+        folder.write("a.yaml", &pod("web", "second"));
+        scanner.scan(folder.now, NONE);
+        let rejected = std::mem::take(&mut scanner.rejected);
+        assert!(rejected.len() == 1 && rejected[0].1.ends_with("b.yaml"), "{rejected:?}");
+        folder.write("a.yaml", &pod("web", "third"));
+        scanner.scan(folder.now, NONE);
+        assert!(scanner.rejected.is_empty() && names(&scanner) == ["web-n=first"]);
     }
 
     #[test]

@@ -29,6 +29,9 @@ pub enum SourceName {
     File,
 }
 
+/// What begins the problems of an update that refuse nothing.
+pub const WARNING: &str = "warning: ";
+
 /// All pods that a source stands for now.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SourceUpdate {
@@ -40,6 +43,8 @@ pub struct SourceUpdate {
     pub fresh: BTreeSet<String>,
     /// The objects that its files hold.
     pub objects: Vec<Object>,
-    /// What its files say that cannot be carried out, as `file:line: message`.
+    /// What its files say that cannot be carried out, as `file:line: message`; behind [`WARNING`] what has no effect.
     pub problems: Vec<String>,
+    /// Pods that have another file's name, since the last update: each with why.
+    pub rejected: Vec<(Pod, String)>,
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::parse::Problem;
+use super::parse::{Problem, QUOTE};
 use super::storage;
 use super::validate::{is_dns_label, is_dns_subdomain};
 use super::yaml::Lines;
@@ -19,15 +19,22 @@ use crate::typed;
 /// Most that one object may hold: the API server's limit.
 const MAX_BYTES: usize = 1024 * 1024;
 
+/// The kinds of objects that are kept for pods, with their versions.
+pub(super) const KINDS: [(&str, &str); 9] = [
+    ("v1", "ConfigMap"),
+    ("v1", "Secret"),
+    ("v1", "ServiceAccount"),
+    ("v1", "PersistentVolume"),
+    ("v1", "PersistentVolumeClaim"),
+    ("node.k8s.io/v1", "RuntimeClass"),
+    ("scheduling.k8s.io/v1", "PriorityClass"),
+    ("storage.k8s.io/v1", "StorageClass"),
+    ("storage.k8s.io/v1", "CSIDriver"),
+];
+
 /// Whether a document of this kind is an object that is kept for pods.
 pub(super) fn is_object(api_version: &str, kind: &str) -> bool {
-    matches!(
-        (api_version, kind),
-        ("v1", "ConfigMap" | "Secret" | "ServiceAccount" | "PersistentVolume" | "PersistentVolumeClaim")
-            | ("node.k8s.io/v1", "RuntimeClass")
-            | ("scheduling.k8s.io/v1", "PriorityClass")
-            | ("storage.k8s.io/v1", "StorageClass" | "CSIDriver")
-    )
+    KINDS.contains(&(api_version, kind))
 }
 
 /// An object of a document, or what is wrong with it.
@@ -71,8 +78,18 @@ pub(super) fn decode(kind: &str, mut value: Value, lines: &Lines, warnings: &mut
 fn typed<T: DeserializeOwned + Serialize>(value: &Value, lines: &Lines, warnings: &mut Vec<Problem>) -> Result<T, Vec<Problem>> {
     let object: T = typed::read(value).map_err(|e| {
         let path = e.path().to_string();
-        let hint = if path.starts_with("data") || path.starts_with("stringData") { " (quote the value)" } else { "" };
-        vec![Problem { line: lines.of(&path), message: format!("{path}: {}{hint}", e.inner()) }]
+        let cause = e.inner().to_string();
+        let is_data = path.starts_with("data") || path.starts_with("stringData") || path.starts_with("binaryData");
+        let is_text = value.pointer(&format!("/{}", path.replacen('.', "/", 1))).is_some_and(Value::is_string);
+        let message = match (is_data, is_text) {
+            (true, true) if path.starts_with("data") => {
+                format!("{path}: is not base64: plain text goes into stringData ({cause})")
+            }
+            (true, true) => format!("{path}: is not base64 ({cause})"),
+            (true, false) => format!("{path}: {cause}{QUOTE}"),
+            _ => format!("{path}: {cause}"),
+        };
+        vec![Problem { line: lines.of(&path), message }]
     })?;
     let known = serde_json::to_value(&object).unwrap_or(Value::Null);
     unknown_fields(value, &known, String::new(), lines, warnings);
@@ -249,7 +266,21 @@ mod tests {
             ),
             ("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\ndata:\n  a/b: x\n", 5, "data.a/b: is not a key"),
             ("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\ndata:\n  a: on\n", 5, "data.a: invalid type: boolean `true`"),
-            ("apiVersion: v1\nkind: Secret\nmetadata: {name: m}\ndata:\n  a: '%'\n", 5, "data.a: "),
+            (
+                "apiVersion: v1\nkind: Secret\nmetadata: {name: m}\ndata:\n  a: '%'\n",
+                5,
+                "data.a: is not base64: plain text goes into stringData",
+            ),
+            (
+                "apiVersion: v1\nkind: Secret\nmetadata: {name: m}\ndata:\n  a.b: 's3cret!'\n",
+                5,
+                "data.a.b: is not base64: plain text",
+            ),
+            (
+                "apiVersion: v1\nkind: Secret\nmetadata: {name: m}\nstringData:\n  a: n\n",
+                5,
+                "stringData.a: invalid type: boolean `false`",
+            ),
             (
                 "apiVersion: v1\nkind: Secret\nmetadata: {name: m}\ntype: kubernetes.io/tls\nstringData: {tls.crt: x}\n",
                 0,

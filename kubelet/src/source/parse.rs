@@ -38,6 +38,8 @@ pub struct ParsedFile {
     pub objects: Vec<Object>,
     /// Unknown fields and the like.
     pub warnings: Vec<Problem>,
+    /// Documents for a control plane.
+    others: Vec<Problem>,
 }
 
 /// Parses a file. One bad document spoils the file: half of a file is never acted on.
@@ -51,7 +53,43 @@ pub fn parse_manifest(text: &str) -> Result<ParsedFile, Vec<Problem>> {
     for document in documents {
         parse_object(document.value, document.lines, &mut file, &mut errors);
     }
+    // Beside what runs here they are left out by name; a file of nothing else is a mistake.
+    if file.pods.is_empty() && file.objects.is_empty() {
+        errors.append(&mut file.others);
+    }
+    file.warnings.append(&mut file.others);
     if errors.is_empty() { Ok(file) } else { Err(errors) }
+}
+
+/// What to do about a value that is no text: `n`, `on` and `off` are booleans of YAML 1.1.
+pub(super) const QUOTE: &str = " (quote the value: without quotes y, n, yes, no, on and off are booleans of YAML 1.1)";
+
+/// What a manifest may hold.
+const ONLY: &str = "only Pod, ConfigMap, Secret, ServiceAccount, PersistentVolume, PersistentVolumeClaim, StorageClass, CSIDriver, \
+                    RuntimeClass, PriorityClass and List";
+
+/// Kinds of the core group that a control plane carries out.
+const CORE: [&str; 10] = [
+    "Endpoints",
+    "Event",
+    "LimitRange",
+    "Namespace",
+    "Node",
+    "PodTemplate",
+    "ReplicationController",
+    "ResourceQuota",
+    "Service",
+    "ComponentStatus",
+];
+
+/// Whether a document is a control plane's: a kind of it, or of an API group that no pod has to do with. A kind that berth reads, in
+/// another group, and another kind of a group that it reads are mistakes: what they were meant to be would end unnoticed.
+fn is_control_planes(api_version: &str, kind: &str) -> bool {
+    let read = ["Pod", "PodList", "List"].contains(&kind) || object::KINDS.iter().any(|(_, read)| *read == kind);
+    let foreign = |(group, version): (&str, &str)| {
+        !version.is_empty() && !object::KINDS.iter().any(|(read, _)| read.split_once('/').is_some_and(|(read, _)| read == group))
+    };
+    !read && (api_version == "v1" && CORE.contains(&kind) || api_version.split_once('/').is_some_and(foreign))
 }
 
 fn parse_object(value: Value, lines: Lines, file: &mut ParsedFile, errors: &mut Vec<Problem>) {
@@ -68,13 +106,13 @@ fn parse_object(value: Value, lines: Lines, file: &mut ParsedFile, errors: &mut 
         ("", "") => errors.push(refuse("", "apiVersion and kind are missing: expected v1 Pod".to_owned())),
         (_, "") => errors.push(refuse("apiVersion", "kind is missing".to_owned())),
         ("", _) => errors.push(refuse("kind", "apiVersion is missing".to_owned())),
-        _ => errors.push(refuse(
-            "kind",
-            format!(
-                "{api_version} {kind} does not run on a node: only Pod, ConfigMap, Secret, ServiceAccount, PersistentVolume, \
-                 PersistentVolumeClaim, StorageClass, CSIDriver, RuntimeClass, PriorityClass and List"
-            ),
-        )),
+        (version, kind) if is_control_planes(version, kind) => {
+            let name = value.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+            let what = format!("{version} {kind} {name}");
+            let message = format!("{} has no effect: it does not run on a node, {ONLY}", what.trim_end());
+            file.others.push(refuse("kind", message));
+        }
+        _ => errors.push(refuse("kind", format!("{api_version} {kind} does not run on a node: {ONLY}"))),
     }
 }
 
@@ -111,7 +149,7 @@ fn decode_pod(mut value: Value, lines: Lines, file: &mut ParsedFile, errors: &mu
             let path = e.path().to_string();
             let mut message = format!("{path}: {}", e.inner());
             if message.contains("invalid type: boolean") || message.contains("invalid type: integer") {
-                message.push_str(" (quote the value)");
+                message.push_str(QUOTE);
             }
             errors.push(Problem { line: lines.of(&path), message });
             return;
@@ -299,15 +337,54 @@ mod tests {
     }
 
     #[test]
-    fn other_kinds_are_named_not_skipped() {
+    fn what_is_a_control_planes_is_left_out_by_name_beside_what_runs_here() {
+        let text = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\n---\n{POD}---\napiVersion: apps/v1\nkind: Deployment\n"
+        );
+        let file = parse_manifest(&text).unwrap();
+        assert_eq!(file.pods.len(), 1);
+        let warned: Vec<_> = file.warnings.iter().map(|w| (w.line, w.message.as_str())).collect();
+        assert!(
+            warned[0].0 == 2 && warned[0].1.starts_with("v1 Service web has no effect: it does not run on a node"),
+            "{warned:?}"
+        );
+        assert!(warned[1].0 == 15 && warned[1].1.starts_with("apps/v1 Deployment has no effect"), "{warned:?}");
+        // What may be a mistake for something that runs spoils the file.
+        for (version, kind) in [
+            ("v1", "Pdo"),
+            ("v2", "Pod"),
+            ("apps/v1", "Pod"),
+            ("apps/v1", "Secret"),
+            ("storage.k8s.io/v1", "StorageClas"),
+            ("/", "X"),
+        ] {
+            let error = errors(&format!("{POD}---\napiVersion: {version}\nkind: {kind}\n"));
+            assert!(error[0].1.starts_with(&format!("{version} {kind} does not run on a node")), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn what_pods_from_a_cluster_carry_along_is_warned_of() {
+        let from_cluster = POD.replace(
+            "  name: web\n",
+            "  name: web\n  resourceVersion: '12'\n  ownerReferences:\n  - {apiVersion: apps/v1, kind: ReplicaSet, name: web, uid: u}\n\
+            \x20 generateName: web-\n  finalizers: [x/y]\n",
+        );
+        let file = parse_manifest(&from_cluster).unwrap();
+        let fields: Vec<_> = file.warnings.iter().map(|w| w.message.split(':').next().unwrap_or_default()).collect();
         assert_eq!(
-            errors("apiVersion: apps/v1\nkind: Deployment\n"),
-            [(
-                2,
-                "apps/v1 Deployment does not run on a node: only Pod, ConfigMap, Secret, ServiceAccount, PersistentVolume, \
-                 PersistentVolumeClaim, StorageClass, CSIDriver, RuntimeClass, PriorityClass and List"
-                    .to_owned()
-            )]
+            fields,
+            ["metadata.resourceVersion", "metadata.ownerReferences", "metadata.generateName", "metadata.finalizers"]
+        );
+    }
+
+    #[test]
+    fn other_kinds_are_named_not_skipped() {
+        let only = errors("apiVersion: apps/v1\nkind: Deployment\n");
+        assert!(only.len() == 1 && only[0].0 == 2, "{only:?}");
+        assert!(
+            only[0].1.starts_with("apps/v1 Deployment has no effect: it does not run on a node, only Pod, ConfigMap"),
+            "{only:?}"
         );
         assert_eq!(errors(&format!("{POD}---\nkind: Pod\n"))[0].1, "apiVersion is missing");
         assert_eq!(errors("")[0].1, "holds no document; remove the file to stop its pods");
@@ -323,7 +400,7 @@ mod tests {
         let errors = errors(&format!("{POD}    env:\n    - name: A\n      value: on\n"));
         assert_eq!(errors[0].0, 11);
         assert!(errors[0].1.starts_with("spec.containers[0].env[0].value: invalid type: boolean `true`, expected a string"));
-        assert!(errors[0].1.ends_with("(quote the value)"));
+        assert!(errors[0].1.ends_with(QUOTE));
     }
 
     #[test]

@@ -187,8 +187,7 @@ mod tests {
     const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\nspec:\n  containers:\n  - name: c\n    image: i\n    resources:\n      limits: {cpu: 1, memory: 1Gi, ephemeral-storage: 1Gi}\n";
 
     fn make(text: &str, path: &str, node: &str, accepted: &[StaticPod]) -> StaticPod {
-        let text = text.replace(", ephemeral-storage: 1Gi", "");
-        let parsed = parse_manifest(&text).unwrap().pods.remove(0);
+        let parsed = parse_manifest(text).unwrap().pods.remove(0);
         let origin = Origin { path: Path::new(path), node_name: node, seen: Timestamp::UNIX_EPOCH, allowed_unsafe_sysctls: &[] };
         complete(parsed, &origin, accepted).unwrap()
     }
@@ -235,9 +234,7 @@ mod tests {
 
     #[test]
     fn problems_carry_their_line() {
-        let parsed = parse_manifest(&POD.replace("name: c", "name: C")).map(|mut f| f.pods.remove(0));
-        let text = POD.replace("name: c", "name: C").replace(", ephemeral-storage: 1Gi", "");
-        let parsed = parsed.unwrap_or_else(|_| parse_manifest(&text).unwrap().pods.remove(0));
+        let parsed = parse_manifest(&POD.replace("name: c", "name: C")).unwrap().pods.remove(0);
         let origin = Origin { path: Path::new("/x"), node_name: "n", seen: Timestamp::UNIX_EPOCH, allowed_unsafe_sysctls: &[] };
         let problems = complete(parsed, &origin, &[]).unwrap_err();
         assert_eq!(problems[0], Problem { line: 7, message: "spec.containers[0].name: \"C\" is not a DNS label".into() });

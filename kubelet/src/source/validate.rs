@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{AppArmorProfile, Container, Pod, PodSpec, SeccompProfile};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use self::container::validate_container;
 use self::volume::validate_volumes;
@@ -62,11 +63,57 @@ pub fn validate_pod(pod: &Pod, allowed_unsafe_sysctls: &[String]) -> Vec<Invalid
     if !is_dns_label(namespace) {
         problems.add("metadata.namespace", format!("{namespace:?} is not a DNS label"));
     }
+    validate_metadata(&pod.metadata, &mut problems);
     match &pod.spec {
         None => problems.add("spec", "is required"),
         Some(spec) => validate_spec(spec, allowed_unsafe_sysctls, &mut problems),
     }
     problems.0
+}
+
+/// Most that a pod's annotations may hold together: the API's limit.
+const MAX_ANNOTATIONS: usize = 256 * 1024;
+
+/// Labels and annotations, by the API's rules.
+fn validate_metadata(metadata: &ObjectMeta, problems: &mut Problems) {
+    const KEY: &str = "letters, digits, '-', '_' and '.', at most 63, with a letter or digit at both ends, behind a DNS subdomain and '/' \
+                       where there is one";
+    for (key, value) in metadata.labels.iter().flatten() {
+        if !is_qualified_name(key) {
+            problems.add(format!("metadata.labels.{key}"), format!("{key:?} is not the name of a label: {KEY}"));
+        }
+        if !value.is_empty() && !is_name_part(value) {
+            let message =
+                "is not a label's value: letters, digits, '-', '_' and '.', at most 63, with a letter or digit at both ends";
+            problems.add(format!("metadata.labels.{key}"), format!("{value:?} {message}"));
+        }
+    }
+    let mut size = 0;
+    for (key, value) in metadata.annotations.iter().flatten() {
+        size += key.len() + value.len();
+        if !is_qualified_name(&key.to_lowercase()) {
+            problems.add(format!("metadata.annotations.{key}"), format!("{key:?} is not the name of an annotation: {KEY}"));
+        }
+    }
+    if size > MAX_ANNOTATIONS {
+        problems.add("metadata.annotations", format!("hold {size} bytes: at most {MAX_ANNOTATIONS} are allowed"));
+    }
+}
+
+/// What a label may be called: a name, behind a DNS subdomain where there is one.
+fn is_qualified_name(text: &str) -> bool {
+    match text.split_once('/') {
+        Some((prefix, name)) => is_dns_subdomain(prefix) && is_name_part(name),
+        None => is_name_part(text),
+    }
+}
+
+fn is_name_part(text: &str) -> bool {
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    text.len() <= 63
+        && edge(text.chars().next())
+        && edge(text.chars().last())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
 }
 
 fn validate_spec(spec: &PodSpec, allowed_unsafe_sysctls: &[String], problems: &mut Problems) {
@@ -323,7 +370,7 @@ mod tests {
     fn a_good_pod_has_no_problems() {
         let spec = "{hostNetwork: true, volumes: [{name: v}, {name: h, hostPath: {path: /x, type: File}}], \
             initContainers: [{name: i, image: i}], containers: [{name: c, image: i, ports: [{containerPort: 80, name: http}], \
-            resources: {limits: {cpu: 1, memory: 1Gi, hugepages-2Mi: 4Mi}}, volumeMounts: [{name: v, mountPath: /v}], \
+            resources: {limits: {cpu: 1, memory: 1Gi, ephemeral-storage: 1Gi, hugepages-2Mi: 4Mi}}, volumeMounts: [{name: v, mountPath: /v}], \
             securityContext: {seccompProfile: {type: RuntimeDefault}, privileged: true}}], \
             securityContext: {sysctls: [{name: kernel.shm_rmid_forced, value: '1'}]}}";
         assert_eq!(problems(spec), []);
@@ -343,6 +390,12 @@ mod tests {
             ("{hostUsers: false, hostNetwork: true, containers: [{name: c, image: i}]}".to_owned(), "spec.hostUsers"),
             ("{hostname: A.b, containers: [{name: c, image: i}]}".to_owned(), "spec.hostname"),
             (container("volumeMounts: [{name: absent, mountPath: /x}]"), "spec.containers[0].volumeMounts[0].name"),
+            (container("volumeMounts: [{name: v, mountPath: 'b:c'}]"), "spec.containers[0].volumeMounts[0].mountPath"),
+            (
+                container("resources: {requests: {cpu: 1, hugepages-2Mi: 4Mi}}"),
+                "spec.containers[0].resources.requests.hugepages-2Mi",
+            ),
+            (container("resources: {limits: {hugepages-2Mi: 4Mi}}"), "spec.containers[0].resources"),
             (container("livenessProbe: {periodSeconds: 1}"), "spec.containers[0].livenessProbe"),
             (
                 container("livenessProbe: {tcpSocket: {port: 1}, successThreshold: 2}"),
@@ -457,6 +510,44 @@ mod tests {
         for (spec, field) in cases {
             let found = problems(&spec);
             assert!(found.iter().any(|(path, _)| path == field), "{spec}\nwanted {field}, got {found:?}");
+        }
+    }
+
+    #[test]
+    fn labels_and_annotations_are_held_to_the_apis_rules() {
+        let mut pod = Pod::default();
+        pod.metadata.name = Some("a".to_owned());
+        apply_defaults(&mut pod);
+        let long = "x".repeat(64);
+        for (key, value, label, annotation) in [
+            ("app.kubernetes.io/Name_1", "Shop-1.x_y", true, true),
+            ("empty", "", true, true),
+            ("bad label!", "x", false, false),
+            ("app", "x y", false, true),
+            ("app", "-x", false, true),
+            (long.as_str(), "x", false, false),
+            ("app", long.as_str(), false, true),
+            ("Upper.case/x", "x", false, true),
+            ("a/b/c", "x", false, false),
+            ("/x", "x", false, false),
+        ] {
+            let map = Some([(key.to_owned(), value.to_owned())].into());
+            (pod.metadata.labels, pod.metadata.annotations) = (map.clone(), map);
+            let found = validate_pod(&pod, &[]);
+            let of = |field: &str| !found.iter().any(|i| i.path == format!("metadata.{field}.{key}"));
+            assert_eq!((of("labels"), of("annotations")), (label, annotation), "{key:?}: {value:?}");
+        }
+        pod.metadata.annotations = Some([("a".to_owned(), "x".repeat(MAX_ANNOTATIONS))].into());
+        assert!(validate_pod(&pod, &[]).iter().any(|i| i.path == "metadata.annotations"));
+    }
+
+    #[test]
+    fn two_handlers_are_too_many_and_none_too_few() {
+        let container = |extra: &str| format!("{{containers: [{{name: c, image: i, livenessProbe: {{{extra}}}}}]}}");
+        for (probe, message) in [("", "must have one of"), ("exec: {command: [x]}, tcpSocket: {port: 1}", "may have only one of")]
+        {
+            let found = problems(&container(probe));
+            assert!(found[0].1.starts_with(message), "{found:?}");
         }
     }
 

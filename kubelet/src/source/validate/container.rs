@@ -1,10 +1,11 @@
 //! The rules of one container: names, ports, resources, mounts, security, probes. Its variables are in [`super::env`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Container, ContainerPort, HTTPGetAction, PodSpec, Probe, ResourceRequirements, VolumeMount};
 
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::env::validate_env;
@@ -106,9 +107,7 @@ fn validate_lifecycle(path: &str, container: &Container, spec: &PodSpec, problem
         let Some(handler) = handler else { continue };
         let path = format!("{path}.{name}");
         let kinds = [handler.exec.is_some(), handler.http_get.is_some(), handler.tcp_socket.is_some(), handler.sleep.is_some()];
-        if kinds.iter().filter(|set| **set).count() != 1 {
-            problems.add(path.clone(), "must have one of exec, httpGet, tcpSocket and sleep");
-        }
+        exactly_one(&path, &kinds, "exec, httpGet, tcpSocket and sleep", problems);
         let tcp_host = handler.tcp_socket.as_ref().and_then(|tcp| tcp.host.as_deref());
         let http_host = handler.http_get.as_ref().and_then(|get| get.host.as_deref());
         for (kind, host) in [("tcpSocket", tcp_host), ("httpGet", http_host)] {
@@ -130,11 +129,18 @@ fn validate_lifecycle(path: &str, container: &Container, spec: &PodSpec, problem
     }
 }
 
+/// Of several ways one is to be chosen.
+pub(super) fn exactly_one(path: &str, set: &[bool], ways: &str, problems: &mut Problems) {
+    match set.iter().filter(|set| **set).count() {
+        1 => {}
+        0 => problems.add(path, format!("must have one of {ways}")),
+        _ => problems.add(path, format!("may have only one of {ways}")),
+    }
+}
+
 fn validate_probe(path: &str, probe: &Probe, once: bool, problems: &mut Problems) {
     let handlers = [probe.exec.is_some(), probe.http_get.is_some(), probe.tcp_socket.is_some(), probe.grpc.is_some()];
-    if handlers.iter().filter(|set| **set).count() != 1 {
-        problems.add(path, "must have one of exec, httpGet, tcpSocket and grpc");
-    }
+    exactly_one(path, &handlers, "exec, httpGet, tcpSocket and grpc", problems);
     if probe.grpc.as_ref().is_some_and(|grpc| !(1..=65535).contains(&grpc.port)) {
         problems.add(format!("{path}.grpc.port"), "must be between 1 and 65535");
     }
@@ -224,10 +230,15 @@ fn validate_resources(path: &str, resources: Option<&ResourceRequirements>, prob
                     path,
                     "is neither a resource that the kubelet knows nor the name of an extended one (example.com/thing)",
                 );
-            } else if name == "ephemeral-storage" && kind == "limits" {
-                problems.add(path, "limits of ephemeral storage are not supported by berth yet");
+            } else if name.starts_with("hugepages-") && kind == "requests" && !limits.contains_key(name) {
+                problems.add(path, "must have a limit: huge pages are not shared");
             }
         }
+    }
+    let asked = |list: &BTreeMap<String, Quantity>, named: fn(&str) -> bool| list.keys().any(|name| named(name));
+    let others = |name: &str| matches!(name, "cpu" | "memory");
+    if asked(&limits, |name| name.starts_with("hugepages-")) && !asked(&requests, others) && !asked(&limits, others) {
+        problems.add(path, "huge pages need cpu or memory beside them");
     }
     for (name, limit) in &limits {
         if let Some(request) = requests.get(name) {
@@ -314,6 +325,9 @@ fn validate_mounts(path: &str, container: &Container, volumes: &BTreeSet<&str>, 
         }
         if mount.mount_path.is_empty() {
             problems.add(format!("{path}.mountPath"), "is required");
+        }
+        if mount.mount_path.contains(':') {
+            problems.add(format!("{path}.mountPath"), "must not contain ':'");
         }
         let (sub_path, expr) =
             (mount.sub_path.as_deref().unwrap_or_default(), mount.sub_path_expr.as_deref().unwrap_or_default());

@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::{Container, EnvVarSource, FileKeySelector, ObjectFieldSelector, PodSpec, ResourceFieldSelector};
 
 use super::Problems;
+use super::container::exactly_one;
 
 /// The only version of the API whose fields can be shown.
 const API_VERSION: &str = "v1";
@@ -44,9 +45,7 @@ fn validate_source(path: &str, from: &EnvVarSource, spec: &PodSpec, problems: &m
         from.secret_key_ref.is_some(),
         from.file_key_ref.is_some(),
     ];
-    if kinds.iter().filter(|set| **set).count() != 1 {
-        problems.add(path, "must have one source");
-    }
+    exactly_one(path, &kinds, "fieldRef, resourceFieldRef, configMapKeyRef, secretKeyRef and fileKeyRef", problems);
     if let Some(field) = &from.field_ref {
         validate_field(&format!("{path}.fieldRef"), field, problems);
         if !crate::env::is_env_field(&field.field_path) {
