@@ -285,7 +285,9 @@ pub fn explain(pods: &Value, problems: &Problems, wanted: &str, now: OffsetDateT
     let mut answers: Vec<PodWhy> = items.filter(|pod| is_meant(pod, wanted)).map(|pod| pod_why(pod, problems, now)).collect();
     // A pod runs on as it was when its manifest is refused: then both are told.
     let name = wanted.rsplit('/').next().unwrap_or(wanted);
-    let told = problems.problems.iter().filter(|problem| !name.is_empty() && problem.contains(name));
+    // A warning refuses nothing.
+    let refusals = problems.problems.iter().filter(|problem| !problem.starts_with(berth_kubelet::WARNING));
+    let told = refusals.filter(|problem| !name.is_empty() && problem.contains(name));
     answers.extend(told.map(|problem| refused(problem)));
     answers
 }
@@ -356,7 +358,7 @@ mod tests {
     fn a_resize_that_has_no_room_is_told() {
         let status = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"},
             {"type": "PodResizePending", "status": "True", "reason": "Infeasible", "message": "Node didn't have enough capacity"}]});
-        let text = explain(&pod(status), &json!({}), "web-e2e", now())[0].to_string();
+        let text = explain(&pod(status), &problems(json!({})), "web-e2e", now())[0].to_string();
         assert!(text.contains("PodResizePending: Infeasible: Node didn't have enough capacity"), "{text}");
     }
 

@@ -143,6 +143,7 @@ impl PodTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::text::Text;
 
     #[test]
     fn a_pods_spec_is_held_once_and_shown_with_its_status_in_the_order_of_names() {
@@ -167,12 +168,6 @@ mod tests {
         assert_eq!(Arc::strong_count(&made[0]), 1);
         assert_eq!(table.status(&PodUid::new("1").unwrap()), None);
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::metrics::text::Text;
 
     #[test]
     fn a_pods_probes_are_forgotten_with_it_though_nobody_reads_them() {
@@ -183,7 +178,7 @@ mod tests {
             let mut pod = Pod::default();
             (pod.metadata.name, pod.metadata.namespace) = (Some("web".into()), Some("default".into()));
             pod.metadata.uid = Some(uid.to_string());
-            table.set(uid, &pod, PodStatus::default());
+            table.set(uid, &Arc::new(pod), PodStatus::default());
             metrics.count(&families::PROBES, &["Liveness", "successful", "c", "web", "default", &uid.to_string()]);
         }
         table.remove(&uids[0]);

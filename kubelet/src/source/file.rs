@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::core::v1::Pod;
@@ -124,7 +125,7 @@ pub struct Scanner {
     /// What files hold that another one has: the file, what it is called, the other.
     lost: BTreeSet<(PathBuf, String, PathBuf)>,
     /// Pods that lost their name since the last update, each with its file and the one that has it.
-    rejected: Vec<(Pod, String)>,
+    rejected: Vec<(Arc<Pod>, String)>,
     skipped: BTreeSet<PathBuf>,
     fresh: BTreeSet<String>,
     scanned: bool,

@@ -46,5 +46,5 @@ pub struct SourceUpdate {
     /// What its files say that cannot be carried out, as `file:line: message`; behind [`WARNING`] what has no effect.
     pub problems: Vec<String>,
     /// Pods that have another file's name, since the last update: each with why.
-    pub rejected: Vec<(Pod, String)>,
+    pub rejected: Vec<(Arc<Pod>, String)>,
 }
