@@ -202,7 +202,7 @@ mod tests {
         assert!(strays.is_old(&folder, at(60), age));
         strays.retain(|uid| uid != "u1");
         assert!(!strays.is_old(&folder, at(61), age), "it has been somebody's meanwhile");
-        assert_eq!(strays.untold(vec!std::slice::from_ref(&folder)), [folder.clone()]);
+        assert_eq!(strays.untold(vec![folder.clone()]), std::slice::from_ref(&folder));
         assert!(strays.untold(vec![folder.clone()]).is_empty(), "each is named once");
         fs::remove_dir(&folder).unwrap();
         strays.retain(|uid| uid == "u1");
