@@ -343,7 +343,9 @@ async fn a_manifest_that_changed_while_the_kubelet_was_away_replaces_its_pod_in_
     node.cri.wait("the old one stops", |s| s.calls.iter().any(|(_, c)| c == "StopContainer c/0 3")).await;
     assert_eq!(node.cri.calls("RunPodSandbox").len(), 1, "the new pod waits");
     node.cri.release("StopContainer");
-    let new = node.wait_pod("web-n1", "the new one", |p| phase(p) == "Running").await;
+    // The old one is shown until it has gone.
+    let is_new = |p: &serde_json::Value| phase(p) == "Running" && p["metadata"]["deletionTimestamp"].is_null();
+    let new = node.wait_pod("web-n1", "the new one", is_new).await;
     assert_eq!(new["status"]["containerStatuses"][0]["image"], "img:2");
     assert_eq!(node.cri.lock().sandboxes.len(), 1);
 }
@@ -683,21 +685,25 @@ async fn a_resize_that_restarts_the_container_is_told_as_one_and_not_as_a_back_o
 
 #[tokio::test]
 async fn a_container_that_is_being_started_again_does_not_back_off() {
-    let labelled = |label: &str| pod("web", "").replace("{name: web}", &format!("{{name: web, labels: {{l: {label}}}}}"));
     let mut node = Node::new();
-    node.apply("web.yaml", &labelled("a"));
+    node.apply("web.yaml", &pod("web", "  - {name: other, image: 'img:1'}\n"));
     node.start().await;
-    node.wait_pod("web-n1", "Running", |p| phase(p) == "Running").await;
+    node.cri.wait("both run", |s| s.running().len() == 2).await;
     node.cri.hold("CreateContainer");
     node.cri.exit("c", 1);
-    node.cri.wait("the second start", |s| s.calls.iter().filter(|(_, c)| c.starts_with("CreateContainer")).count() == 2).await;
+    node.cri.wait("a third creation", |s| s.calls.iter().filter(|(_, c)| c.starts_with("CreateContainer")).count() == 3).await;
     // The worker looks while the start goes on.
-    node.apply("web.yaml", &labelled("b"));
-    node.wait_pod("web-n1", "the other label", |p| p["metadata"]["labels"]["l"] == "b").await;
+    node.cri.exit("other", 1);
+    let has_ended = |p: &serde_json::Value| {
+        let statuses = p["status"]["containerStatuses"].as_array().unwrap();
+        statuses.iter().any(|c| c["name"] == "other" && !c["state"]["running"].is_object())
+    };
+    node.wait_pod("web-n1", "the other's end", has_ended).await;
     let events = node.events();
-    assert!(!events.iter().any(|e| e.starts_with("BackOff")), "{events:#?}");
+    let named = |e: &&String| e.starts_with("BackOff") && e.contains("container c ");
+    assert_eq!(events.iter().filter(named).count(), 0, "{events:#?}");
     node.cri.release("CreateContainer");
-    node.wait_pod("web-n1", "Running again", |p| p["status"]["containerStatuses"][0]["state"]["running"].is_object()).await;
+    node.cri.wait("both run again", |s| s.running().len() == 2).await;
 }
 
 fn sized(name: &str, cpu: &str) -> String {
