@@ -240,10 +240,7 @@ async fn bring_back(
 /// could take for a container's like any other, which nobody has asked for.
 async fn forsake(server: &Arc<Server>, container: ContainerRecord) -> (ContainerId, Container) {
     tracing::info!(container = %container.id, "half made or half removed when the agent ended: removed");
-    // Without that record it is gone in part already, and the shim does not know it: nothing to mistake.
-    if crate::paths::record(&server.paths.live_container(&container.sandbox, &container.id)).exists() {
-        control::rewrite(server, &container.sandbox, &container.id, |record| record.forlorn = true).await;
-    }
+    control::rewrite(server, &container.sandbox, &container.id, |record| record.forlorn = true).await;
     let name = (container.facts.spec.name.clone(), container.facts.spec.attempt);
     (container.id, Container::forlorn(name, container.resources))
 }

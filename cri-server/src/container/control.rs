@@ -73,7 +73,7 @@ pub(crate) async fn rewrite(
     let path = crate::paths::record(&server.paths.live_container(sandbox, id));
     let object = path.display().to_string();
     let work = crate::blocking(move || {
-        // What another boot made has none any more.
+        // What another boot made has none any more, nor has what is half removed.
         if !path.exists() {
             return Ok(());
         }
