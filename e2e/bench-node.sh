@@ -6,6 +6,7 @@
 #   drops      a manifest dropped → its process; its process killed → its status; one pod at a time
 #   idle-http  110 idle pods with an HTTP probe each, a minute
 #   idle-exec  110 idle pods with an exec probe a second each, a minute
+#   idle-disk  what is written to the disk in ten minutes without an agent, and with 110 idle pods (only by name)
 # BERTH_BIN, BERTH_BENCH: the programs.
 set -euo pipefail
 HERE=$(cd "$(dirname "$0")" && pwd)
@@ -33,7 +34,7 @@ registryPullQPS: 0
 YAML
 }
 
-# What a kubelet writes into fixed folders goes to this leg's; the machine's sysctls stay as they are.
+# Without --node-ip it would ask the DNS for its name, ten seconds for each pod that it lets in. What a kubelet writes into fixed folders goes to this leg's; the machine's sysctls stay as they are.
 peer_node() {
   local dir=$1 name
   mkdir -p "$dir"/{var,var-work,sysctl}
@@ -55,7 +56,7 @@ peer_node() {
       cd $dir/sysctl
       for file in \$(find . -type f); do mount --bind \$file /proc/sys/\$file; done
       cd /
-      exec '"$KUBERNETES"'/kubelet --config $dir/kubelet.yaml --root-dir $dir/kubelet --hostname-override bench --v=1"
+      exec '"$KUBERNETES"'/kubelet --config $dir/kubelet.yaml --root-dir $dir/kubelet --hostname-override bench --node-ip=10.77.0.1 --v=1"
     ' sh "$dir" "$CRI_SOCKET" "${CRI_COMMAND[@]}")
   echo "containerRuntimeEndpoint: unix://$CRI_SOCKET" >> "$dir/kubelet.yaml"
   echo "volumePluginDir: $dir/plugins" >> "$dir/kubelet.yaml"

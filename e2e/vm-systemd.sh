@@ -108,7 +108,7 @@ mkdir -p target/test-logs
 timeout "${VM_TIMEOUT:-1200}" qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu max -smp 2 -m 2048 -nographic -no-reboot \
   -kernel "$VM/vmlinuz" -initrd "$WORK/initrd.gz" -drive "file=$WORK/disk.img,format=raw,if=virtio,cache=unsafe" -nic none \
   -append "$kernel ${VM_APPEND:-}" < /dev/null 2>&1 | tr -d '\r' > "$log" || true
-grep -E '^(guest:|no module|FAILED |SKIPPED )' "$log" || true
+grep -E '^(guest:|no module|FAILED |NOTE |SKIPPED )' "$log" || true
 if ! grep -q '^GUEST-END' "$log"; then
   tail -n 60 "$log"
   echo "the guest did not come to its end" >&2

@@ -177,7 +177,6 @@ pub fn kubelet(
     }
     kubelet.apply(&mut config)?;
     config.eviction.static_pods = file.node.evict_static_pods;
-    config.server.configz = Arc::new(kubelet.effective());
     if let Some(manifests) = flags.manifests.clone().or_else(|| file.node.manifests.clone()) {
         config.manifests = Some(manifests);
     }
@@ -190,11 +189,22 @@ pub fn kubelet(
     if let Some(links) = &flags.container_logs_dir {
         config.container_logs_dir = Some(links.clone());
     }
+    config.server.configz = Arc::new(in_effect(kubelet, &config));
     config.socket = Some(global.state.join("kubelet.sock"));
     if let Some(port) = flags.healthz_port {
         config.healthz_port = Some(port).filter(|port| *port != 0);
     }
     Ok(config)
+}
+
+/// What `/configz` shows: the configuration with what our own flags and defaults have made of it.
+fn in_effect(kubelet: &Configuration, config: &berth_kubelet::Config) -> serde_json::Value {
+    let mut shown = kubelet.effective();
+    shown["podLogsDir"] = config.pod_logs_dir.display().to_string().into();
+    shown["staticPodPath"] = config.manifests.as_deref().map_or(String::new(), |path| path.display().to_string()).into();
+    // Unlike the upstream's no port is opened that was not asked for.
+    shown["port"] = config.server.port.unwrap_or(0).into();
+    shown
 }
 
 /// KubeletConfiguration as a whole: the file's document, the drop-ins, the flags. What it names as without effect is logged.

@@ -1,7 +1,7 @@
 //! Pure: whether a new pod may run on this node, and if not, the upstream's reason and message. Keeps nothing.
 //!
-//! Not judged here: sysctls and AppArmor (a manifest that asks for what the node refuses is refused with its file), host ports
-//! (the main loop knows who has them), taints (there is no Node object without a control plane).
+//! Not judged here: sysctls (a manifest that asks for what the node refuses is refused with its file), host ports (the main loop
+//! knows who has them), taints (there is no Node object without a control plane).
 
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -108,7 +108,7 @@ fn check_pressure(pod: &Pod, now: NodeConditions) -> Result<(), Rejection> {
     Err(Rejection::new("Evicted", format!("The node had condition: [{}]. ", pressures.join(" "))))
 }
 
-fn check_system(pod: &Pod, _node: &NodeView) -> Result<(), Rejection> {
+fn check_system(pod: &Pod, node: &NodeView) -> Result<(), Rejection> {
     let label = pod.metadata.labels.as_ref().and_then(|labels| labels.get("kubernetes.io/os"));
     if label.is_some_and(|os| os != "linux") {
         let text = "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label";
@@ -117,7 +117,19 @@ fn check_system(pod: &Pod, _node: &NodeView) -> Result<(), Rejection> {
     if pod::spec(pod).os.as_ref().is_some_and(|os| os.name != "linux") {
         return Err(Rejection::new("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS"));
     }
+    if !node.capacity.app_armor && wants_app_armor(pod) {
+        return Err(Rejection::new("AppArmor", "Cannot enforce AppArmor: AppArmor is not enabled on the host"));
+    }
     Ok(())
+}
+
+/// Whether a container is to run under a profile.
+fn wants_app_armor(pod: &Pod) -> bool {
+    let of_pod = pod::spec(pod).security_context.as_ref().and_then(|context| context.app_armor_profile.as_ref());
+    pod::all_containers(pod).any(|container| {
+        let own = container.security_context.as_ref().and_then(|context| context.app_armor_profile.as_ref());
+        own.or(of_pod).is_some_and(|profile| profile.type_ != "Unconfined")
+    })
 }
 
 /// The labels that every node has are what a pod can choose by.
@@ -255,5 +267,27 @@ mod tests {
         let down = NodeConditions { shutting_down: true, ..NodeConditions::default() };
         let own = pod("file", "{containers: [{name: c, image: i}]}");
         assert_eq!(verdict(&own, &[], down), "NodeShutdown: Pod was rejected as the node is shutting down.");
+    }
+
+    #[test]
+    fn a_profile_that_nothing_enforces_lets_no_pod_in() {
+        let asking = |profile: &str| {
+            let own = format!("securityContext: {{appArmorProfile: {{type: {profile}}}}}");
+            [
+                pod("api", &format!("{{{own}, containers: [{{name: c, image: i}}]}}")),
+                pod("api", &format!("{{containers: [{{name: c, image: i, {own}}}]}}")),
+            ]
+        };
+        for refused in asking("RuntimeDefault") {
+            let rejection = admit(&refused, &[], &node(), 9, NodeConditions::default()).unwrap_err();
+            assert_eq!(
+                (rejection.reason.as_str(), rejection.message.as_str()),
+                ("AppArmor", "Cannot enforce AppArmor: AppArmor is not enabled on the host")
+            );
+            let mut with = node();
+            with.capacity.app_armor = true;
+            assert_eq!(admit(&refused, &[], &with, 9, NodeConditions::default()), Ok(()));
+        }
+        assert!(asking("Unconfined").iter().all(|pod| admit(pod, &[], &node(), 9, NodeConditions::default()).is_ok()));
     }
 }

@@ -57,25 +57,28 @@ impl PodCgroups {
         pod_path(&self.root, self.driver, qos, uid)
     }
 
-    /// Where folders are made for pods: slices are systemd's, which makes them with the first scope in them.
+    /// Where folders are made for pods: slices are systemd's.
     fn folders(&self) -> Option<&Layout> {
         self.layout.as_deref().filter(|_| self.driver == Driver::Cgroupfs)
     }
 
     /// The pod's cgroup, by its name.
     fn pod(&self, layout: &Layout, qos: QosClass, uid: &str) -> Result<Cgroup, berth_cgroup::Error> {
-        let text = self.pod_path(qos, uid);
-        let slice = CgroupPath::of_slice(&text).filter(|_| self.driver == Driver::Systemd);
-        Cgroup::at(layout, &slice.map_or_else(|| CgroupPath::parse(&text), Ok)?)
+        Cgroup::at(layout, &parse_path(&self.pod_path(qos, uid), self.driver)?)
+    }
+
+    /// Whether the limits of pods are enforced: with systemd's form of paths, only systemd can.
+    pub fn has_limits(&self) -> bool {
+        self.layout.is_some() && (self.driver == Driver::Cgroupfs || berth_cgroup::systemd::is_running())
     }
 
     /// Makes the pod's cgroup and sets its limits. Idempotent.
     pub fn ensure_pod(&self, qos: QosClass, uid: &str, limits: &PodLimits) -> Result<(), berth_cgroup::Error> {
-        let Some(layout) = self.folders() else { return Ok(()) };
+        let Some(layout) = self.layout.as_ref().filter(|_| self.has_limits()) else { return Ok(()) };
         let _one = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         // The first pod is not to run a moment without them.
         self.limit_all(layout)?;
-        let cgroup = Cgroup::create(layout, &CgroupPath::parse(&self.pod_path(qos, uid))?)?;
+        let cgroup = Cgroup::create(layout, self.pod(layout, qos, uid)?.path())?;
         let huge = limits.huge_pages.iter().filter(|(_, bytes)| *bytes > 0);
         cgroup.apply(&Resources {
             cpu: Some(Cpu {
@@ -142,13 +145,10 @@ impl PodCgroups {
     /// The cgroup of all pods.
     fn top(&self, layout: &Layout) -> Result<Cgroup, berth_cgroup::Error> {
         let path = match self.driver {
-            Driver::Cgroupfs => CgroupPath::parse(&format!("{}/kubepods", self.root))?,
-            Driver::Systemd => {
-                let text = format!("{}/kubepods.slice", self.root);
-                CgroupPath::of_slice(&text).map_or_else(|| CgroupPath::parse(&text), Ok)?
-            }
+            Driver::Cgroupfs => format!("{}/kubepods", self.root),
+            Driver::Systemd => format!("{}/kubepods.slice", self.root),
         };
-        Cgroup::at(layout, &path)
+        Cgroup::at(layout, &parse_path(&path, self.driver)?)
     }
 
     /// Sets the limits of all pods together.
@@ -165,15 +165,24 @@ impl PodCgroups {
 
     /// Sets the shares of the QoS cgroups: together the burstable pods weigh what they request.
     pub fn update_qos(&self, burstable_millis: i64) -> Result<(), berth_cgroup::Error> {
-        let Some(layout) = self.folders() else { return Ok(()) };
+        let Some(layout) = self.layout.as_ref().filter(|_| self.has_limits()) else { return Ok(()) };
         let _one = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         self.limit_all(layout)?;
         for (name, shares) in [("burstable", cpu_shares(burstable_millis)), ("besteffort", 2)] {
-            let cgroup = Cgroup::create(layout, &CgroupPath::parse(&format!("{}/kubepods/{name}", self.root))?)?;
+            let cgroup = Cgroup::create(layout, &self.class_path(name)?)?;
             let cpu = Cpu { shares: u64::try_from(shares).ok(), ..Default::default() };
             cgroup.apply(&Resources { cpu: Some(cpu), ..Default::default() })?;
         }
         Ok(())
+    }
+
+    /// The cgroup of a QoS class that has one.
+    fn class_path(&self, name: &str) -> Result<CgroupPath, berth_cgroup::Error> {
+        let text = match self.driver {
+            Driver::Cgroupfs => format!("{}/kubepods/{name}", self.root),
+            Driver::Systemd => format!("{}/kubepods.slice/kubepods-{name}.slice", self.root),
+        };
+        parse_path(&text, self.driver)
     }
 
     /// Removes the QoS cgroups and their parent when no pod is left in them.
@@ -188,6 +197,12 @@ impl PodCgroups {
         }
         Ok(())
     }
+}
+
+/// A path of one of the two forms; text that is no slice's stays a folder's.
+fn parse_path(text: &str, driver: Driver) -> Result<CgroupPath, berth_cgroup::Error> {
+    let slice = CgroupPath::of_slice(text).filter(|_| driver == Driver::Systemd);
+    slice.map_or_else(|| CgroupPath::parse(text), Ok)
 }
 
 /// `/kubepods/burstable/pod<uid>`, or the slice of that name.

@@ -148,7 +148,9 @@ async fn connect(
     };
     let driver = match runtime.cgroup_driver().await {
         Ok(Some(berth_cri_api::v1::CgroupDriver::Systemd)) => {
-            tracing::warn!("with the systemd driver the pods' own cgroups carry no limits yet");
+            if !berth_cgroup::systemd::is_running() {
+                tracing::warn!("the runtime wants slices, but no systemd runs here: the pods' own cgroups carry no limits");
+            }
             Driver::Systemd
         }
         Ok(_) => Driver::Cgroupfs,

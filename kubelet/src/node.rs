@@ -35,6 +35,8 @@ pub struct Capacity {
     pub huge_pages: Vec<u64>,
     /// Whether the memory controller is a cgroup v2 one.
     pub cgroup_v2: bool,
+    /// Whether the kernel enforces AppArmor profiles.
+    pub app_armor: bool,
     /// Thermal throttling counters of each processor: hidden from containers.
     pub thermal_paths: Vec<String>,
     /// How it is given to pods.
@@ -89,6 +91,7 @@ impl Capacity {
             storage_bytes: storage,
             huge_pages,
             cgroup_v2: Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
+            app_armor: fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y')),
             thermal_paths: (0..count_cpus(&online))
                 .map(|n| format!("/sys/devices/system/cpu/cpu{n}/thermal_throttle"))
                 .filter(|path| Path::new(path).exists())

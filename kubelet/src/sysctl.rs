@@ -34,14 +34,34 @@ fn swap(name: &str) -> String {
     name.chars().map(swapped).collect()
 }
 
+/// Whether a text can stand in the list of what pods may set: a name, or a prefix and `*`; only what is the pod's own can be allowed.
+pub fn is_pattern(text: &str) -> bool {
+    let name = match text.strip_suffix('*') {
+        // `net.*`: what ends in a dot names a whole part.
+        Some(prefix) => prefix.strip_suffix(['.', '/']).unwrap_or(prefix),
+        None => text,
+    };
+    let plain = name.split(['.', '/']).all(|part| !part.is_empty() && part.chars().all(is_name_char));
+    let whole = normalize(text);
+    plain && (is_network(&whole) || is_ipc(&whole))
+}
+
+fn is_name_char(c: char) -> bool {
+    c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_'
+}
+
+fn is_network(name: &str) -> bool {
+    name.starts_with("net.")
+}
+
+fn is_ipc(name: &str) -> bool {
+    name.starts_with("kernel.shm") || name.starts_with("kernel.msg") || name == "kernel.sem" || name.starts_with("fs.mqueue.")
+}
+
 /// Whether a pod may set `name`; the error is the kubelet's message.
 pub fn check(name: &str, host_network: bool, host_ipc: bool, allowed_unsafe: &[String]) -> Result<(), String> {
     let name = normalize(name);
-    let network = name.starts_with("net.");
-    let ipc = name.starts_with("kernel.shm")
-        || name.starts_with("kernel.msg")
-        || name == "kernel.sem"
-        || name.starts_with("fs.mqueue.");
+    let (network, ipc) = (is_network(&name), is_ipc(&name));
     if network && host_network {
         return Err(format!("sysctl {name:?} is not allowed with hostNetwork"));
     }
@@ -84,5 +104,13 @@ mod tests {
     fn slashes_and_dots_are_the_same() {
         assert_eq!(normalize("net/ipv4/conf/eth0.1/forwarding"), "net.ipv4.conf.eth0/1.forwarding");
         assert_eq!(normalize("kernel.sem"), "kernel.sem");
+    }
+
+    #[test]
+    fn a_pattern_is_a_name_of_the_pods_own_or_the_beginning_of_one() {
+        let good = ["net.core.somaxconn", "net.*", "net.core.*", "net/core/so*", "kernel.shm*", "kernel.sem", "fs.mqueue.*"];
+        let bad = ["net.*foo", "net..x", "net.core.", "vm.*", "*", "", "kernel.sem*x", "NET.core"];
+        assert!(good.iter().all(|text| is_pattern(text)), "{good:?}");
+        assert!(!bad.iter().any(|text| is_pattern(text)), "{bad:?}");
     }
 }

@@ -1,10 +1,12 @@
 //! `berth stop --all`: ends the agent of this instance, then its pods, and takes its network and its tmpfs down.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use berth_cri_server::CriServer;
+use berth_kubelet::shutdown::SYSTEM_BUS;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
@@ -54,6 +56,13 @@ fn hooks(pods: &Value) -> Vec<String> {
     items.flat_map(of_pod).collect()
 }
 
+/// Whether the agent ends its pods itself, hooks and all, when it is told to end: with times for the machine's end, and nobody else
+/// who tells of that.
+fn agent_runs_hooks(global: &cli::Global) -> bool {
+    let has_times = state_dir::kubelet_note(&global.state).is_some_and(|note| note.shutdown_seconds > 0);
+    has_times && !Path::new(SYSTEM_BUS).exists()
+}
+
 /// Says which hooks are not run. A kubelet that does not answer keeps nobody from stopping.
 fn tell_hooks(global: &cli::Global) -> Result<()> {
     let socket = global.state.join("kubelet.sock");
@@ -75,7 +84,9 @@ pub fn run(global: &cli::Global, args: &cli::Stop) -> Result<ExitCode> {
     }
     // Read first: an agent is not ended for a file that its pods cannot be ended by.
     let file = config::load(global.config.as_deref())?;
-    tell_hooks(global)?;
+    if !agent_runs_hooks(global) {
+        tell_hooks(global)?;
+    }
     end_agent(global)?;
     let held = state_dir::hold(&global.state)?;
     let _root = state_dir::hold_root(&global.root)?;

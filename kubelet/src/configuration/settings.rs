@@ -14,7 +14,7 @@ use crate::config::{Config, CpuManager, CpuPolicy, ImageGc, Reservations, Shutdo
 use crate::eviction::threshold::{Given, thresholds};
 use crate::quantity::Amount;
 use crate::server::config::{Authentication, Authorization};
-use crate::{Error, Result};
+use crate::{Error, Result, sysctl};
 
 fn wrong<T>(field: &str, problem: impl Into<String>) -> Result<T> {
     Err(Error::Setting { field: field.to_owned(), problem: problem.into() })
@@ -248,6 +248,12 @@ fn apply_limits(reader: &Reader<'_>, config: &mut Config) -> Result<()> {
         other => return wrong("memorySwap.swapBehavior", format!("{other:?} is neither NoSwap nor LimitedSwap")),
     };
     if let Some(sysctls) = reader.texts("allowedUnsafeSysctls") {
+        if let Some(bad) = sysctls.iter().find(|pattern| !sysctl::is_pattern(pattern)) {
+            return wrong(
+                "allowedUnsafeSysctls",
+                format!("{bad:?} is neither a parameter nor a prefix of namespaced ones with * at its end"),
+            );
+        }
         config.allowed_unsafe_sysctls = sysctls;
     }
     if let Some(default) = reader.bool("seccompDefault") {

@@ -17,8 +17,8 @@ use crate::node_state::NodeState;
 use crate::pod;
 use crate::record::{Recorder, Weight};
 
-/// Where message buses listen, the usual place first.
-const BUS: &str = "/run/dbus/system_bus_socket";
+/// Where message buses listen, and logind is asked.
+pub const SYSTEM_BUS: &str = "/run/dbus/system_bus_socket";
 /// Between attempts to reach a bus that was there.
 const AGAIN: Duration = Duration::from_secs(5);
 /// What a pod that ended for this is told, as the upstream has it.
@@ -58,7 +58,7 @@ fn ending(steps: &[ShutdownStep], at: usize, pod: &Pod) -> Option<Ending> {
 
 impl Shutdown {
     pub(crate) fn new(steps: &[ShutdownStep], state: NodeState, recorder: Recorder) -> Shutdown {
-        Shutdown { steps: steps.into(), state, recorder, bus: PathBuf::from(BUS), watched: Arc::default() }
+        Shutdown { steps: steps.into(), state, recorder, bus: PathBuf::from(SYSTEM_BUS), watched: Arc::default() }
     }
 
     /// What SIGTERM means for pods: nothing where no times are configured, or where logind tells of shutdowns; else they end.

@@ -126,6 +126,8 @@ pub struct Scanner {
     lost: BTreeSet<(PathBuf, String, PathBuf)>,
     /// Pods that lost their name since the last update, each with its file and the one that has it.
     rejected: Vec<(Arc<Pod>, String)>,
+    /// The record does not say yet which file has what several hold.
+    owners_unsaved: bool,
     skipped: BTreeSet<PathBuf>,
     fresh: BTreeSet<String>,
     scanned: bool,
@@ -162,6 +164,7 @@ impl Scanner {
             owners,
             lost: BTreeSet::new(),
             rejected: Vec::new(),
+            owners_unsaved: false,
             skipped: BTreeSet::new(),
             fresh: BTreeSet::new(),
             scanned: false,
@@ -206,8 +209,8 @@ impl Scanner {
         self.settling = now < settled_by && self.files.values().any(is_young);
         self.settle_missing(&present, now, &mut scan);
         self.save_again();
-        if scan.changed || first {
-            self.assign_owners();
+        if scan.changed || first || self.owners_unsaved {
+            self.assign_owners(first);
         }
         scan.changed |= first;
         scan
@@ -378,7 +381,7 @@ impl Scanner {
 
     /// One file per pod and object: the one that has it keeps it, else the first by path. Who loses is told once, and on record:
     /// after a restart nothing changes hands either.
-    fn assign_owners(&mut self) {
+    fn assign_owners(&mut self, first: bool) {
         let mut owners: BTreeMap<String, PathBuf> = BTreeMap::new();
         for (path, state) in &self.files {
             for name in state.names() {
@@ -398,11 +401,14 @@ impl Scanner {
             let why = || format!("{} is already defined by {}", path.display(), owner.display());
             self.rejected.extend(pods.filter(|pod| pod_name(pod) == *name).map(|pod| (pod.pod.clone(), why())));
         }
-        if lost != self.lost {
+        // At the start the record is of before: what was settled while no agent ran leaves it too.
+        if lost != self.lost || first || self.owners_unsaved {
             let contested = lost.iter().map(|(_, name, owner)| (name.clone(), owner.clone())).collect();
-            if let Err(error) = self.store.save_owners(&contested) {
+            let saved = self.store.save_owners(&contested);
+            if let (Err(error), false) = (&saved, self.owners_unsaved) {
                 tracing::warn!(%error, "which file has a name is not on record");
             }
+            self.owners_unsaved = saved.is_err();
         }
         (self.owners, self.lost) = (owners, lost);
     }

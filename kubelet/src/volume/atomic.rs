@@ -28,7 +28,7 @@ pub fn write(folder: &Path, payload: &Payload, group: Option<u32>, now: Timestam
         remove_stale(folder, &payload, current)?;
         return Ok(false);
     }
-    let fresh = fresh_folder(folder, now)?;
+    let fresh = fresh_folder(folder, group, now)?;
     let name = fresh.file_name().map(PathBuf::from).unwrap_or_default();
     if let Err(error) = fill(&fresh, &payload, group).and_then(|()| swap(folder, &name)) {
         let _ = fs::remove_dir_all(&fresh);
@@ -94,7 +94,7 @@ fn list(root: &Path, below: &Path, found: &mut BTreeSet<PathBuf>) -> io::Result<
 }
 
 /// `..2026_01_31_12_00_00.123456789`: the time for people, the number so that two of one second differ.
-fn fresh_folder(folder: &Path, now: Timestamp) -> io::Result<PathBuf> {
+fn fresh_folder(folder: &Path, group: Option<u32>, now: Timestamp) -> io::Result<PathBuf> {
     let time = now.to_zoned(TimeZone::UTC).strftime("%Y_%m_%d_%H_%M_%S").to_string();
     loop {
         let mut random = [0u8; 4];
@@ -104,10 +104,18 @@ fn fresh_folder(folder: &Path, now: Timestamp) -> io::Result<PathBuf> {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
             made => made?,
         }
-        // Whatever the umask says: any user's container looks in.
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        open_to_all(&path, group)?;
         return Ok(path);
     }
+}
+
+/// Any user's container looks in, whatever the umask says. With a group the folder is its, and what is made in it too.
+fn open_to_all(folder: &Path, group: Option<u32>) -> io::Result<()> {
+    if group.is_some() {
+        std::os::unix::fs::chown(folder, None, group)?;
+    }
+    let mode = if group.is_some() { 0o2755 } else { 0o755 };
+    fs::set_permissions(folder, fs::Permissions::from_mode(mode))
 }
 
 fn fill(folder: &Path, payload: &Payload, group: Option<u32>) -> io::Result<()> {
@@ -117,7 +125,7 @@ fn fill(folder: &Path, payload: &Payload, group: Option<u32>) -> io::Result<()> 
         for parent in parents.into_iter().rev().map(|parent| folder.join(parent)) {
             if !parent.is_dir() {
                 fs::create_dir(&parent)?;
-                fs::set_permissions(&parent, fs::Permissions::from_mode(0o755))?;
+                open_to_all(&parent, group)?;
             }
         }
         create(&at, &file.bytes)?;
@@ -239,6 +247,16 @@ mod tests {
         assert!(write(root.path(), &payload(&[("a", "1", 0o400)]), Some(own), now).unwrap());
         assert_eq!(fs::metadata(root.path().join("a")).unwrap().permissions().mode() & 0o7777, 0o440);
         assert!(!write(root.path(), &payload(&[("a", "1", 0o400)]), Some(own), now).unwrap());
+    }
+
+    #[test]
+    fn folders_belong_to_the_group_and_what_is_made_in_them_too() {
+        let root = tempfile::tempdir().unwrap();
+        let own = rustix::process::getgid().as_raw();
+        write(root.path(), &payload(&[("sub/b.conf", "1", 0o400)]), Some(own), Timestamp::UNIX_EPOCH).unwrap();
+        let of = |path: &str| fs::metadata(root.path().join(path)).unwrap();
+        assert_eq!((of("sub").permissions().mode() & 0o7777, of("sub").gid()), (0o2755, own));
+        assert_eq!(of(DATA).permissions().mode() & 0o7777, 0o2755);
     }
 
     #[test]

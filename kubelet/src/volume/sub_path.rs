@@ -78,7 +78,11 @@ fn walk_or_make(root: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
 /// Mounts what `sub_path` names in the volume at `root`, and returns where. A mount of an earlier run is replaced.
 pub fn set_up(root: &Path, sub_path: &str, place: Place<'_>) -> io::Result<PathBuf> {
     let volume = open(root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    let object = walk_or_make(&volume, Path::new(sub_path))?;
+    let object = walk_or_make(&volume, Path::new(sub_path)).map_err(|errno| match errno {
+        // What the kernel says of a walk that would have left the volume.
+        Errno::XDEV => io::Error::other("a link in it leads out of the volume"),
+        errno => errno.into(),
+    })?;
     let target = folder(place.pod_dir).join(place.volume).join(place.container).join(place.index.to_string());
     let parent = target.parent().unwrap_or(Path::new("/"));
     create_private_dir(parent)?;

@@ -10,9 +10,11 @@ use crate::agent::Agent;
 use crate::leg::{IMAGE, wait_calm};
 use crate::machine::Accounting;
 use crate::meter::{Leg, Meter};
-use crate::workload::node::{NodeBench, Probe};
+use crate::workload::node::{NodeBench, Probe, disk_kib};
 
-const WORKLOADS: [&str; 3] = ["drops", "idle-http", "idle-exec"];
+const WORKLOADS: [&str; 4] = ["drops", "idle-http", "idle-exec", "idle-disk"];
+/// What is not to be written in: the time that the disk is watched, once without an agent and once with one.
+const DISK_WINDOW: Duration = Duration::from_secs(600);
 
 /// How much: pods that are dropped, idle pods, seconds of idleness.
 fn scale(quick: bool) -> (usize, usize, Duration) {
@@ -32,8 +34,17 @@ pub fn run(args: NodeLegArgs) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let busy_percent = runtime.block_on(wait_calm())?;
     let leg = Leg { side: args.side, round: args.round, leg: args.leg, quick: args.quick, busy_percent, ..Default::default() };
+    let meter = Meter::new(leg);
+    // Longer than all others together, so only where it is asked for by name.
+    let disk = args.only.iter().any(|name| name == "idle-disk");
+    let disk_window = if args.quick { Duration::from_secs(5) } else { DISK_WINDOW };
+    if disk {
+        let before = disk_kib(&args.dir)?;
+        std::thread::sleep(disk_window);
+        meter.add("idle-disk.control", disk_kib(&args.dir)? - before);
+    }
     let agent = Agent::start(&args.command, manifests, &args.dir.join("server.log"), &accounting)?;
-    let mut bench = NodeBench { agent, accounting, meter: Meter::new(leg), image: IMAGE, shared };
+    let mut bench = NodeBench { agent, accounting, meter, image: IMAGE, shared };
     let (drops, idle, window) = scale(args.quick);
     // Always one: it pulls the image and makes the network.
     bench.drops(if wanted("drops") { drops } else { 0 })?;
@@ -42,6 +53,9 @@ pub fn run(args: NodeLegArgs) -> Result<()> {
     }
     if wanted("idle-exec") {
         bench.idle("idle-exec", Probe::Exec, idle, window)?;
+    }
+    if disk {
+        bench.idle_disk(&args.dir, idle, disk_window)?;
     }
     drop(bench.agent);
     let leg = bench.meter.into_leg();

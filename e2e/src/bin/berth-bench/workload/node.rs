@@ -20,6 +20,9 @@ const SLOW_POLL: Duration = Duration::from_millis(100);
 const DROPS: Duration = Duration::from_secs(150);
 /// After the last pod is ready, until what the start allocated is given back as far as it is.
 const SETTLE: Duration = Duration::from_secs(20);
+/// The same before the disk is watched: an agent looks for the first time after a minute for what nobody owns, and the kernel writes down
+/// once that it was read.
+const SETTLE_DISK: Duration = Duration::from_secs(90);
 
 /// What the workloads need.
 pub struct NodeBench {
@@ -77,7 +80,8 @@ impl NodeBench {
             let shown = self.agent.wait("a running status", POLL, |_| Ok(find(&name)?.filter(running)))?;
             let shown_at = SystemTime::now();
             let id = container_id(&shown).context("a running container without an id")?;
-            let pid = main_process(&id).context("a running container without a process")?;
+            // On a loaded machine the shell may not have become it yet.
+            let pid = self.agent.wait("the pod's main process", POLL, |_| Ok(main_process(&id)))?;
             let killed = Instant::now();
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)?;
             let terminated = |pod: &Value| pod["status"]["containerStatuses"][0]["state"]["terminated"].is_object();
@@ -97,6 +101,32 @@ impl NodeBench {
 
     /// So many pods at once until all are ready; what they and the agent use while nothing happens for `window`.
     pub fn idle(&mut self, key: &str, probe: Probe, count: usize, window: Duration) -> Result<()> {
+        self.with_idle(key, probe, count, |bench, containers| {
+            std::thread::sleep(SETTLE);
+            bench.window(key, containers, window)
+        })
+    }
+
+    /// The same with an HTTP probe; what the side, and everybody, writes to the disk of a folder meanwhile.
+    pub fn idle_disk(&mut self, folder: &Path, count: usize, window: Duration) -> Result<()> {
+        self.with_idle("idle-disk", Probe::Http, count, |bench, _| {
+            std::thread::sleep(SETTLE_DISK);
+            let own = bench.accounting.own_pids();
+            let before = (written(&own), disk_kib(folder)?);
+            std::thread::sleep(window);
+            bench.meter.add("idle-disk.written", written(&own).saturating_sub(before.0) as f64 / 1024.0);
+            bench.meter.add("idle-disk.disk", disk_kib(folder)? - before.1);
+            Ok(())
+        })
+    }
+
+    fn with_idle(
+        &mut self,
+        key: &str,
+        probe: Probe,
+        count: usize,
+        measure: impl FnOnce(&mut Self, &[String]) -> Result<()>,
+    ) -> Result<()> {
         let names: Vec<String> = (0..count).map(|n| format!("idle{n}")).collect();
         let begun = Instant::now();
         for name in &names {
@@ -110,9 +140,8 @@ impl NodeBench {
         let all = |_: &mut Agent| Ok(Some(pods()?).filter(|pods| pods.iter().filter(|pod| is_ready(pod)).count() == count));
         let ready = self.agent.wait("all pods to be ready", SLOW_POLL, all)?;
         self.meter.add(&format!("{key}.all ready"), begun.elapsed().as_secs_f64());
-        std::thread::sleep(SETTLE);
         let containers: Vec<String> = ready.iter().filter_map(container_id).collect();
-        self.window(key, &containers, window)?;
+        measure(self, &containers)?;
         let after = pods()?;
         let same =
             after.iter().filter(|pod| is_ready(pod) && container_id(pod).is_some_and(|id| containers.contains(&id))).count();
@@ -125,7 +154,7 @@ impl NodeBench {
         })
     }
 
-    fn window(&self, key: &str, containers: &[String], window: Duration) -> Result<()> {
+    fn window(&mut self, key: &str, containers: &[String], window: Duration) -> Result<()> {
         let own = self.accounting.own_pids();
         let (begun, before) = (Instant::now(), self.accounting.side_without_ms(containers)?);
         let wrote = written(&own);
@@ -161,6 +190,24 @@ fn main_process(container: &str) -> Option<i32> {
         text("cgroup").contains(container) && text("comm").trim() == "sleep"
     };
     pids.filter(inside).min()
+}
+
+/// KiB that have been written to the disk that holds a folder, by the block device's own counter.
+pub fn disk_kib(folder: &Path) -> Result<f64> {
+    let device = device_of(folder)?;
+    let text = fs::read_to_string("/proc/diskstats")?;
+    let fields = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let line = text.lines().map(fields).find(|line| line.len() > 9 && format!("{}:{}", line[0], line[1]) == device);
+    // The tenth field: sectors of 512 bytes (Documentation/admin-guide/iostats.rst).
+    let sectors: u64 = line.with_context(|| format!("the disk {device} has no counters"))?[9].parse()?;
+    Ok(sectors as f64 / 2.0)
+}
+
+/// `major:minor` of the device that a folder is on.
+fn device_of(folder: &Path) -> Result<String> {
+    use std::os::unix::fs::MetadataExt;
+    let device = fs::metadata(folder)?.dev();
+    Ok(format!("{}:{}", nix::sys::stat::major(device), nix::sys::stat::minor(device)))
 }
 
 /// Bytes that the side's living processes caused to be written to disks.
