@@ -122,7 +122,7 @@ fn runtime_handler(text: &str) -> Result<(String, PathBuf), String> {
 }
 
 /// The kubelet's flags.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct KubeletFlags {
     /// The folder of static pod manifests (default /etc/kubernetes/manifests)
     #[arg(long, value_name = "DIR", alias = "pod-manifest-path")]

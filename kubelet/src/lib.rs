@@ -89,7 +89,7 @@ pub use housekeeping::remove_all;
 pub use k8s_openapi::api::core::v1::Pod;
 pub use kubelet::Kubelet;
 pub use leaks::leaks;
-pub use plan_files::{PlanReport, plan_files};
+pub use plan_files::{PlanNode, PlanReport, plan_files};
 pub use server::config::{Authentication, Authorization, ServerConfig, TlsConfig};
 pub use source::WARNING;
 pub use source::compare::{Change, compare};

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 
-use crate::objects::{Object, ObjectName};
+use crate::objects::{LocalObjects, Object, ObjectName};
 use crate::pod::{CONFIG_SEEN, FullName};
 use crate::source::manifest::{is_manifest_name, read_manifest};
 use crate::source::references::Reference;
 use crate::source::static_pod::Origin;
+use crate::volume::bindings::Bindings;
 
 /// What a set of manifest files amounts to.
 #[derive(Clone, Debug, Default)]
@@ -33,13 +34,25 @@ struct Reader {
     owners: BTreeMap<FullName, PathBuf>,
     objects: BTreeMap<ObjectName, (PathBuf, Object)>,
     references: Vec<(String, Reference)>,
+    sysctls: Vec<String>,
+    node: String,
 }
 
-/// Reads manifests (files, or folders of them) as the file source would for the node `node_name`. What they refer to may also
-/// stand in the folder `beside`, where the node's manifests are.
-pub fn plan_files(paths: &[PathBuf], node_name: &str, beside: Option<&Path>) -> PlanReport {
-    let node_name = node_name.to_lowercase();
-    let mut reader = Reader::default();
+/// The node that manifests are read for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PlanNode<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// The folder of its manifests: what a file refers to may stand there.
+    pub manifests: Option<&'a Path>,
+    /// Unsafe sysctls that its pods may set.
+    pub allowed_unsafe_sysctls: &'a [String],
+}
+
+/// Reads manifests (files, or folders of them) as the file source of the node would.
+pub fn plan_files(paths: &[PathBuf], node: PlanNode<'_>) -> PlanReport {
+    let node_name = node.name.to_lowercase();
+    let mut reader = Reader { sysctls: node.allowed_unsafe_sysctls.to_vec(), node: node_name.clone(), ..Reader::default() };
     reader.report.warnings.extend(paths.iter().flat_map(|path| left_out(path)));
     for path in paths.iter().flat_map(|path| files_of(path)) {
         match fs::read(&path) {
@@ -47,7 +60,7 @@ pub fn plan_files(paths: &[PathBuf], node_name: &str, beside: Option<&Path>) -> 
             Err(e) => reader.report.errors.push(format!("{}: {e}", path.display())),
         }
     }
-    for path in beside.into_iter().filter(|folder| folder.is_dir()).flat_map(files_of) {
+    for path in node.manifests.into_iter().filter(|folder| folder.is_dir()).flat_map(files_of) {
         let bytes = fs::read(&path).unwrap_or_default();
         let manifest = read_manifest(&bytes, &origin(&path, &node_name), &[]);
         for object in manifest.objects {
@@ -63,7 +76,8 @@ fn origin<'a>(path: &'a Path, node_name: &'a str) -> Origin<'a> {
 
 impl Reader {
     fn read(&mut self, path: &Path, bytes: &[u8], node_name: &str) {
-        let manifest = read_manifest(bytes, &origin(path, node_name), &[]);
+        let allowed_unsafe_sysctls = &self.sysctls;
+        let manifest = read_manifest(bytes, &Origin { allowed_unsafe_sysctls, ..origin(path, node_name) }, &[]);
         self.report.warnings.extend(manifest.warnings);
         self.report.errors.extend(manifest.errors);
         self.references.extend(manifest.references);
@@ -89,10 +103,20 @@ impl Reader {
     }
 
     fn finish(mut self) -> PlanReport {
+        let objects = LocalObjects::default();
+        objects.replace(self.objects.values().map(|(_, object)| object.clone()).collect());
+        // As on a node where nothing is bound yet.
+        let bindings = Bindings::default();
         for (place, Reference { path, object, key, needed }) in &self.references {
             let missing = match (self.objects.get(object), key) {
                 (None, _) => format!("no file has {object}"),
                 (Some((_, held)), Some(key)) if !held.has_key(key) => format!("{object} has no key {key}"),
+                (Some((_, Object::PersistentVolumeClaim(_))), _) => {
+                    match bindings.volume_of(&object.namespace, &object.name, &objects, &self.node) {
+                        Err(why) => why,
+                        Ok(_) => continue,
+                    }
+                }
                 _ => continue,
             };
             match needed {
@@ -144,6 +168,33 @@ mod tests {
     const POD: &str =
         "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  containers: [{name: c, image: i, imagePullPolcy: x}]\n";
 
+    fn on<'a>(name: &'a str, manifests: Option<&'a Path>) -> PlanNode<'a> {
+        PlanNode { name, manifests, ..PlanNode::default() }
+    }
+
+    #[test]
+    fn a_claim_that_no_volume_fits_is_an_error_and_an_allowed_sysctl_is_none() {
+        let root = tempfile::tempdir().unwrap();
+        let claim = "{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {name: data}, spec: {accessModes: [ReadWriteOnce], \
+                     storageClassName: \"\", resources: {requests: {storage: 1Gi}}}}";
+        let volume = "{apiVersion: v1, kind: PersistentVolume, metadata: {name: disk}, spec: {accessModes: [ReadWriteOnce], \
+                      capacity: {storage: 2Gi}, hostPath: {path: /srv}}}";
+        let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  securityContext: {sysctls: [{name: net.core.somaxconn, value: \"9\"}]}\n  \
+                   volumes: [{name: v, persistentVolumeClaim: {claimName: data}}]\n  \
+                   containers: [{name: c, image: i, volumeMounts: [{name: v, mountPath: /v}]}]\n";
+        fs::write(root.path().join("a.yaml"), format!("{pod}---\n{claim}\n")).unwrap();
+        let sysctls = ["net.core.*".to_owned()];
+        let node = PlanNode { name: "n", allowed_unsafe_sysctls: &sysctls, ..PlanNode::default() };
+        let errors = plan_files(&[root.path().to_owned()], node).errors;
+        assert!(
+            errors.len() == 1 && errors[0].contains("PVC is not bound") && errors[0].ends_with("the pod waits for it"),
+            "{errors:?}"
+        );
+        fs::write(root.path().join("v.yaml"), volume).unwrap();
+        assert_eq!(plan_files(&[root.path().to_owned()], node).errors, [""; 0]);
+        assert!(plan_files(&[root.path().to_owned()], on("n", None)).errors[0].contains("somaxconn"));
+    }
+
     #[test]
     fn a_folder_is_planned_file_by_file_with_errors_and_warnings() {
         let root = tempfile::tempdir().unwrap();
@@ -153,7 +204,7 @@ mod tests {
         write("c.json", "{\"apiVersion\": \"v1\", \"kind\": \"Service\"}");
         write(".hidden.yaml", "broken: [");
         write("readme.txt", "not a manifest");
-        let report = plan_files(&[root.path().to_owned()], "Edge", None);
+        let report = plan_files(&[root.path().to_owned()], on("Edge", None));
         assert_eq!(report.pods.len(), 1);
         assert_eq!(report.pods[0].1.metadata.name.as_deref(), Some("web-edge"));
         assert_eq!(crate::pod::annotation(&report.pods[0].1, CONFIG_SEEN), None, "a plan carries no time");
@@ -176,7 +227,7 @@ mod tests {
     #[test]
     fn the_sample_manifests_have_neither_errors_nor_warnings() {
         let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests");
-        let report = plan_files(&[samples], "edge-1", None);
+        let report = plan_files(&[samples], on("edge-1", None));
         assert_eq!((report.errors, report.warnings), (Vec::new(), Vec::new()));
         assert!(!report.pods.is_empty());
     }
@@ -188,13 +239,13 @@ mod tests {
         fs::create_dir(&folder).unwrap();
         let spec = "containers: [{name: c, image: i, volumeMounts: [{name: v, mountPath: /v}]}]\n  imagePullSecrets: [{name: s}]\n  volumes:\n  - {name: v, configMap: {name: m}}\n";
         fs::write(&file, format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec:\n  {spec}")).unwrap();
-        let report = plan_files(std::slice::from_ref(&file), "n", Some(&folder));
+        let report = plan_files(std::slice::from_ref(&file), on("n", Some(&folder)));
         let at = file.display();
         let error = format!("{at}:8: spec.volumes[0].configMap.name: no file has ConfigMap default/m, and the pod waits for it");
         assert_eq!(report.errors, [error]);
         assert_eq!(report.warnings, [format!("{at}:6: spec.imagePullSecrets[0].name: no file has Secret default/s")]);
         fs::write(folder.join("m.yaml"), "{apiVersion: v1, kind: ConfigMap, metadata: {name: m}}").unwrap();
-        assert_eq!(plan_files(&[file], "n", Some(&folder)).errors, [""; 0]);
+        assert_eq!(plan_files(&[file], on("n", Some(&folder))).errors, [""; 0]);
     }
 
     #[test]
@@ -213,7 +264,7 @@ mod tests {
         );
         write("m.yaml", "{apiVersion: v1, kind: ConfigMap, metadata: {name: m}, data: {there: x}}");
         write("n.yaml", "{apiVersion: v1, kind: ConfigMap, metadata: {name: m}}");
-        let report = plan_files(&[root.path().to_owned()], "n", None);
+        let report = plan_files(&[root.path().to_owned()], on("n", None));
         let (first, second) = (root.path().join("m.yaml"), root.path().join("n.yaml"));
         assert_eq!(report.errors[0], twice(&second, "ConfigMap default/m", &first));
         assert!(report.errors.len() == 2, "{:?}", report.errors);
@@ -236,7 +287,7 @@ mod tests {
         fs::write(root.path().join("readme.txt"), "no manifest").unwrap();
         fs::create_dir(root.path().join("f.yaml")).unwrap();
         std::os::unix::fs::symlink("none", root.path().join("l.yaml")).unwrap();
-        let warnings = plan_files(&[root.path().to_owned()], "n", None).warnings;
+        let warnings = plan_files(&[root.path().to_owned()], on("n", None)).warnings;
         let of = |name: &str| warnings.iter().find(|w| w.starts_with(&root.path().join(name).display().to_string())).unwrap();
         assert_eq!(warnings.len(), 3, "{warnings:?}");
         assert!(of("f.yaml").ends_with("not a regular file: skipped") && of("l.yaml").contains("skipped: No such file"));
@@ -245,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_missing_file_is_an_error() {
-        let report = plan_files(&[PathBuf::from("/nonexistent/x.yaml")], "n", None);
+        let report = plan_files(&[PathBuf::from("/nonexistent/x.yaml")], on("n", None));
         assert!(report.errors[0].starts_with("/nonexistent/x.yaml: No such file"));
     }
 }

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use berth_kubelet::{Change, PlanReport, Pod, compare};
+use berth_kubelet::{Change, PlanNode, PlanReport, Pod, compare};
 use serde_json::Value;
+use tonic::transport::Endpoint;
 
 use crate::{cli, config, kubelet_api, kubelet_why, wire};
 
@@ -16,10 +17,14 @@ use crate::{cli, config, kubelet_api, kubelet_why, wire};
 #[allow(clippy::print_stderr)]
 pub async fn run(kubelet: &Path, global: &cli::Global, args: &cli::Plan) -> Result<ExitCode> {
     let file = config::load(global.config.as_deref())?;
-    let name = args.node_name.clone().or(file.node.node_name).unwrap_or_else(wire::host_name);
-    let manifests = file.node.manifests.or_else(|| file.kubelet.text("staticPodPath").map(PathBuf::from));
-    let manifests = manifests.unwrap_or_else(|| "/etc/kubernetes/manifests".into());
-    let report = berth_kubelet::plan_files(&args.paths, &name, Some(&manifests));
+    // What no agent would start with is no node to plan for.
+    let flags = cli::KubeletFlags { node_name: args.node_name.clone(), ..cli::KubeletFlags::default() };
+    let configuration = wire::kubelet_configuration(&flags, &file)?;
+    let nobody = Endpoint::from_static("http://unused").connect_lazy();
+    let node = wire::kubelet(global, &flags, &file, &configuration, nobody)?;
+    let manifests = node.manifests.unwrap_or_default();
+    let (name, allowed_unsafe_sysctls) = (node.node_name.as_str(), node.allowed_unsafe_sysctls.as_slice());
+    let report = berth_kubelet::plan_files(&args.paths, PlanNode { name, manifests: Some(&manifests), allowed_unsafe_sysctls });
     for (path, pod) in &report.pods {
         crate::out(&format!("---\n# {}\n{}", path.display(), serde_yaml_ng::to_string(pod)?.trim_end()));
     }
