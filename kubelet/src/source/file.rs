@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::accepted::AcceptedStore;
 use super::manifest::{is_manifest_name, read_manifest};
 use super::static_pod::{Origin, StaticPod};
-use super::watch::Watch;
+use super::watch::{Events, Watch};
 use super::{SourceName, SourceUpdate, WARNING};
 use crate::clock::Clock;
 use crate::objects::Object;
@@ -135,6 +135,8 @@ pub struct Scanner {
     unreadable: bool,
     /// Events have been coming since before the last look: a file that is complete has been vouched for.
     watched: bool,
+    /// The events themselves, while they come.
+    events: Option<Events>,
     /// Until when files that are young at the start hold the first set back.
     settled_by: Option<Instant>,
     settling: bool,
@@ -171,6 +173,7 @@ impl Scanner {
             folder_missing: false,
             unreadable: false,
             watched: false,
+            events: None,
             settled_by: None,
             settling: false,
         }
@@ -295,6 +298,13 @@ impl Scanner {
                 }
             }
         };
+        let is_open = |events: &Events| events.is_open(path.file_name().unwrap_or_default());
+        if self.events.as_ref().is_some_and(is_open) {
+            // Whoever began to write while it was read will close it: that is when it is complete.
+            state.unsettled = Some(Unsettled { stamp, since: now, patience: UNVOUCHED.max(self.config.settle) });
+            sooner(&mut scan.look_again, now + UNVOUCHED);
+            return;
+        }
         state.unsettled = None;
         let digest = content.as_ref().ok().map(|bytes| <[u8; 32]>::from(Sha256::digest(bytes)));
         state.stamp = Some(stamp);
@@ -474,9 +484,12 @@ pub async fn run(config: FileSourceConfig, updates: mpsc::Sender<SourceUpdate>, 
     let mut vouched = BTreeSet::new();
     let (mut published, mut dirty) = (false, true);
     loop {
-        let names = std::mem::take(&mut vouched);
-        let watching = watch.is_watching();
+        let mut names = std::mem::take(&mut vouched);
+        let events = watch.events();
+        let watching = events.is_some();
+        scanner.events = events;
         let look = tokio::task::spawn_blocking(move || {
+            names.extend(scanner.events.iter().flat_map(Events::take_complete));
             let scan = scanner.scan(Instant::now(), &names);
             (scanner, scan, names)
         });
@@ -505,7 +518,7 @@ pub async fn run(config: FileSourceConfig, updates: mpsc::Sender<SourceUpdate>, 
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep_until(until) => {}
-            names = watch.changed() => vouched.extend(names),
+            () = watch.changed() => {}
         }
         watch.ensure(&config.path);
     }
@@ -513,6 +526,8 @@ pub async fn run(config: FileSourceConfig, updates: mpsc::Sender<SourceUpdate>, 
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     struct Folder {
@@ -562,6 +577,32 @@ mod tests {
     }
 
     const NONE: &BTreeSet<OsString> = &BTreeSet::new();
+
+    #[tokio::test]
+    async fn what_the_next_writer_has_begun_is_not_read_on_the_word_of_the_last() {
+        let folder = Folder::new();
+        let path = folder.root.path().join("m");
+        let watch = Watch::new(&path);
+        let mut scanner = folder.scanner();
+        (scanner.events, scanner.watched) = (watch.events(), true);
+        let events = watch.events().unwrap();
+        fs::write(path.join("a.yaml"), pod("a", "i1")).unwrap();
+        assert!(scanner.scan(folder.now, &events.take_complete()).changed);
+        fs::write(path.join("a.yaml"), pod("a", "i2")).unwrap();
+        let vouched = events.take_complete();
+        let mut file = fs::File::create(path.join("a.yaml")).unwrap();
+        file.write_all(pod("half", "i3").as_bytes()).unwrap();
+        assert!(!scanner.scan(folder.now, &vouched).changed && names(&scanner) == ["a-n=i1"], "half of a file");
+        fs::write(path.join("a.yaml"), pod("a", "i4")).unwrap();
+        drop(file);
+        assert!(scanner.scan(folder.now, &events.take_complete()).changed);
+        assert_eq!(names(&scanner), ["a-n=i4"]);
+        // Begun, and not ended when the events are taken: complete is what is closed.
+        let file = fs::File::create(path.join("a.yaml")).unwrap();
+        assert!(events.take_complete().is_empty());
+        drop(file);
+        assert_eq!(events.take_complete().len(), 1);
+    }
 
     #[test]
     fn a_folder_that_cannot_be_read_leaves_the_pods_alone() {
