@@ -10,7 +10,8 @@ use crate::error::Error;
 /// How long killed processes may take to go.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-fn at(layout: &Layout, text: &str) -> berth_cgroup::Result<Option<Cgroup>> {
+/// A container's cgroup, without looking whether it exists.
+pub fn at(layout: &Layout, text: &str) -> berth_cgroup::Result<Option<Cgroup>> {
     if text.is_empty() {
         return Ok(None);
     }
