@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use berth_cgroup::{Cgroup, Layout};
+use berth_cgroup::{Cgroup, Doors, Layout};
 use berth_linux::child::close_from;
 use berth_linux::pidfd::PidFd;
 use berth_linux::process::{CloneArgs, exit_now};
@@ -30,6 +30,8 @@ pub struct Order<'a> {
     pub init_pidfd: &'a PidFd,
     /// The container's cgroup as text.
     pub cgroup: &'a str,
+    /// The way into it, where that is held open.
+    pub doors: Option<&'a Doors>,
     /// Standard streams.
     pub streams: Streams,
     /// Where cgroups are.
@@ -54,7 +56,7 @@ pub struct Entrant {
 
 /// Forks an entrant. `own_pids` is the shim's PID namespace, where its later children are born again.
 pub fn start(order: Order<'_>, own_pids: BorrowedFd<'_>) -> Result<Entrant, Failure> {
-    let cgroup = match order.layout.is_v2() {
+    let cgroup = match cgroups::takes_births(order.layout) {
         true => cgroups::at(order.layout, order.cgroup).map_err(|error| failed(&Error::from(error)))?,
         false => None,
     };
@@ -110,14 +112,21 @@ fn failed(error: &Error) -> Failure {
 fn enter(order: Order<'_>, tell: OwnedFd) -> i32 {
     let mut keep = vec![order.spec.as_fd(), order.init_pidfd.as_fd(), tell.as_fd()];
     keep.extend(order.streams.descriptors());
+    keep.extend(order.doors.iter().flat_map(|doors| doors.descriptors()));
     if close_from(3, &keep).is_err() {
         return 1;
     }
     drop(keep);
     let _ = prctl::set_name(c"berth-create");
-    let (host, own) = (order.host, order.own);
+    let (host, own, layout, cgroup, doors) = (order.host, order.own, order.layout, order.cgroup, order.doors);
+    let join = || match doors {
+        Some(doors) => doors.enter_self(),
+        // Born in it.
+        None if cgroups::takes_births(layout) => Ok(()),
+        None => cgroups::open(layout, cgroup)?.map_or(Ok(()), |cgroup| cgroup.attach_self()),
+    };
     match launch(order) {
-        Ok(launch) => berth_oci::become_exec(launch, host, own, tell),
+        Ok(launch) => berth_oci::become_exec(launch, host, own, join, tell),
         Err(error) => {
             berth_oci::tell_failure(tell, &full_text(&error));
             exit_now(1)
@@ -133,7 +142,7 @@ fn launch(order: Order<'_>) -> Result<ExecLaunch, Error> {
         process: spec.process,
         init: order.init,
         init_pidfd: order.init_pidfd.as_fd().try_clone_to_owned().map_err(Error::Fork)?,
-        cgroup: if order.layout.is_v2() { None } else { cgroups::open(order.layout, order.cgroup)? },
+        cgroup: None,
         filter: spec.filter,
         stdio: order.streams.into_stdio(order.ext.console_size)?,
         preserve_fds: 0,

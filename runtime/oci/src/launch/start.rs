@@ -126,10 +126,17 @@ pub fn exec(exec: ExecLaunch, parent: Parentage) -> Result<Init, Error> {
 
 /// Becomes a further process in a container. The caller is a fork that lives for nothing else, was born in the container's PID namespace
 /// ([`berth_linux::process::clone3_beside`]) and on a v2 layout in its control group, and may not be looked into; who reaps it hears by
-/// `tell` how far it comes ([`super::Heard`]). `own` are the caller's namespaces but for that of PIDs.
-pub fn become_exec(exec: ExecLaunch, host: &Host, own: &Namespaces, tell: OwnedFd) -> ! {
+/// `tell` how far it comes ([`super::Heard`]). `own` are the caller's namespaces but for that of PIDs, `join` puts it
+/// into the control group.
+pub fn become_exec(
+    exec: ExecLaunch,
+    host: &Host,
+    own: &Namespaces,
+    join: impl FnOnce() -> Result<(), berth_cgroup::Error>,
+    tell: OwnedFd,
+) -> ! {
     let channel = Channel::from(tell);
-    let ready = enter_alone(&exec, host, own)
+    let ready = enter_alone(&exec, host, own, join)
         .and_then(|entered| Ok((entered, channel.as_fd().try_clone_to_owned().map_err(Error::Channel)?)));
     let ((namespaces, process), started) = match ready {
         Ok(ready) => ready,
@@ -156,13 +163,16 @@ pub fn tell_failure(tell: OwnedFd, message: &str) {
 }
 
 /// What a launcher does for a process from outside, done by itself before it enters anything.
-fn enter_alone(exec: &ExecLaunch, host: &Host, own: &Namespaces) -> Result<(CloneFlags, ProcessPlan), Error> {
+fn enter_alone(
+    exec: &ExecLaunch,
+    host: &Host,
+    own: &Namespaces,
+    join: impl FnOnce() -> Result<(), berth_cgroup::Error>,
+) -> Result<(CloneFlags, ProcessPlan), Error> {
     let process = plan::plan_process(&exec.process, host, &mut Vec::new())?;
     let namespaces = Namespaces::look(Some(exec.init))?.other_than(own) - CloneFlags::NEWPID;
     need_alive(exec.init_pidfd.as_fd())?;
-    if let Some(cgroup) = exec.cgroup.as_ref().filter(|cgroup| !cgroup.is_v2()) {
-        cgroup.attach_self().map_err(Error::Cgroup)?;
-    }
+    join().map_err(Error::Cgroup)?;
     let mut outside = ParentPlan { process, ..ParentPlan::default() };
     outside.raise(None);
     Ok((namespaces, outside.process))

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use berth_cgroup::Doors;
 use berth_linux::Pid;
 use berth_linux::ns::NamespaceKind;
 use berth_linux::pidfd::{ExitStatus, PidFd};
@@ -10,11 +11,15 @@ use berth_oci::Heard;
 use berth_oci::plan::{Host, Namespaces};
 use berth_shim::protocol::{Event, ExecExt, Failure, FailureKind, FdIndex, Reply};
 
-use super::containers::start_error;
+use super::containers::{Container, start_error};
 use super::sweeps::{After, Sweep};
 use super::{Daemon, ReplyTo, Wait, failure, read_to_end, system_failure};
+use crate::clock::monotonic_ms;
 use crate::creator::{self, ExecOrder, Made, Streams};
-use crate::entrant;
+use crate::{cgroups, entrant};
+
+/// Execs in one container that are no further apart than this are taken for a probe's.
+const DOORS_MS: u64 = 60_000;
 
 /// How far an exec is.
 enum Stage {
@@ -61,9 +66,9 @@ impl Daemon {
         fds: Vec<OwnedFd>,
     ) -> Result<(), Failure> {
         let container = self.containers.get(&container_id).ok_or_else(|| Self::no_container(&container_id))?;
-        let Some((init, init_pidfd)) = container.running() else {
+        if container.running().is_none() {
             return Err(failure(FailureKind::WrongState, format!("container {container_id} does not run")));
-        };
+        }
         if self.execs.contains_key(&id) {
             return Err(failure(FailureKind::AlreadyExists, format!("exec {id} exists")));
         }
@@ -90,6 +95,11 @@ impl Daemon {
             self.execs.insert(id, exec);
             return Ok(());
         }
+        self.hold_doors(&exec.container);
+        let container = self.containers.get(&exec.container).ok_or_else(|| Self::no_container(&exec.container))?;
+        let Some((init, init_pidfd)) = container.running() else {
+            return Err(failure(FailureKind::WrongState, format!("container {} does not run", container.id)));
+        };
         let entered = match &mut self.entered {
             Some(entered) => entered,
             none => none.insert(Entered::look().map_err(system)?),
@@ -100,6 +110,7 @@ impl Daemon {
             init,
             init_pidfd,
             cgroup: &container.cgroup,
+            doors: container.doors.as_ref(),
             streams: theirs,
             layout: &self.parts.layout,
             oom_score_adj,
@@ -119,6 +130,33 @@ impl Daemon {
             return Err(system_failure("watch an exec's start", &error));
         }
         Ok(())
+    }
+
+    /// The second exec within the time is taken for one of many, as a probe's: from then on the way into the cgroup is held open. On a
+    /// v2 layout processes are born in it.
+    fn hold_doors(&mut self, container: &str) {
+        let Some(container) = self.containers.get_mut(container) else {
+            return;
+        };
+        let now = monotonic_ms();
+        let before = container.last_exec.replace(now);
+        let layout = &self.parts.layout;
+        let again = before.is_some_and(|before| now - before < DOORS_MS);
+        if again && container.doors.is_none() && !cgroups::takes_births(layout) {
+            // What is wrong with it the exec finds out.
+            let cgroup = cgroups::at(layout, &container.cgroup).ok().flatten();
+            container.doors = cgroup.and_then(|cgroup| Doors::open(cgroup).ok());
+            self.doors_until.get_or_insert(now + DOORS_MS);
+        }
+    }
+
+    /// Lets go of the cgroups in which nothing was executed for a while.
+    pub(super) fn release_doors(&mut self, now: u64) {
+        let until = |container: &Container| container.last_exec.map(|last| last + DOORS_MS);
+        for container in self.containers.values_mut().filter(|container| until(container).is_none_or(|until| until <= now)) {
+            container.doors = None;
+        }
+        self.doors_until = self.containers.values().filter(|container| container.doors.is_some()).filter_map(until).min();
     }
 
     /// An entrant has executed its program, or has ended.

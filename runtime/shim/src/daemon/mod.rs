@@ -134,6 +134,8 @@ pub struct Daemon {
     containers: BTreeMap<String, Container>,
     execs: BTreeMap<String, Exec>,
     entered: Option<Entered>,
+    /// When to look for cgroups that need not be held open.
+    doors_until: Option<u64>,
     logs: LogWriter,
     /// Children that ended while a creator might still have to report them.
     unclaimed: Vec<(Pid, ExitStatus, i64)>,
@@ -167,6 +169,7 @@ impl Daemon {
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
             entered: None,
+            doors_until: None,
             logs: LogWriter::default(),
             unclaimed: Vec::new(),
             trim_at: Some(monotonic_ms()),
@@ -204,7 +207,7 @@ impl Daemon {
 
     fn timeout(&self) -> Option<Duration> {
         let shutdown = self.shutdown.as_ref().and_then(|shutdown| shutdown.deadline);
-        let next = [self.trim_at, self.accept_at, self.logs.retry_at, shutdown].into_iter().flatten().min()?;
+        let next = [self.trim_at, self.accept_at, self.logs.retry_at, self.doors_until, shutdown].into_iter().flatten().min()?;
         Some(Duration::from_millis(next.saturating_sub(monotonic_ms())))
     }
 
@@ -216,6 +219,9 @@ impl Daemon {
         }
         if self.accept_at.is_some_and(|at| at <= now) {
             self.listen_again();
+        }
+        if self.doors_until.is_some_and(|at| at <= now) {
+            self.release_doors(now);
         }
         if self.logs.retry_at.is_some_and(|at| at <= now) {
             self.start_writer();
