@@ -1,11 +1,13 @@
 //! Running a command in a container: what it is made of, and ExecSync. The streams of the interactive kind are in `streaming`.
 
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use berth_oci::spec::Process;
 use berth_shim::protocol::{ExecExt, ExecSpec, Reply, Request};
+use rustix::fs::OFlags;
 use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
@@ -25,6 +27,9 @@ const OUTPUT_LIMIT: usize = berth_cri_api::MAX_MESSAGE_BYTES - 128 * 1024;
 
 /// How long output is read on after the command has ended while somebody else keeps its pipe open.
 const DRAIN: Duration = Duration::from_secs(2);
+
+/// Commands that end so soon, as most probes' do, write no more than pipes hold: their output is read in one go afterwards.
+const AT_ONCE: Duration = Duration::from_millis(10);
 
 /// A running command. Dropping it kills the command when it still runs.
 pub(crate) struct Running {
@@ -107,9 +112,17 @@ pub(crate) async fn start(
     stdin: bool,
     tty: bool,
 ) -> Result<Running, Error> {
-    let memfd = {
-        let (server, live, container) = (server.clone(), live.clone(), container.clone());
-        crate::blocking(move || exec_spec(&server, &live, &container, command, tty)).await?
+    let memfd = match server.repeated.order(container, &command, tty) {
+        Some(memfd) => memfd,
+        None => {
+            let (server, live, container) = (server.clone(), live.clone(), container.clone());
+            crate::blocking(move || {
+                let memfd = exec_spec(&server, &live, &container, command.clone(), tty)?;
+                server.repeated.ran(&container, command, tty, &memfd);
+                Ok(memfd)
+            })
+            .await?
+        }
     };
     let shim = live.shim()?.clone();
     let id = ContainerId::random().as_str()[..32].to_owned();
@@ -158,6 +171,57 @@ fn exec_spec(server: &Server, live: &Live, container: &ContainerId, command: Vec
     berth_linux::memfd::sealed_memfd("exec-spec", &json, false).map_err(file("make", "exec-spec"))
 }
 
+/// Orders of commands that are run again and again, as a probe's is every second: the same sealed file tells the shim each time.
+#[derive(Default)]
+pub(crate) struct Repeated(Mutex<HashMap<ContainerId, Vec<Ran>>>);
+
+/// A command that was run.
+struct Ran {
+    command: Vec<String>,
+    tty: bool,
+    /// Its order, since it was run a second time.
+    order: Option<OwnedFd>,
+}
+
+/// More commands than a container has probes, and more containers than a node has; beyond it there is forgetting.
+const COMMANDS: usize = 4;
+const CONTAINERS: usize = 512;
+
+impl Repeated {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ContainerId, Vec<Ran>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The order of a command, when it is known. Opened anew: shims before this read it from where the last one stopped.
+    fn order(&self, id: &ContainerId, command: &[String], tty: bool) -> Option<OwnedFd> {
+        let known = self.lock();
+        let ran = known.get(id)?.iter().find(|ran| ran.tty == tty && ran.command == command)?;
+        berth_linux::memfd::reopen(ran.order.as_ref()?.as_fd(), OFlags::RDONLY).ok()
+    }
+
+    /// A command is run by this order.
+    fn ran(&self, id: &ContainerId, command: Vec<String>, tty: bool, order: &OwnedFd) {
+        let mut known = self.lock();
+        if known.len() >= CONTAINERS && !known.contains_key(id) {
+            known.clear();
+        }
+        let of = known.entry(id.clone()).or_default();
+        if let Some(ran) = of.iter_mut().find(|ran| ran.tty == tty && ran.command == command) {
+            ran.order = order.try_clone().ok();
+            return;
+        }
+        if of.len() >= COMMANDS {
+            of.remove(0);
+        }
+        of.push(Ran { command, tty, order: None });
+    }
+
+    /// The container is gone.
+    pub(crate) fn forget(&self, id: &ContainerId) {
+        self.lock().remove(id);
+    }
+}
+
 /// Of a container's OCI spec, what an exec needs when the filter is known: the profile is by far the most of it.
 #[derive(Deserialize)]
 struct Known {
@@ -196,12 +260,19 @@ pub(crate) async fn sync(
     let mut running = start(server, &live, &container, command, false, false).await?;
     let budget = Budget::default();
     let (stdout, stderr) = (Sink::default(), Sink::default());
-    let collecting = {
-        let stdout = collect(running.stdout.take(), budget.clone(), stdout.clone());
-        let stderr = collect(running.stderr.take(), budget, stderr.clone());
-        async { tokio::join!(stdout, stderr) }
-    };
     let work = async {
+        if let Ok(code) = tokio::time::timeout(AT_ONCE, running.handle.wait()).await {
+            let code = code?;
+            let ended = |fd: &mut Option<OwnedFd>, sink| fd.take_if(|fd| read_now(fd, &budget, sink)).is_some() || fd.is_none();
+            if ended(&mut running.stdout, &stdout) & ended(&mut running.stderr, &stderr) {
+                return Ok(code);
+            }
+        }
+        let collecting = {
+            let stdout = collect(running.stdout.take(), budget.clone(), stdout.clone());
+            let stderr = collect(running.stderr.take(), budget, stderr.clone());
+            async { tokio::join!(stdout, stderr) }
+        };
         tokio::select! {
             biased;
             _ = collecting => {}
@@ -242,25 +313,45 @@ impl Default for Budget {
     }
 }
 
-type Sink = Arc<std::sync::Mutex<Vec<u8>>>;
+type Sink = Arc<Mutex<Vec<u8>>>;
 
 fn take(sink: &Sink) -> Vec<u8> {
-    std::mem::take(&mut *sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    std::mem::take(&mut *sink.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+impl Budget {
+    /// Keeps of what was read as much as is still allowed.
+    fn keep(&self, bytes: &[u8], sink: &Sink) {
+        use std::sync::atomic::Ordering;
+        let left = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| Some(left.saturating_sub(bytes.len())));
+        let granted = left.unwrap_or(0).min(bytes.len());
+        sink.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&bytes[..granted]);
+    }
+}
+
+/// Reads what a pipe holds, without waiting. True: that was its end.
+fn read_now(pipe: &OwnedFd, budget: &Budget, sink: &Sink) -> bool {
+    if rustix::io::ioctl_fionbio(pipe, true).is_err() {
+        return false;
+    }
+    let mut buffer = [0u8; 4096];
+    loop {
+        match rustix::io::retry_on_intr(|| rustix::io::read(pipe, &mut buffer)) {
+            Ok(0) => return true,
+            Ok(n) => budget.keep(&buffer[..n], sink),
+            Err(_) => return false,
+        }
+    }
 }
 
 /// Reads a stream to its end; what is over the shared budget is read and thrown away.
 async fn collect(fd: Option<OwnedFd>, budget: Budget, sink: Sink) {
-    use std::sync::atomic::Ordering;
     let Some(mut pipe) = fd.and_then(reader) else { return };
     let mut buffer = vec![0u8; 16 * 1024];
     loop {
         match pipe.read(&mut buffer).await {
             Ok(0) | Err(_) => return,
-            Ok(n) => {
-                let left = budget.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| Some(left.saturating_sub(n)));
-                let granted = left.unwrap_or(0).min(n);
-                sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner).extend_from_slice(&buffer[..granted]);
-            }
+            Ok(n) => budget.keep(&buffer[..n], &sink),
         }
     }
 }

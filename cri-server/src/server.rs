@@ -20,6 +20,7 @@ use crate::container::security::FilterCache;
 use crate::container::selinux::SeLinuxHost;
 use crate::error::{Error, file, invalid};
 use crate::events::Events;
+use crate::exec::Repeated;
 use crate::handlers::Handlers;
 use crate::paths::Paths;
 use crate::progress::Progress;
@@ -54,6 +55,8 @@ pub(crate) struct Server {
     pub(crate) network: Network,
     pub(crate) program: Program,
     pub(crate) filters: FilterCache,
+    /// What is run in containers again and again.
+    pub(crate) repeated: Repeated,
     pub(crate) cdi: Registry,
     pub(crate) apparmor: AppArmor,
     pub(crate) selinux: SeLinuxHost,
@@ -99,6 +102,7 @@ impl Server {
             events: Events::default(),
             progress: Arc::new(Progress::new(config.deadlines)),
             filters: FilterCache::default(),
+            repeated: Repeated::default(),
             nri: Nri::new(config.nri.clone()),
             cdi: Registry::new(config.cdi_spec_dirs.clone()),
             apparmor: AppArmor::new(paths.apparmor()),

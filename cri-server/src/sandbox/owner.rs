@@ -187,6 +187,7 @@ pub(crate) async fn own(server: Arc<Server>, mut machine: Machine, mail: Mail, m
         for id in &out.gone {
             server.progress.over(id.as_str());
             server.filters.forget(id);
+            server.repeated.forget(id);
         }
         for (id, change) in &out.events {
             server.events.announce(&server.board, || sandbox_view(&machine, &server), id, *change);

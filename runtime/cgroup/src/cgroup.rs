@@ -172,10 +172,15 @@ impl Cgroup {
         self.attach_number(0)
     }
 
-    fn attach_number(&self, pid: i32) -> Result<()> {
-        // First where processes are looked for: whoever is cut off in between leaves one that is found, and killed, by the next.
+    /// Its folders in the order in which they are joined: first where processes are looked for, so that whoever is cut off in between leaves one that
+    /// is found, and killed, by the next.
+    pub(crate) fn joined_dirs(&self) -> impl Iterator<Item = &Path> {
         let first = self.tracking_dir();
-        for dir in first.into_iter().chain(self.dirs().filter(|dir| Some(*dir) != first)) {
+        first.into_iter().chain(self.dirs().filter(move |dir| Some(*dir) != first))
+    }
+
+    fn attach_number(&self, pid: i32) -> Result<()> {
+        for dir in self.joined_dirs() {
             let fail = |source| Error::Attach { pid, path: dir.to_owned(), source };
             file::write_raw(&dir.join("cgroup.procs"), &pid.to_string()).map_err(fail)?;
         }

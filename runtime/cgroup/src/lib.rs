@@ -5,6 +5,7 @@
 
 mod cgroup;
 mod devices;
+mod doors;
 mod error;
 mod file;
 mod kill;
@@ -18,6 +19,7 @@ mod stats;
 pub mod systemd;
 
 pub use cgroup::Cgroup;
+pub use doors::Doors;
 pub use error::{Error, Result};
 pub use layout::{Hierarchy, Layout};
 pub use limits::convert;

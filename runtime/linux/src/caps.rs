@@ -143,9 +143,14 @@ pub fn bounding() -> CapSet {
 
 /// Drops from the bounding set all that is not in `keep`. Needs CAP_SETPCAP; there is no way back.
 pub fn set_bounding_drop(keep: CapSet) -> io::Result<()> {
-    let drop = bounding().difference(keep);
-    for number in (0..64).filter(|number| drop.contains(*number)) {
-        prctl(libc::PR_CAPBSET_DROP, number.into(), 0)?;
+    for number in (0..64u32).filter(|number| !keep.contains(*number)) {
+        let Err(error) = prctl(libc::PR_CAPBSET_DROP, number.into(), 0) else { continue };
+        match prctl(libc::PR_CAPBSET_READ, number.into(), 0) {
+            Ok(0) => {}
+            Ok(_) => return Err(error),
+            // One past the last that the kernel knows.
+            Err(_) => break,
+        }
     }
     Ok(())
 }

@@ -182,6 +182,18 @@ fn on_own_thread<T: Send>(run: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     })
 }
 
+/// The identity of a namespace of a process, or of the calling thread, as [`ns_id`] has it: without opening it.
+pub fn ns_id_of(pid: Option<Pid>, kind: NamespaceKind) -> Result<(u64, u64)> {
+    let path = match pid {
+        Some(pid) => format!("/proc/{}/ns/{}", pid.as_raw_nonzero(), kind.proc_name()),
+        None => format!("/proc/thread-self/ns/{}", kind.proc_name()),
+    };
+    match rustix::fs::stat(&path) {
+        Ok(stat) => Ok((stat.st_dev, stat.st_ino)),
+        Err(errno) => Err(Error::OpenNamespace { subject: path, source: errno.into() }),
+    }
+}
+
 /// The identity of a namespace: (device, inode). Unique among the namespaces that live now.
 pub fn ns_id(fd: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
     let stat = rustix::fs::fstat(fd)?;

@@ -19,6 +19,11 @@ pub fn set_dumpable(dumpable: bool) -> io::Result<()> {
     Ok(rustix::process::set_dumpable_behavior(behaviour)?)
 }
 
+/// Whether other processes of the same user may look into this one.
+pub fn is_dumpable() -> io::Result<bool> {
+    Ok(rustix::process::dumpable_behavior()? == DumpableBehavior::Dumpable)
+}
+
 /// The signal that this process gets when the thread that made it ends; 0 for none.
 pub fn set_parent_death_signal(signal: i32) -> io::Result<()> {
     let zero: libc::c_ulong = 0;

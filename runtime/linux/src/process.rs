@@ -11,6 +11,7 @@ use std::ptr;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
+use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 
 use crate::pidfd::PidFd;
 use crate::syscall::check;
@@ -118,6 +119,25 @@ pub fn clone3(args: CloneArgs<'_>) -> io::Result<Fork> {
         }
         (result, _) => result,
     }
+}
+
+/// [`clone3`] with the child born in the PID namespace of `process` (a pidfd). The caller's later children are born in `own` again, the
+/// PID namespace that the caller is in.
+///
+/// A caller that could not come back would have every later child in a namespace of somebody else's: it is ended instead. The kernel
+/// refuses the way back only while it has no memory for a small structure.
+pub fn clone3_beside(process: BorrowedFd<'_>, own: BorrowedFd<'_>, args: CloneArgs<'_>) -> io::Result<Fork> {
+    let enter = |namespace| rustix::thread::move_into_thread_name_spaces(namespace, ThreadNameSpaceType::PROCESS_ID);
+    enter(process)?;
+    let forked = clone3(args);
+    if matches!(forked, Ok(Fork::Child)) {
+        return forked;
+    }
+    let back = |_| rustix::thread::move_into_link_name_space(own, Some(LinkNameSpaceType::ProcessID)).is_ok();
+    if !(0..1000).any(back) {
+        std::process::abort();
+    }
+    forked
 }
 
 fn raw_clone3(args: &CloneArgs<'_>, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {

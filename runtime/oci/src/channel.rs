@@ -34,6 +34,13 @@ impl AsFd for Channel {
     }
 }
 
+impl From<OwnedFd> for Channel {
+    /// A datagram socket that has been made elsewhere.
+    fn from(socket: OwnedFd) -> Self {
+        Self { socket }
+    }
+}
+
 impl Channel {
     /// Both ends.
     pub(crate) fn pair() -> io::Result<(Self, Self)> {

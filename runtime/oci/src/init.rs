@@ -52,7 +52,13 @@ pub(crate) enum Work {
     /// The first process of a container.
     Container(Box<Container>),
     /// A further one: the namespaces of the first are entered through its descriptor.
-    Exec { init_pidfd: OwnedFd, namespaces: CloneFlags, process: Box<ProcessPlan> },
+    Exec {
+        init_pidfd: OwnedFd,
+        namespaces: CloneFlags,
+        process: Box<ProcessPlan>,
+        /// No launcher does anything for it.
+        alone: bool,
+    },
 }
 
 /// The first process of a container.
@@ -167,8 +173,9 @@ impl Init {
         let mut master = None;
         let result = match &mut child.work {
             Work::Container(container) => container_up(container, &child.channel, &mut child.stdio, &mut master, &mut warnings),
-            Work::Exec { init_pidfd, namespaces, .. } => {
-                exec_up(init_pidfd.as_fd(), *namespaces, &child.channel, &mut child.stdio, &mut master)
+            Work::Exec { init_pidfd, namespaces, alone, .. } => {
+                let ready = if *alone { Ok(()) } else { wait_go(&child.channel) };
+                ready.and_then(|()| exec_up(init_pidfd.as_fd(), *namespaces, &mut child.stdio, &mut master))
             }
         };
         let Child { work, channel, stdio, gate, started, filter, preserve_fds, new_keyring } = child;
@@ -355,11 +362,9 @@ fn wait_go(channel: &Channel) -> Done {
 fn exec_up(
     init_pidfd: BorrowedFd<'_>,
     namespaces: CloneFlags,
-    channel: &Channel,
     stdio: &mut Stdio,
     master: &mut Option<OwnedFd>,
 ) -> Done<HostProc> {
-    wait_go(channel)?;
     let host_proc = HostProc::open()?;
     ns::setns_of_process(init_pidfd, namespaces).during("enter the container's namespaces")?;
     if let Stdio::Pty { width, height } = *stdio {

@@ -1,6 +1,7 @@
 //! Making a container's first process, up to the gate at which it waits for its start, and making further processes
 //! in a container. What is public here is plain values: nothing is read from disk but what the spec names.
 
+mod heard;
 mod maker;
 mod root;
 mod start;
@@ -20,8 +21,9 @@ use serde::{Deserialize, Serialize};
 use crate::seccomp::Filter;
 use crate::spec::{Process, Spec};
 
+pub use heard::Heard;
 pub use root::open_root;
-pub use start::{exec, launch};
+pub use start::{become_exec, exec, launch, tell_failure};
 
 /// Everything that makes a container. The caller keeps none of the descriptors.
 #[derive(Debug)]
@@ -152,8 +154,6 @@ pub struct ExecLaunch {
     pub filter: Option<Filter>,
     /// Standard streams.
     pub stdio: Stdio,
-    /// Whose child it becomes.
-    pub parent: Parentage,
     /// How many descriptors from 3 on are passed, as in [`Launch::preserve_fds`].
     pub preserve_fds: u32,
 }

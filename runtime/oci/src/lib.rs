@@ -17,5 +17,6 @@ pub use devices::default_device_rules;
 pub use error::{Error, chain};
 pub use hooks::{HookState, run_hooks};
 pub use launch::{
-    ExecLaunch, Gate, Init, Launch, Parentage, RootSource, StartError, Stdio, exec, launch, open_root, read_started,
+    ExecLaunch, Gate, Heard, Init, Launch, Parentage, RootSource, StartError, Stdio, become_exec, exec, launch, open_root,
+    read_started, tell_failure,
 };

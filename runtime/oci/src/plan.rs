@@ -9,10 +9,11 @@ pub mod sysctl;
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
-use berth_linux::caps::CapSet;
+use berth_linux::caps::{self, CapSet};
 use berth_linux::mount::{MountAttrs, Propagation};
-use berth_linux::ns::{IdMap, NamespaceKind};
+use berth_linux::ns::{self, IdMap, NamespaceKind};
 use berth_linux::process::CloneFlags;
+use rustix::process::Pid;
 
 use crate::Error;
 use crate::spec::{self, NamespaceType, Spec};
@@ -29,6 +30,39 @@ pub struct Host {
     pub apparmor: bool,
     /// Whether SELinux does.
     pub selinux: bool,
+}
+
+/// The identities of a process's namespaces, in the order of [`NamespaceKind::ALL`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Namespaces([(u64, u64); NamespaceKind::ALL.len()]);
+
+impl Namespaces {
+    /// Those of a process, or our own.
+    pub fn look(process: Option<Pid>) -> Result<Self, Error> {
+        let mut ids = [(0, 0); NamespaceKind::ALL.len()];
+        for (id, kind) in ids.iter_mut().zip(NamespaceKind::ALL) {
+            *id = ns::ns_id_of(process, kind).map_err(Error::Namespace)?;
+        }
+        Ok(Self(ids))
+    }
+
+    /// The kinds that another process has others of.
+    #[must_use]
+    pub fn other_than(&self, own: &Self) -> CloneFlags {
+        let kinds = NamespaceKind::ALL.into_iter().zip(self.0.iter().zip(own.0));
+        kinds.filter(|(_, (theirs, own))| *theirs != own).map(|(kind, _)| kind.clone_flag()).collect()
+    }
+}
+
+impl Host {
+    /// Looks at this machine and this process. The answer is the same as long as the process lives and drops no capability.
+    #[must_use]
+    pub fn look() -> Self {
+        let enabled = std::fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with(b"Y"));
+        // Mounted only where the kernel has SELinux on.
+        let selinux = Path::new("/sys/fs/selinux/enforce").exists();
+        Self { bounding: caps::bounding(), apparmor: enabled, selinux }
+    }
 }
 
 /// What the launcher brings along besides the spec.

@@ -10,7 +10,14 @@ use crate::error::Error;
 /// How long killed processes may take to go.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-fn at(layout: &Layout, text: &str) -> berth_cgroup::Result<Option<Cgroup>> {
+/// Whether processes are born in their cgroup: all of it that counts is of v2.
+pub fn takes_births(layout: &Layout) -> bool {
+    let named = |controllers: &[String]| controllers.iter().all(|name| name.starts_with("name="));
+    layout.unified().is_some() && layout.hierarchies().iter().all(|hierarchy| named(&hierarchy.controllers))
+}
+
+/// A container's cgroup, without looking whether it exists.
+pub fn at(layout: &Layout, text: &str) -> berth_cgroup::Result<Option<Cgroup>> {
     if text.is_empty() {
         return Ok(None);
     }

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use berth_linux::Pid;
 use berth_linux::child::close_from;
 use berth_linux::pidfd::PidFd;
-use berth_linux::process::{CloneArgs, Fork, clone3, exit_now, pipe};
+use berth_linux::process::{CloneArgs, Fork, clone3, clone3_beside, exit_now, pipe};
 
 use crate::error::Error;
 
@@ -23,7 +23,21 @@ impl Drop for NeverReturn {
 /// Forks. `run` is the child's whole life; its result is the exit code. A child that may live long, or that makes others which
 /// do, begins with `close_from`.
 pub fn fork(args: CloneArgs<'_>, run: impl FnOnce() -> i32) -> io::Result<(Pid, PidFd)> {
-    match clone3(args)? {
+    live(clone3(args)?, run)
+}
+
+/// Forks a child that is born in the PID namespace of a process; `own` is that of the shim.
+pub fn fork_beside(
+    process: BorrowedFd<'_>,
+    own: BorrowedFd<'_>,
+    args: CloneArgs<'_>,
+    run: impl FnOnce() -> i32,
+) -> io::Result<(Pid, PidFd)> {
+    live(clone3_beside(process, own, args)?, run)
+}
+
+fn live(side: Fork, run: impl FnOnce() -> i32) -> io::Result<(Pid, PidFd)> {
+    match side {
         Fork::Child => {
             let _guard = NeverReturn;
             exit_now(run())

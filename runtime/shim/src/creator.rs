@@ -1,4 +1,4 @@
-//! A short-lived fork of the shim that makes a container's first process or an exec. The process becomes the shim's child
+//! A short-lived fork of the shim that makes a container's first process, or an exec by a foreign runtime. The process becomes the shim's child
 //! (CLONE_PARENT), what there is to know of it goes to the shim over a socket, and the creator ends. So specs are parsed,
 //! filters compiled and files touched in memory that goes away, and the shim's loop never waits for any of it.
 
@@ -8,14 +8,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use berth_cgroup::{Cgroup, Layout};
+use berth_cgroup::Layout;
 use berth_linux::child::close_from;
 use berth_linux::ns::NamespaceKind;
 use berth_linux::pidfd::PidFd;
 use berth_linux::process::CloneArgs;
 use berth_linux::{Pid, mount, prctl};
 use berth_oci::seccomp::Filter;
-use berth_oci::{ExecLaunch, Gate, Init, Launch, Parentage, RootSource, Stdio};
+use berth_oci::{Gate, Init, Launch, Parentage, RootSource, Stdio};
 use berth_shim::protocol::{CreateExt, ExecExt, ExecSpec, Failure, FailureKind, FdIndex, PidMode, PodNamespace, Root};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -92,7 +92,9 @@ impl Report {
 
 /// Why nothing was made.
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub enum Error {
+    #[error("make the container's process")]
+    Fork(#[source] std::io::Error),
     #[error("descriptor {index} of the request: {reason}")]
     Descriptor { index: FdIndex, reason: &'static str },
     #[error("read {what}")]
@@ -114,7 +116,8 @@ enum Error {
 }
 
 impl Error {
-    fn errno(&self) -> Option<i32> {
+    /// The number behind it.
+    pub fn errno(&self) -> Option<i32> {
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
         while let Some(error) = cause {
             if let Some(errno) = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error) {
@@ -135,11 +138,13 @@ pub struct Streams {
 }
 
 impl Streams {
-    fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+    /// All of them.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.stdin.iter().chain(self.output.iter().flatten()).map(AsFd::as_fd)
     }
 
-    fn into_stdio(self, size: (u16, u16)) -> Result<Stdio, Error> {
+    /// For a process that is made here.
+    pub fn into_stdio(self, size: (u16, u16)) -> Result<Stdio, Error> {
         let Some([stdout, stderr]) = self.output else {
             return Ok(Stdio::Pty { width: size.0, height: size.1 });
         };
@@ -175,24 +180,16 @@ pub struct ContainerOrder<'a> {
     pub oom_score_adj: Option<i32>,
 }
 
-/// What a creator needs for an exec.
+/// What a creator needs for an exec by a foreign runtime.
 pub struct ExecOrder<'a> {
     /// The memfd of the request.
     pub spec: OwnedFd,
     /// What was asked for.
     pub ext: ExecExt,
-    /// The container's first process.
-    pub init: Pid,
-    /// Its descriptor.
-    pub init_pidfd: OwnedFd,
-    /// The container's cgroup as text.
-    pub cgroup: &'a str,
-    /// Who makes it, when that is not this program.
-    pub foreign: Option<&'a Instance>,
+    /// Who makes it.
+    pub foreign: &'a Instance,
     /// Standard streams.
     pub streams: Streams,
-    /// Where cgroups are.
-    pub layout: &'a Layout,
     /// The score that the shim had before it protected itself.
     pub oom_score_adj: Option<i32>,
 }
@@ -248,9 +245,9 @@ pub fn create(order: ContainerOrder<'_>, link: Link) -> i32 {
     report(link, make_container(order))
 }
 
-/// The creator's life for an exec.
+/// The creator's life for an exec by a foreign runtime.
 pub fn exec(order: ExecOrder<'_>, link: Link) -> i32 {
-    let mut keep = vec![order.spec.as_fd(), order.init_pidfd.as_fd(), link.as_fd()];
+    let mut keep = vec![order.spec.as_fd(), link.as_fd()];
     keep.extend(order.streams.descriptors());
     if close_from(3, &keep).is_err() {
         return 1;
@@ -293,7 +290,7 @@ impl Given {
 const MAX_JSON: u64 = 64 << 20;
 
 /// Reads a memfd from its beginning without moving its offset: the agent may have sent the same open file to others.
-fn read_json<T: DeserializeOwned>(fd: OwnedFd, what: &'static str) -> Result<T, Error> {
+pub fn read_json<T: DeserializeOwned>(fd: OwnedFd, what: &'static str) -> Result<T, Error> {
     let file = File::from(fd);
     let length = file.metadata().map_err(|source| Error::Read { what, source })?.len();
     if length > MAX_JSON {
@@ -414,19 +411,5 @@ fn join(
 
 fn make_exec(order: ExecOrder<'_>) -> Result<Init, Error> {
     let spec: ExecSpec = read_json(order.spec, "the exec's process")?;
-    if let Some(instance) = order.foreign {
-        return Ok(foreign::exec(instance, spec.process, order.streams, order.ext.console_size)?);
-    }
-    let cgroup: Option<Cgroup> = cgroups::open(order.layout, order.cgroup)?;
-    let init = berth_oci::exec(ExecLaunch {
-        process: spec.process,
-        init: order.init,
-        init_pidfd: order.init_pidfd,
-        cgroup,
-        filter: spec.filter,
-        stdio: order.streams.into_stdio(order.ext.console_size)?,
-        parent: Parentage::CallersParent,
-        preserve_fds: 0,
-    })?;
-    Ok(init)
+    Ok(foreign::exec(order.foreign, spec.process, order.streams, order.ext.console_size)?)
 }

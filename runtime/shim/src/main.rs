@@ -7,6 +7,7 @@ mod child;
 mod clock;
 mod creator;
 mod daemon;
+mod entrant;
 mod error;
 mod exit_record;
 mod foreign;

@@ -5,7 +5,7 @@ mod support;
 
 use std::os::fd::AsFd;
 
-use berth_shim::protocol::{CreateExt, ExecExt, FailureKind, LogSpec, Reply, Request};
+use berth_shim::protocol::{CreateExt, ExecExt, ExecSpec, FailureKind, LogSpec, Reply, Request};
 use berth_testkit::{Sandbox, in_namespaces, wait_until};
 use rustix::io::write;
 use support::{Client, PATIENCE, Shim, children_named, parse_log, process, processes_with, read_all, read_until};
@@ -405,6 +405,41 @@ fn a_killed_exec_takes_its_children_along_and_nothing_else() {
             let both = || processes_with("sleep\x001111").len() + processes_with("sleep\x002222").len() == 2;
             assert!(wait_until(PATIENCE, both));
         }
+        shim.shut_down(&mut client);
+    });
+}
+
+#[test]
+fn an_exec_that_is_still_on_its_way_is_killed_too_and_the_shims_next_children_are_where_it_is() {
+    in_namespaces(|| {
+        let shim = Shim::start();
+        shim.make_rootfs();
+        let mut client = shim.client();
+        shim.run(&mut client, "a", &["sleep", "1000"]);
+        let memfd = [support::json_memfd(&ExecSpec { process: process(&["sleep", "4441"], false), filter: None })];
+        for round in 0..20 {
+            let id = format!("x{round}");
+            let exec = Request::Exec { container: "a".into(), id: id.clone(), ext: ExecExt::default() };
+            if round % 2 == 0 {
+                let seq = client.send(exec, &memfd);
+                client.ask(Request::Kill { id: "a".into(), exec: Some(id.clone()), signal: 9, all: true });
+                match client.reply(seq).0 {
+                    Reply::Execed { .. } => assert_eq!(client.exec_exited(&id), (137, 9)),
+                    reply => assert!(matches!(&reply, Reply::Error(failure) if failure.kind == FailureKind::Create), "{reply:?}"),
+                }
+            } else {
+                let mut owner = shim.client();
+                owner.send(exec, &memfd);
+                drop(owner);
+            }
+        }
+        assert!(wait_until(PATIENCE, || client.state().containers[0].execs.is_empty()));
+        assert!(wait_until(PATIENCE, || processes_with("sleep\x004441").is_empty()));
+        let namespace = |name: &str| std::fs::read_link(format!("/proc/{}/ns/{name}", shim.pid)).unwrap();
+        assert_eq!(namespace("pid_for_children"), namespace("pid"));
+        assert_ne!(namespace("pid"), std::fs::read_link(format!("/proc/{}/ns/pid", client.state().containers[0].pid)).unwrap());
+        shim.run(&mut client, "b", &["true"]);
+        assert_eq!(client.exited("b").code, 0);
         shim.shut_down(&mut client);
     });
 }

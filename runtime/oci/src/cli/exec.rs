@@ -31,17 +31,16 @@ pub(super) fn exec(global: &Global, flags: &Flags) -> Outcome {
     let detached = flags.is("detach");
     let signals = (!detached).then(foreground::take_signals).transpose()?;
     let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose().map_err(|error| chain(&error))?;
-    let made = launch_exec(ExecLaunch {
+    let order = ExecLaunch {
         stdio: choose_stdio(process.terminal, process.console_size, flags, detached)?,
         process,
         init: rustix::process::Pid::from_raw(record.pid).ok_or("the container has no process")?,
         init_pidfd: init_pidfd.into(),
         cgroup: open_cgroup(&record)?,
         filter,
-        parent: Parentage::Caller,
         preserve_fds: flags.number("preserve-fds")?.unwrap_or(0),
-    })
-    .map_err(|error| format!("exec failed: {}", chain(&error)))?;
+    };
+    let made = launch_exec(order, Parentage::Caller).map_err(|error| format!("exec failed: {}", chain(&error)))?;
     made.warnings.iter().for_each(|warning| global.log.warn(warning));
     if let Err(error) = read_started(made.started) {
         let _ = PidFd::from(made.pidfd).wait(false);

@@ -44,17 +44,18 @@ impl ParentPlan {
         Self { process: plan.process.clone(), id_maps: new_user.then(|| plan.id_maps.clone()), warnings: plan.warnings.clone() }
     }
 
-    /// What needs the machine's own privileges: the limits' ceilings and the memory score. What is not allowed is left as it is.
-    fn raise(&mut self, pid: Pid) {
+    /// What needs the machine's own privileges, of another process or of this: the limits' ceilings and the memory score. What is not
+    /// allowed is left as it is.
+    pub(super) fn raise(&mut self, pid: Option<Pid>) {
         for (_, resource, limit) in &self.process.rlimits {
             let now = rlimit::get(*resource);
             if limit.hard > now.hard {
                 // The process itself says what came of it.
-                let _ = rlimit::set_clamped(Some(pid), *resource, rlimit::Limit { soft: now.soft, hard: limit.hard });
+                let _ = rlimit::set_clamped(pid, *resource, rlimit::Limit { soft: now.soft, hard: limit.hard });
             }
         }
         let Some(adj) = self.process.oom_score_adj else { return };
-        match prctl::set_oom_score_adj(Some(pid), adj) {
+        match prctl::set_oom_score_adj(pid, adj) {
             Ok(prctl::OomScore::Set) => {}
             Ok(prctl::OomScore::Kept(kept)) => {
                 self.warnings.push(format!("oom_score_adj {adj} may not be set here, {kept} is kept"));
@@ -197,7 +198,7 @@ impl Maker<'_> {
         if let Some(cgroup) = self.cgroup {
             cgroup.settle(pid).map_err(Error::Cgroup)?;
         }
-        plan.raise(pid);
+        plan.raise(Some(pid));
         channel.go().map_err(Error::Channel)?;
         loop {
             match channel.hear().map_err(Error::Channel)? {

@@ -10,15 +10,15 @@ use berth_linux::caps::{self, CapSet};
 use berth_linux::child::is_inherited;
 use berth_linux::ns::{self, IdMap, NamespaceKind};
 use berth_linux::pidfd::PidFd;
-use berth_linux::process::{CloneFlags, pipe};
+use berth_linux::process::{CloneFlags, exit_now, pipe};
 use rustix::fs::{Mode, OFlags};
 
 use super::maker::{Maker, ParentPlan};
-use super::{ExecLaunch, Gate, Init, Launch, RootSource, root, trees};
+use super::{ExecLaunch, Gate, Init, Launch, Parentage, RootSource, root, trees};
 use crate::Error;
-use crate::channel::Channel;
+use crate::channel::{Channel, Report};
 use crate::init::{Child, Container, Work};
-use crate::plan::{self, Extension, Host, Mount, Plan, Source, Step};
+use crate::plan::{self, Extension, Host, Mount, Namespaces, Plan, ProcessPlan, Source, Step};
 use crate::seccomp;
 use crate::spec::Spec;
 
@@ -28,7 +28,7 @@ use crate::spec::Spec;
 /// ended and waits to be reaped); the control group and the overlay's folders stay the caller's to remove.
 pub fn launch(mut launch: Launch) -> Result<Init, Error> {
     check_preserved(launch.preserve_fds)?;
-    let host = look_at_host();
+    let host = Host::look();
     let mut join = std::mem::take(&mut launch.join);
     let extension = extension(&launch, &join)?;
     let memory_limit = memory_limit(&launch.spec);
@@ -86,32 +86,22 @@ pub fn launch(mut launch: Launch) -> Result<Init, Error> {
 }
 
 /// Makes a further process in a container. Only a process with one thread may call it.
-pub fn exec(exec: ExecLaunch) -> Result<Init, Error> {
+pub fn exec(exec: ExecLaunch, parent: Parentage) -> Result<Init, Error> {
     check_preserved(exec.preserve_fds)?;
     let mut warnings = Vec::new();
-    let process = plan::plan_process(&exec.process, &look_at_host(), &mut warnings)?;
-    let mut namespaces = CloneFlags::empty();
-    let mut pid_namespace = None;
-    for kind in NamespaceKind::ALL {
-        let theirs = ns::open_ns(Some(exec.init), kind).map_err(Error::Namespace)?;
-        let ours = ns::open_ns(None, kind).map_err(Error::Namespace)?;
-        if same(ours.as_fd(), theirs.as_fd()) {
-            continue;
-        }
-        match kind {
-            NamespaceKind::Pid => pid_namespace = Some(theirs),
-            kind => namespaces |= kind.clone_flag(),
-        }
-    }
-    // The pid was used to look: it is the process we mean if that one still lives.
-    if !PidFd::from(exec.init_pidfd.try_clone().map_err(Error::Clone)?).is_alive().map_err(Error::Clone)? {
-        return Err(Error::Init { message: "cannot exec in a stopped container".into() });
-    }
+    let process = plan::plan_process(&exec.process, &Host::look(), &mut warnings)?;
+    let mut namespaces = Namespaces::look(Some(exec.init))?.other_than(&Namespaces::look(None)?);
+    let pid_namespace = match namespaces.contains(CloneFlags::NEWPID) {
+        true => Some(ns::open_ns(Some(exec.init), NamespaceKind::Pid).map_err(Error::Namespace)?),
+        false => None,
+    };
+    namespaces -= CloneFlags::NEWPID;
+    need_alive(exec.init_pidfd.as_fd())?;
     let (gate, started, report) = open_gate(&Gate::Open)?;
     let parent_plan = ParentPlan { process: process.clone(), warnings, ..ParentPlan::default() };
     let placement = exec.cgroup.map(Placement::In);
     let maker = Maker {
-        parent: exec.parent,
+        parent,
         pid_namespace,
         cgroup: placement.as_ref(),
         memory_limit: None,
@@ -121,7 +111,7 @@ pub fn exec(exec: ExecLaunch) -> Result<Init, Error> {
     };
     let (ours, theirs) = Channel::pair().map_err(Error::Channel)?;
     let child = Child {
-        work: Work::Exec { init_pidfd: exec.init_pidfd, namespaces, process: Box::new(process) },
+        work: Work::Exec { init_pidfd: exec.init_pidfd, namespaces, process: Box::new(process), alone: false },
         channel: theirs,
         stdio: exec.stdio,
         gate,
@@ -134,6 +124,68 @@ pub fn exec(exec: ExecLaunch) -> Result<Init, Error> {
     maker.make(child, ours, parent_plan, report)
 }
 
+/// Becomes a further process in a container. The caller is a fork that lives for nothing else, was born in the container's PID namespace
+/// ([`berth_linux::process::clone3_beside`]) and on a v2 layout in its control group, and may not be looked into; who reaps it hears by
+/// `tell` how far it comes ([`super::Heard`]). `own` are the caller's namespaces but for that of PIDs, `join` puts it
+/// into the control group.
+pub fn become_exec(
+    exec: ExecLaunch,
+    host: &Host,
+    own: &Namespaces,
+    join: impl FnOnce() -> Result<(), berth_cgroup::Error>,
+    tell: OwnedFd,
+) -> ! {
+    let channel = Channel::from(tell);
+    let ready = enter_alone(&exec, host, own, join)
+        .and_then(|entered| Ok((entered, channel.as_fd().try_clone_to_owned().map_err(Error::Channel)?)));
+    let ((namespaces, process), started) = match ready {
+        Ok(ready) => ready,
+        Err(error) => {
+            let _ = channel.report(&Report::Failed(crate::error::chain(&error)), &[]);
+            exit_now(1)
+        }
+    };
+    crate::init::run(Child {
+        work: Work::Exec { init_pidfd: exec.init_pidfd, namespaces, process: Box::new(process), alone: true },
+        channel,
+        stdio: exec.stdio,
+        gate: None,
+        started,
+        filter: exec.filter,
+        preserve_fds: exec.preserve_fds,
+        new_keyring: true,
+    })
+}
+
+/// What [`super::Heard`] hears of a process that does not even come as far as [`become_exec`].
+pub fn tell_failure(tell: OwnedFd, message: &str) {
+    let _ = Channel::from(tell).report(&Report::Failed(message.to_owned()), &[]);
+}
+
+/// What a launcher does for a process from outside, done by itself before it enters anything.
+fn enter_alone(
+    exec: &ExecLaunch,
+    host: &Host,
+    own: &Namespaces,
+    join: impl FnOnce() -> Result<(), berth_cgroup::Error>,
+) -> Result<(CloneFlags, ProcessPlan), Error> {
+    let process = plan::plan_process(&exec.process, host, &mut Vec::new())?;
+    let namespaces = Namespaces::look(Some(exec.init))?.other_than(own) - CloneFlags::NEWPID;
+    need_alive(exec.init_pidfd.as_fd())?;
+    join().map_err(Error::Cgroup)?;
+    let mut outside = ParentPlan { process, ..ParentPlan::default() };
+    outside.raise(None);
+    Ok((namespaces, outside.process))
+}
+
+/// The pid was used to look: it is the process we mean if that one still lives.
+fn need_alive(init: BorrowedFd<'_>) -> Result<(), Error> {
+    match PidFd::from(init.try_clone_to_owned().map_err(Error::Clone)?).is_alive().map_err(Error::Clone)? {
+        true => Ok(()),
+        false => Err(Error::Init { message: "cannot exec in a stopped container".into() }),
+    }
+}
+
 /// A number that the launcher's starter has not filled is one of the launcher's own descriptors by now, or of the machine's folders.
 fn check_preserved(count: u32) -> Result<(), Error> {
     let missing = (3i32..).take(count as usize).find(|number| !is_inherited(*number));
@@ -144,13 +196,6 @@ fn check_preserved(count: u32) -> Result<(), Error> {
 fn memory_limit(spec: &Spec) -> Option<i64> {
     let memory = spec.linux.resources.as_ref()?.memory.as_ref()?;
     memory.limit.filter(|limit| *limit > 0)
-}
-
-fn look_at_host() -> Host {
-    let enabled = std::fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with(b"Y"));
-    // Mounted only where the kernel has SELinux on.
-    let selinux = Path::new("/sys/fs/selinux/enforce").exists();
-    Host { bounding: caps::bounding(), apparmor: enabled, selinux }
 }
 
 fn same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {

@@ -19,6 +19,8 @@ const ACCEPT_AGAIN_MS: u64 = 200;
 /// One agent's connection.
 pub struct Connection {
     link: Link,
+    /// Its room for output is waited for.
+    awaited: bool,
     /// Wants events.
     pub subscribed: bool,
 }
@@ -44,7 +46,7 @@ impl Daemon {
         let token = self.next_token;
         self.next_token += 1;
         if self.epoll.add(socket.as_fd(), token, EventFlags::IN).is_ok() {
-            self.connections.insert(token, Connection { link: Link::new(socket), subscribed: false });
+            self.connections.insert(token, Connection { link: Link::new(socket), awaited: false, subscribed: false });
         }
     }
 
@@ -100,11 +102,11 @@ impl Daemon {
     }
 
     fn set_interest(&mut self, token: u64) {
-        if let Some(connection) = self.connections.get(&token) {
-            let mut interest = EventFlags::IN;
-            if connection.link.wants_write() {
-                interest |= EventFlags::OUT;
-            }
+        if let Some(connection) = self.connections.get_mut(&token)
+            && connection.awaited != connection.link.wants_write()
+        {
+            connection.awaited = !connection.awaited;
+            let interest = if connection.awaited { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
             let _ = self.epoll.modify(connection.link.as_fd(), token, interest);
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
+use berth_cgroup::Doors;
 use berth_linux::Pid;
 use berth_linux::pidfd::PidFd;
 use berth_linux::process::pipe;
@@ -72,6 +73,10 @@ pub struct Container {
     /// The cgroup is being removed.
     pub(super) sweeping: bool,
     pub(super) delete_replies: Vec<ReplyTo>,
+    /// When something was executed in it last, on the monotonic clock.
+    pub(super) last_exec: Option<u64>,
+    /// The way into its cgroup, while things are executed in it again and again.
+    pub(super) doors: Option<Doors>,
 }
 
 fn exec_ids(execs: &BTreeMap<String, Exec>, container: &str) -> Vec<String> {
@@ -209,6 +214,8 @@ impl Daemon {
             deleting: false,
             sweeping: false,
             delete_replies: Vec::new(),
+            last_exec: None,
+            doors: None,
         };
         let order = ContainerOrder {
             id: &id,

@@ -33,6 +33,7 @@ impl Daemon {
         container.stage = Stage::Ending { record };
         container.stdin = None;
         container.pidfd = None;
+        container.doors = None;
         if let Some(to) = early_start {
             self.answer(to, Reply::Error(failure(FailureKind::WrongState, format!("container {id} has ended"))));
         }

@@ -2,15 +2,24 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use berth_cgroup::Doors;
 use berth_linux::Pid;
+use berth_linux::ns::NamespaceKind;
 use berth_linux::pidfd::{ExitStatus, PidFd};
 use berth_linux::process::pipe;
+use berth_oci::Heard;
+use berth_oci::plan::{Host, Namespaces};
 use berth_shim::protocol::{Event, ExecExt, Failure, FailureKind, FdIndex, Reply};
 
-use super::containers::start_error;
+use super::containers::{Container, start_error};
 use super::sweeps::{After, Sweep};
 use super::{Daemon, ReplyTo, Wait, failure, read_to_end, system_failure};
+use crate::clock::monotonic_ms;
 use crate::creator::{self, ExecOrder, Made, Streams};
+use crate::{cgroups, entrant};
+
+/// Execs in one container that are no further apart than this are taken for a probe's.
+const DOORS_MS: u64 = 60_000;
 
 /// How far an exec is.
 enum Stage {
@@ -57,9 +66,9 @@ impl Daemon {
         fds: Vec<OwnedFd>,
     ) -> Result<(), Failure> {
         let container = self.containers.get(&container_id).ok_or_else(|| Self::no_container(&container_id))?;
-        let Some((init, init_pidfd)) = container.running() else {
+        if container.running().is_none() {
             return Err(failure(FailureKind::WrongState, format!("container {container_id} does not run")));
-        };
+        }
         if self.execs.contains_key(&id) {
             return Err(failure(FailureKind::AlreadyExists, format!("exec {id} exists")));
         }
@@ -68,20 +77,8 @@ impl Daemon {
         };
         let system = |error: std::io::Error| system_failure("prepare an exec", &error);
         let (streams, theirs) = make_pipes(&ext).map_err(system)?;
-        let order = ExecOrder {
-            spec,
-            ext,
-            init,
-            init_pidfd: init_pidfd.as_fd().try_clone_to_owned().map_err(system)?,
-            cgroup: &container.cgroup,
-            foreign: container.foreign.as_ref(),
-            streams: theirs,
-            layout: &self.parts.layout,
-            oom_score_adj: self.parts.oom_score_adj,
-        };
-        let (link, creator) = creator::start(|link| creator::exec(order, link)).map_err(system)?;
-        self.add_wait(Wait::ExecCreating { id: id.clone(), link, creator }).map_err(system)?;
-        let exec = Exec {
+        let oom_score_adj = self.parts.oom_score_adj;
+        let mut exec = Exec {
             container: container_id,
             owner: to.connection,
             stage: Stage::Creating { reply: to },
@@ -91,8 +88,102 @@ impl Daemon {
             console: None,
             doomed: false,
         };
-        self.execs.insert(id, exec);
+        if let Some(foreign) = &container.foreign {
+            let order = ExecOrder { spec, ext, foreign, streams: theirs, oom_score_adj };
+            let (link, creator) = creator::start(|link| creator::exec(order, link)).map_err(system)?;
+            self.add_wait(Wait::ExecCreating { id: id.clone(), link, creator }).map_err(system)?;
+            self.execs.insert(id, exec);
+            return Ok(());
+        }
+        self.hold_doors(&exec.container);
+        let container = self.containers.get(&exec.container).ok_or_else(|| Self::no_container(&exec.container))?;
+        let Some((init, init_pidfd)) = container.running() else {
+            return Err(failure(FailureKind::WrongState, format!("container {} does not run", container.id)));
+        };
+        let entered = match &mut self.entered {
+            Some(entered) => entered,
+            none => none.insert(Entered::look().map_err(system)?),
+        };
+        let order = entrant::Order {
+            spec,
+            ext,
+            init,
+            init_pidfd,
+            cgroup: &container.cgroup,
+            doors: container.doors.as_ref(),
+            streams: theirs,
+            layout: &self.parts.layout,
+            oom_score_adj,
+            host: &entered.host,
+            own: &entered.namespaces,
+        };
+        let made = entrant::start(order, entered.own_pids.as_fd())?;
+        exec.stage = Stage::Starting { reply: to };
+        exec.pid = Some(made.pid);
+        exec.pidfd = Some(made.pidfd);
+        self.execs.insert(id.clone(), exec);
+        if let Err(error) = self.add_wait(Wait::ExecEntering { id: id.clone(), socket: made.socket, heard: Heard::default() }) {
+            if let Some(exec) = self.execs.get_mut(&id) {
+                exec.stage = Stage::Failed;
+            }
+            self.kill_tree(&id, After::Nothing);
+            return Err(system_failure("watch an exec's start", &error));
+        }
         Ok(())
+    }
+
+    /// The second exec within the time is taken for one of many, as a probe's: from then on the way into the cgroup is held open. On a
+    /// v2 layout processes are born in it.
+    fn hold_doors(&mut self, container: &str) {
+        let Some(container) = self.containers.get_mut(container) else {
+            return;
+        };
+        let now = monotonic_ms();
+        let before = container.last_exec.replace(now);
+        let layout = &self.parts.layout;
+        let again = before.is_some_and(|before| now - before < DOORS_MS);
+        if again && container.doors.is_none() && !cgroups::takes_births(layout) {
+            // What is wrong with it the exec finds out.
+            let cgroup = cgroups::at(layout, &container.cgroup).ok().flatten();
+            container.doors = cgroup.and_then(|cgroup| Doors::open(cgroup).ok());
+            self.doors_until.get_or_insert(now + DOORS_MS);
+        }
+    }
+
+    /// Lets go of the cgroups in which nothing was executed for a while.
+    pub(super) fn release_doors(&mut self, now: u64) {
+        let until = |container: &Container| container.last_exec.map(|last| last + DOORS_MS);
+        for container in self.containers.values_mut().filter(|container| until(container).is_none_or(|until| until <= now)) {
+            container.doors = None;
+        }
+        self.doors_until = self.containers.values().filter(|container| container.doors.is_some()).filter_map(until).min();
+    }
+
+    /// An entrant has executed its program, or has ended.
+    pub(super) fn read_entrant(&mut self, token: u64) {
+        let Some(Wait::ExecEntering { socket, heard, .. }) = self.waits.get_mut(&token) else {
+            return;
+        };
+        if heard.listen(socket.as_fd()) {
+            self.entrant_done(token);
+        }
+    }
+
+    fn entrant_done(&mut self, token: u64) {
+        let Some(Wait::ExecEntering { id, mut heard, .. }) = self.end_wait(token) else {
+            return;
+        };
+        let Some(exec) = self.execs.get_mut(&id) else {
+            return;
+        };
+        if let Err(failure) = entrant::check(&mut heard) {
+            if let Some(Exec { stage: Stage::Starting { reply }, .. }) = self.execs.remove(&id) {
+                self.answer(reply, Reply::Error(failure));
+            }
+            return;
+        }
+        exec.console = heard.console;
+        self.exec_started(&id, &heard.start_error);
     }
 
     /// A creator has something to say, or has ended.
@@ -174,12 +265,7 @@ impl Daemon {
 
     /// The exec's first process has been reaped.
     pub(super) fn exec_exited(&mut self, id: &str, status: ExitStatus) {
-        let waiting = |wait: &Wait| matches!(wait, Wait::ExecStarting { id: other, .. } if other == id);
-        let token = self.waits.iter().find(|(_, wait)| waiting(wait)).map(|(token, _)| *token);
-        if let Some(Wait::ExecStarting { fd, mut text, .. }) = token.and_then(|token| self.end_wait(token)) {
-            read_to_end(&fd, &mut text);
-            self.exec_started(id, &text);
-        }
+        self.finish_start(id);
         let Some(exec) = self.execs.remove(id) else {
             return;
         };
@@ -191,6 +277,22 @@ impl Daemon {
                 signal: status.signal.unwrap_or(0),
             };
             self.tell(exec.owner, event);
+        }
+    }
+
+    /// Learns how the start of an exec went that has ended.
+    fn finish_start(&mut self, id: &str) {
+        let waiting = |wait: &Wait| matches!(wait, Wait::ExecStarting { id: other, .. } | Wait::ExecEntering { id: other, .. } if other == id);
+        let Some(token) = self.waits.iter().find(|(_, wait)| waiting(wait)).map(|(token, _)| *token) else {
+            return;
+        };
+        if let Some(Wait::ExecEntering { socket, heard, .. }) = self.waits.get_mut(&token) {
+            heard.listen(socket.as_fd());
+            return self.entrant_done(token);
+        }
+        if let Some(Wait::ExecStarting { fd, mut text, .. }) = self.end_wait(token) {
+            read_to_end(&fd, &mut text);
+            self.exec_started(id, &text);
         }
     }
 
@@ -242,11 +344,31 @@ impl Daemon {
 
     /// Kills an exec with all that it has started.
     fn kill_tree(&mut self, id: &str, after: After) {
-        let Some(Exec { container, pid: Some(pid), .. }) = self.execs.get(id) else {
+        let Some(Exec { container, pid: Some(pid), stage, pidfd, .. }) = self.execs.get(id) else {
             return;
         };
+        if let (Stage::Starting { .. }, Some(pidfd)) = (stage, pidfd) {
+            // It may not be in the container's cgroup yet, where a sweeper looks for it, and has started nothing.
+            let _ = pidfd.signal(9);
+        }
         let cgroup = self.containers.get(container).map(|container| container.cgroup.clone()).unwrap_or_default();
         self.sweep(Sweep::KillTree { cgroup, leader: *pid }, after);
+    }
+}
+
+/// What entrants are made with, found out once.
+pub struct Entered {
+    host: Host,
+    namespaces: Namespaces,
+    /// The shim's PID namespace.
+    own_pids: OwnedFd,
+}
+
+impl Entered {
+    fn look() -> std::io::Result<Self> {
+        let own_pids = berth_linux::ns::open_ns(None, NamespaceKind::Pid).map_err(std::io::Error::other)?;
+        let namespaces = Namespaces::look(None).map_err(std::io::Error::other)?;
+        Ok(Self { host: Host::look(), namespaces, own_pids })
     }
 }
 

@@ -20,6 +20,7 @@ use berth_linux::Pid;
 use berth_linux::epoll::{Epoll, EventFlags, Ready};
 use berth_linux::pidfd::ExitStatus;
 use berth_linux::signalfd::SignalFd;
+use berth_oci::Heard;
 use berth_shim::protocol::{Event, Failure, FailureKind, Reply};
 
 use crate::clock::monotonic_ms;
@@ -29,7 +30,7 @@ use crate::pod::Pod;
 
 use connections::Connection;
 use containers::Container;
-use execs::Exec;
+use execs::{Entered, Exec};
 use logging::LogWriter;
 use sweeps::After;
 
@@ -61,6 +62,8 @@ enum Wait {
     Starting { id: String, fd: OwnedFd, text: Vec<u8> },
     /// The end of an exec's `started` pipe.
     ExecStarting { id: String, fd: OwnedFd, text: Vec<u8> },
+    /// The end of an entrant's socket; what it says on the way can wait until then.
+    ExecEntering { id: String, socket: OwnedFd, heard: Heard },
     /// A sweeper's report.
     Sweeping { fd: OwnedFd, text: Vec<u8>, after: After },
 }
@@ -69,6 +72,7 @@ impl Wait {
     fn fd(&self) -> BorrowedFd<'_> {
         match self {
             Wait::Creating { link, .. } | Wait::ExecCreating { link, .. } => link.as_fd(),
+            Wait::ExecEntering { socket, .. } => socket.as_fd(),
             Wait::Starting { fd, .. } | Wait::ExecStarting { fd, .. } | Wait::Sweeping { fd, .. } => fd.as_fd(),
         }
     }
@@ -129,6 +133,9 @@ pub struct Daemon {
     next_token: u64,
     containers: BTreeMap<String, Container>,
     execs: BTreeMap<String, Exec>,
+    entered: Option<Entered>,
+    /// When to look for cgroups that need not be held open.
+    doors_until: Option<u64>,
     logs: LogWriter,
     /// Children that ended while a creator might still have to report them.
     unclaimed: Vec<(Pid, ExitStatus, i64)>,
@@ -161,6 +168,8 @@ impl Daemon {
             next_token: FIRST_FREE,
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
+            entered: None,
+            doors_until: None,
             logs: LogWriter::default(),
             unclaimed: Vec::new(),
             trim_at: Some(monotonic_ms()),
@@ -198,7 +207,7 @@ impl Daemon {
 
     fn timeout(&self) -> Option<Duration> {
         let shutdown = self.shutdown.as_ref().and_then(|shutdown| shutdown.deadline);
-        let next = [self.trim_at, self.accept_at, self.logs.retry_at, shutdown].into_iter().flatten().min()?;
+        let next = [self.trim_at, self.accept_at, self.logs.retry_at, self.doors_until, shutdown].into_iter().flatten().min()?;
         Some(Duration::from_millis(next.saturating_sub(monotonic_ms())))
     }
 
@@ -211,6 +220,9 @@ impl Daemon {
         if self.accept_at.is_some_and(|at| at <= now) {
             self.listen_again();
         }
+        if self.doors_until.is_some_and(|at| at <= now) {
+            self.release_doors(now);
+        }
         if self.logs.retry_at.is_some_and(|at| at <= now) {
             self.start_writer();
         }
@@ -222,7 +234,12 @@ impl Daemon {
     fn add_wait(&mut self, wait: Wait) -> io::Result<()> {
         let token = self.next_token;
         self.next_token += 1;
-        self.epoll.add(wait.fd(), token, EventFlags::IN)?;
+        let interest = match wait {
+            // Hang-ups are told always.
+            Wait::ExecEntering { .. } => EventFlags::empty(),
+            _ => EventFlags::IN,
+        };
+        self.epoll.add(wait.fd(), token, interest)?;
         self.waits.insert(token, wait);
         Ok(())
     }
@@ -238,6 +255,7 @@ impl Daemon {
         match self.waits.get(&token) {
             Some(Wait::Creating { .. }) => self.read_creator(token),
             Some(Wait::ExecCreating { .. }) => self.read_exec_creator(token),
+            Some(Wait::ExecEntering { .. }) => self.read_entrant(token),
             Some(Wait::Starting { .. } | Wait::ExecStarting { .. } | Wait::Sweeping { .. }) => self.read_text(token),
             None => {}
         }
