@@ -7,7 +7,7 @@
 #   nri-plugin a plugin made with NRI's stock stub
 #   images     the images of critest, as a registry's storage folder
 #   vm         qemu, and for its guest Debian's cloud kernel and AppArmor parser
-#   kubernetes the control plane, kubelet and kubectl, and etcd (ten minutes of two cores, once)
+#   kubernetes the control plane, kubelet, kubeadm and kubectl, and etcd (ten minutes of two cores, once)
 #   cri-bench  critest again, whose benchmark's pods have a PID namespace per container, as a kubelet's have (for `make bench` only)
 # Each tool lives in $BERTH_TOOLS/<name>-<version> and is built once; prints one line a tool. Safe to run twice at once.
 set -euo pipefail
@@ -105,7 +105,7 @@ nri-plugin() {
 
 kubernetes() {
   local src out name
-  [ -x "$KUBERNETES/kubectl" ] && return
+  [ -x "$KUBERNETES/kubectl" ] && [ -x "$KUBERNETES/kubeadm" ] && return
   out=$(mktemp -d "$BERTH_TOOLS/.out.XXXXXX")
   export GOWORK=off CGO_ENABLED=0
   # Their repositories build their own modules from folders that the published modules do not hold: take those published too.
@@ -115,13 +115,14 @@ kubernetes() {
   rm -rf "$src"
   src=$(go_source "k8s.io/kubernetes@v$KUBERNETES_VERSION")
   sed -i "s#=> ./staging/src/\(k8s.io/.*\)#=> \1 v0.${KUBERNETES_VERSION#*.}#" "$src/go.mod"
-  for name in kubectl kubelet kube-apiserver kube-controller-manager kube-scheduler; do
+  for name in kubectl kubeadm kubelet kube-apiserver kube-controller-manager kube-scheduler; do
     (cd "$src" && nice -n 15 go build -trimpath -o "$out/$name" -ldflags "-s -w
       -X k8s.io/component-base/version.gitVersion=v$KUBERNETES_VERSION -X k8s.io/component-base/version.gitTreeState=clean
       -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36" "./cmd/$name")
   done
   rm -rf "$src"
   unset GOWORK CGO_ENABLED
+  rm -rf "$KUBERNETES"
   publish "$out" "$KUBERNETES"
 }
 
