@@ -27,6 +27,13 @@ pub struct AllLimits {
     pub pids: Option<i64>,
 }
 
+/// What has been changed.
+#[derive(Debug, Default)]
+struct Changes {
+    /// What the burstable pods' requests were when systemd was last told of the slices above the pods'.
+    told: Option<i64>,
+}
+
 /// The pod cgroups of one node.
 #[derive(Clone, Debug)]
 pub struct PodCgroups {
@@ -36,7 +43,7 @@ pub struct PodCgroups {
     /// What all pods together may have; `None`: everything.
     all: Option<AllLimits>,
     /// One change at a time: a parent is not removed while a child is being made.
-    changes: Arc<Mutex<()>>,
+    changes: Arc<Mutex<Changes>>,
 }
 
 impl PodCgroups {
@@ -166,13 +173,19 @@ impl PodCgroups {
     /// Sets the shares of the QoS cgroups: together the burstable pods weigh what they request.
     pub fn update_qos(&self, burstable_millis: i64) -> Result<(), berth_cgroup::Error> {
         let Some(layout) = self.layout.as_ref().filter(|_| self.has_limits()) else { return Ok(()) };
-        let _one = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        // Files are written again, should somebody have changed them; systemd keeps what it was told, and each telling is a dialogue.
+        let slices = self.driver == Driver::Systemd;
+        if slices && changes.told == Some(burstable_millis) {
+            return Ok(());
+        }
         self.limit_all(layout)?;
         for (name, shares) in [("burstable", cpu_shares(burstable_millis)), ("besteffort", 2)] {
             let cgroup = Cgroup::create(layout, &self.class_path(name)?)?;
             let cpu = Cpu { shares: u64::try_from(shares).ok(), ..Default::default() };
             cgroup.apply(&Resources { cpu: Some(cpu), ..Default::default() })?;
         }
+        changes.told = slices.then_some(burstable_millis);
         Ok(())
     }
 

@@ -114,7 +114,11 @@ pub const ROWS: &[Row] = &[
     time("drop.running", "manifest dropped until its status is running", 0.0),
     row("exit.status", "process exits until its status says so", "ms", Better::Less, Target::AtMost(50.0)),
     row("idle-http.all ready", "110 pods dropped until all are ready", "s", Better::Less, Target::None),
-    mib("idle-http.PSS berth", "110 idle pods with an HTTP probe: PSS of the agent", Target::AtMost(40.0)),
+    mib(
+        "idle-http.PSS agents",
+        "110 idle pods with an HTTP probe: PSS of the agent, or of kubelet and containerd",
+        Target::AtMost(40.0),
+    ),
     mib("idle-http.PSS", "110 idle pods with an HTTP probe: PSS of the side, shims and all", Target::None),
     mib("idle-http.PSS", "the same, against the peer", Target::Ratio(5.0)),
     row("idle-http.CPU", "110 idle pods with an HTTP probe: CPU of the side", "% of a core", Better::Less, Target::AtMost(1.0)),

@@ -24,6 +24,9 @@ const SETTLE: Duration = Duration::from_secs(20);
 /// once that it was read.
 const SETTLE_DISK: Duration = Duration::from_secs(90);
 
+/// The programs of which a node has one, whatever runs on it.
+const AGENTS: [&str; 3] = ["berth", "kubelet", "containerd"];
+
 /// What the workloads need.
 pub struct NodeBench {
     /// The agent.
@@ -174,6 +177,9 @@ impl NodeBench {
             sum += process.pss_kib;
         }
         ensure!(sum > 0, "no process of the side");
+        let is_agent = |role: &str| AGENTS.contains(&role);
+        let agents: u64 = roles.iter().filter(|(role, _)| is_agent(role)).map(|(_, kib)| kib).sum();
+        self.meter.add(&format!("{key}.PSS agents"), agents as f64 / 1024.0);
         for (role, kib) in roles {
             self.meter.add(&format!("{key}.PSS {role}"), kib as f64 / 1024.0);
         }
