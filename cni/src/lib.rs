@@ -36,5 +36,6 @@ pub use cidr::Cidr;
 pub use doing::Doing;
 pub use error::{Error, KernelError, Result};
 pub use network::{Leak, Network, NetworkConfig, NetworkStatus};
+pub use nft::ensure_iptables_hint;
 pub use pod::{Attachment, Bandwidth, Dns, Netns, PodNetwork, PortMapping, Protocol};
 pub use probe::{Probe, probe};

@@ -50,6 +50,44 @@ fn pods_reach_each_other_and_the_host_by_both_families() {
 }
 
 #[test]
+fn without_the_built_in_network_nothing_is_ready_until_a_configuration_is_there() {
+    in_namespaces(|| {
+        block_on(async {
+            let dir = Path::new(DIR);
+            let network = Network::load(berth_cni::NetworkConfig { built_in: false, ..config(dir) }).unwrap();
+            let status = network.status().await;
+            assert!(!status.ready && status.message.contains("no network configuration in"), "{status:?}");
+            // A sandbox that could not be made goes all the same.
+            network.detach(&pod("a"), None).await.unwrap();
+            let list = r#"{"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": "bridge", "bridge": "b0", "isGateway": true,
+                "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.66.0.0/24"}]]}}]}"#;
+            std::fs::create_dir_all(config(dir).conf_dir).unwrap();
+            std::fs::write(config(dir).conf_dir.join("10-n.conflist"), list).unwrap();
+            let status = network.status().await;
+            assert!(status.ready && status.network == "n", "{status:?}");
+        });
+    });
+}
+
+#[test]
+fn containers_find_by_a_chain_that_the_host_uses_nf_tables() {
+    in_namespaces(|| {
+        assert!(berth_cni::ensure_iptables_hint().unwrap());
+        // The same again changes nothing, and brings back what somebody has removed.
+        assert!(berth_cni::ensure_iptables_hint().unwrap());
+        for tool in ["iptables-nft-save", "ip6tables-nft-save"] {
+            assert!(run(tool, &["-t", "mangle"]).contains(":KUBE-IPTABLES-HINT - "), "{tool}");
+        }
+        run("iptables-nft", &["-t", "mangle", "-X", "KUBE-IPTABLES-HINT"]);
+        assert!(!run("iptables-nft-save", &["-t", "mangle"]).contains("HINT"));
+        assert!(berth_cni::ensure_iptables_hint().unwrap());
+        assert!(run("iptables-nft-save", &["-t", "mangle"]).contains("HINT"));
+        // The table stays one that iptables can work with.
+        run("iptables-nft", &["-t", "mangle", "-A", "PREROUTING", "-j", "ACCEPT"]);
+    });
+}
+
+#[test]
 fn traffic_to_outside_is_masqueraded_and_pod_to_pod_is_not() {
     in_namespaces(|| {
         block_on(async {

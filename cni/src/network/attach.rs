@@ -228,6 +228,10 @@ pub(super) async fn detach(inner: &Arc<Inner>, pod: &PodNetwork, netns: Option<N
 
 /// DEL of the chain, then the end of the record: a failure is tried again by the next call.
 pub(super) async fn delete(inner: &Inner, pod: &PodNetwork, netns: Option<Netns>) -> Result<()> {
+    // Without a network nothing was attached, and what was attached before there was none is on record.
+    if inner.has_no_network() && inner.cache.find(&pod.sandbox_id, &pod.ifname)?.is_none() {
+        return Ok(());
+    }
     let known = known(inner, pod, netns)?;
     let result = Some(&known.result).filter(|result| !result.is_null());
     inner.chain(&known.conf).delete(&known.call, &known.capabilities, result).await?;

@@ -21,6 +21,8 @@ pub struct NetworkConfig {
     /// Subnets of the built-in network, used when `conf_dir` has no configuration; empty: chosen from the instance's id so that they
     /// overlap with no route of the host.
     pub pod_cidrs: Vec<Cidr>,
+    /// Without a configuration in `conf_dir` pods get the built-in network; false: there is no network then, and the node waits for one.
+    pub built_in: bool,
     /// Which one runs when a plugin's type is built in (bridge, host-local, loopback, portmap): false, the usual choice, ours in this
     /// process, whatever is in `bin_dirs`; true, a binary of that name in `bin_dirs` where there is one.
     pub prefer_external: bool,

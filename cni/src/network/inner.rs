@@ -154,6 +154,9 @@ impl Inner {
                 return Err(Error::NotReady { reason: reasons.join("; ") });
             }
         }
+        if !self.config.built_in {
+            return Err(Error::NotReady { reason: format!("no network configuration in {}", self.config.conf_dir.display()) });
+        }
         let conf = default_network::conf(&self.host.names, &self.subnets()?)?;
         Ok(Current { source: None, conf: Arc::new(conf) })
     }
@@ -179,7 +182,7 @@ impl Inner {
     /// there they are not ours to use. A subnet that our bridge is in already has pods, which an agent must come back to.
     fn refuse_taken_cidrs(&self) -> Result<()> {
         let cidrs = lock(&self.pod_cidrs).clone();
-        if cidrs.is_empty() || lock(&self.loaded).1.any {
+        if cidrs.is_empty() || !self.config.built_in || lock(&self.loaded).1.any {
             return Ok(());
         }
         let open = Socket::open(berth_linux::netlink::ROUTE);
@@ -216,6 +219,11 @@ impl Inner {
         self.chain(&conf).check_config()?;
         *lock(&self.pod_cidrs) = pod_cidrs;
         Ok(())
+    }
+
+    /// Whether pods have to wait for a configuration.
+    pub(super) fn has_no_network(&self) -> bool {
+        !self.config.built_in && self.current().is_err()
     }
 
     pub(super) fn needs_netns_path(&self) -> bool {

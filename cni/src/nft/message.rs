@@ -64,6 +64,11 @@ pub(super) fn create(kind: u8, attributes: &Attributes) -> Request {
     request(kind, flags::ACK | flags::CREATE, attributes)
 }
 
+/// Request: create in another family's table, or the table itself; nothing where the same exists.
+pub(super) fn create_in(family: u8, kind: u8, attributes: &Attributes) -> Request {
+    request_in(family, kind, flags::ACK | flags::CREATE, attributes)
+}
+
 /// Request: append (a rule to its chain).
 pub(super) fn append(kind: u8, attributes: &Attributes) -> Request {
     request(kind, flags::ACK | flags::CREATE | APPEND, attributes)

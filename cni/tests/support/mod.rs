@@ -128,6 +128,7 @@ pub fn config(dir: &Path) -> NetworkConfig {
         state_dir: dir.join("state"),
         cache_dir: dir.join("cache"),
         pod_cidrs: vec!["10.88.0.0/16".parse().unwrap(), "fd88::/64".parse().unwrap()],
+        built_in: true,
         prefer_external: false,
         plugin_timeout: Duration::from_secs(20),
     }
