@@ -5,9 +5,15 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+/// What outlives a boot, unless `--root` says otherwise.
+pub const DEFAULT_ROOT: &str = "/var/lib/berth";
+/// What dies with it, unless `--state` says otherwise.
+pub const DEFAULT_STATE: &str = "/run/berth";
+
 /// A Kubernetes node in one small static binary.
 #[derive(Debug, Parser)]
-#[command(name = "berth", version, about, propagate_version = true, disable_help_subcommand = true)]
+// As with the upstream's flags the last one counts: units and their environment files name some of them twice.
+#[command(name = "berth", version, about, propagate_version = true, disable_help_subcommand = true, args_override_self = true)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,
@@ -19,14 +25,18 @@ pub struct Cli {
 #[derive(Debug, Clone, Args)]
 pub struct Global {
     /// What outlives a boot: images, identities and exit records
-    #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/berth")]
+    #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_ROOT)]
     pub root: PathBuf,
     /// What dies with the boot; on tmpfs (one is mounted there if it is not)
-    #[arg(long, global = true, value_name = "DIR", default_value = "/run/berth")]
+    #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_STATE)]
     pub state: PathBuf,
-    /// KubeletConfiguration and NodeConfiguration documents (default /etc/berth/config.yaml where it exists)
+    /// KubeletConfiguration and NodeConfiguration documents (default /etc/berth/config.yaml where it exists; its NodeConfiguration counts
+    /// where FILE has none)
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Where NodeConfiguration is, if not in that file. Set by `join`.
+    #[arg(skip)]
+    pub node_config: Option<PathBuf>,
     /// error, warn, info, debug, trace, or a tracing filter (default info; of `stop` warn)
     #[arg(long, global = true, value_name = "LEVEL", env = "BERTH_LOG")]
     pub log_level: Option<String>,
@@ -40,6 +50,14 @@ pub enum Verb {
     Cri(Cri),
     /// Runs only the kubelet, over any CRI socket
     Kubelet(Kubelet),
+    /// Makes this machine a node of a kubeadm cluster, and then is that node
+    #[command(
+        after_help = "Exit codes: 0 when it was ended by a signal, when the files are written (--files-only) or nothing is in the way (--check); \
+        1 when it could not join, or something is in the way; 2 when the command line is wrong."
+    )]
+    Join(Box<Join>),
+    /// Takes a join back: ends the pods and removes what the join and the node have written of the cluster
+    Reset(Reset),
     /// Ends the agent of this instance and then its pods (SIGTERM alone ends the agent and leaves the pods running)
     Stop(Stop),
     /// Says what manifests would do: defaults, errors, warnings, changes of what runs; does nothing else
@@ -73,8 +91,21 @@ pub enum Verb {
     Leaks(Leaks),
     /// Says what a pod or container is doing, since when, what it waits for and how it failed last
     Why(Why),
+    /// Prints a script that teaches a shell our verbs and flags: `source <(berth completion bash)`
+    Completion {
+        /// The shell
+        shell: Shell,
+    },
     /// Prints the version
     Version,
+}
+
+/// Shells that learn to complete our command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Shell {
+    Bash,
+    Zsh,
+    Fish,
 }
 
 /// Who makes cgroups.
@@ -111,6 +142,14 @@ pub struct Cri {
     /// The pods' addresses on the built-in network; one IPv4 and one IPv6 range, with a comma; none that an interface of the node is in
     #[arg(long, value_name = "CIDR[,CIDR]")]
     pub pod_cidr: Option<String>,
+    /// Without a CNI configuration there is no network: the node is not ready until an add-on has written one
+    #[arg(long)]
+    pub no_built_in_network: bool,
+}
+
+/// A Go duration.
+fn duration(text: &str) -> Result<std::time::Duration, String> {
+    crate::config::duration(text).map_err(|error| error.to_string())
 }
 
 /// The parts of `NAME=PATH`.
@@ -140,8 +179,30 @@ pub struct KubeletFlags {
     #[arg(long, value_name = "NAME", alias = "hostname-override")]
     pub node_name: Option<String>,
     /// This node's address, or one of each family (default the address of the default route; 0.0.0.0 or :: picks the family)
-    #[arg(long, value_name = "IP[,IP]", value_delimiter = ',')]
+    #[arg(long, value_name = "IP[,IP]", value_delimiter = ',', action = clap::ArgAction::Set)]
     pub node_ip: Vec<IpAddr>,
+    /// The way to the API server that this node belongs to (none: the node stands alone)
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Credentials to ask for a client certificate with, where --kubeconfig has none yet
+    #[arg(long, value_name = "FILE", requires = "kubeconfig")]
+    pub bootstrap_kubeconfig: Option<PathBuf>,
+    /// Remove that file when it has served: it holds a token. Set by `join`.
+    #[arg(skip)]
+    pub discard_bootstrap: bool,
+    /// The key that secrets of API pods are sealed with on disk (default the credential berth.sealing-key of the service, else
+    /// /etc/berth/sealing.key; none: pods with secrets do not start without the API server)
+    #[arg(long, value_name = "FILE")]
+    pub sealing_key_file: Option<PathBuf>,
+    /// How long after the last contact with the API server its pods may still be started, as 12h (default: however long)
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub offline_max_age: Option<std::time::Duration>,
+    /// How long the API server is waited for at the start before the pods on record are started (default 3s)
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub offline_after: Option<std::time::Duration>,
+    /// Where certificates are kept (default pki in the kubelet's folder)
+    #[arg(long, value_name = "DIR")]
+    pub cert_dir: Option<PathBuf>,
     /// Serve /healthz on 127.0.0.1 at this port too (0: not on TCP)
     #[arg(long, value_name = "PORT")]
     pub healthz_port: Option<u16>,
@@ -153,12 +214,56 @@ pub struct KubeletFlags {
     pub upstream: crate::upstream_flags::UpstreamFlags,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct Node {
     #[command(flatten)]
     pub cri: Cri,
     #[command(flatten)]
     pub kubelet: KubeletFlags,
+}
+
+/// What `kubeadm join` takes, and what the node that this becomes takes.
+#[derive(Debug, Clone, Args)]
+pub struct Join {
+    /// The cluster's API server, HOST:PORT
+    #[arg(value_name = "HOST:PORT")]
+    pub server: Option<String>,
+    /// The bootstrap token, as `kubeadm token create` prints it
+    #[arg(long, aliases = ["discovery-token", "tls-bootstrap-token"], env = "BERTH_JOIN_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// The hash of the cluster's authority, as `kubeadm token create --print-join-command` prints it; may be given again
+    #[arg(long, value_name = "sha256:HEX", alias = "discovery-token-ca-cert-hash", value_delimiter = ',')]
+    pub ca_hash: Vec<String>,
+    /// Join without that hash: whoever knows the token can then pretend to be the cluster
+    #[arg(long, alias = "discovery-token-unsafe-skip-ca-verification")]
+    pub unsafe_skip_ca_verification: bool,
+    /// A kubeconfig with the cluster's address and authority, instead of asking for them
+    #[arg(long, value_name = "FILE")]
+    pub discovery_file: Option<PathBuf>,
+    /// Seconds that the cluster may take to answer and to sign the token
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub discovery_timeout: u64,
+    /// Go on in spite of what is wrong with this machine: names of checks, or `all`
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub ignore_preflight_errors: Vec<String>,
+    /// Only say what would keep this machine from joining, and what to do about it
+    #[arg(long, conflicts_with = "files_only")]
+    pub check: bool,
+    /// Write the files and end: something else starts the node with them
+    #[arg(long)]
+    pub files_only: bool,
+    #[command(flatten)]
+    pub node: Node,
+}
+
+#[derive(Debug, Args)]
+pub struct Reset {
+    /// Where pods' volumes live (default /var/lib/kubelet)
+    #[arg(long, value_name = "DIR", alias = "root-dir")]
+    pub kubelet_root: Option<PathBuf>,
+    /// Seconds that containers get to end before they are killed
+    #[arg(long, default_value_t = 10, value_name = "SECONDS")]
+    pub timeout: u32,
 }
 
 #[derive(Debug, Args)]

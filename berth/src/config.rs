@@ -34,6 +34,8 @@ pub struct NodeConfiguration {
     /// `--pod-cidr`
     #[serde(rename = "podCIDR")]
     pub pod_cidr: Option<String>,
+    /// `--no-built-in-network` is false.
+    pub built_in_network: Option<bool>,
     /// `--runtime-handler`
     pub runtime_handlers: Option<Vec<RuntimeHandler>>,
     /// `--manifests`
@@ -47,6 +49,14 @@ pub struct NodeConfiguration {
     pub node_ip: Option<IpAddr>,
     /// Pods of files are evicted too when the node runs short; else only what is not used is removed, as upstream.
     pub evict_static_pods: bool,
+    /// `--sealing-key-file`
+    pub sealing_key_file: Option<PathBuf>,
+    /// `--offline-max-age`
+    #[serde(deserialize_with = "any_duration")]
+    pub offline_max_age: Option<Duration>,
+    /// `--offline-after`
+    #[serde(deserialize_with = "any_duration")]
+    pub offline_after: Option<Duration>,
     /// How long steps may take; no flag.
     pub deadlines: Deadlines,
 }
@@ -68,6 +78,11 @@ pub struct Deadlines {
     /// Folders and records of ours.
     #[serde(deserialize_with = "a_duration")]
     pub storage: Option<Duration>,
+}
+
+fn any_duration<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(from)?;
+    duration(&text).map(Some).map_err(serde::de::Error::custom)
 }
 
 fn a_duration<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
@@ -119,6 +134,8 @@ pub struct File {
     pub kubelet: Configuration,
     /// `kind: NodeConfiguration`
     pub node: NodeConfiguration,
+    /// Whether there is such a document.
+    has_node: bool,
 }
 
 /// Reads the documents of a configuration file's text; relative paths in it are meant from `folder`.
@@ -147,17 +164,51 @@ pub fn parse(text: &str, folder: &Path) -> Result<File> {
     if kubelets > 1 || nodes > 1 {
         bail!("one document of each kind, not {kubelets} KubeletConfiguration and {nodes} NodeConfiguration");
     }
+    file.has_node = nodes == 1;
     Ok(file)
 }
 
-/// Loads the file that was named, or the default one where it exists.
+/// Where the file is, if not named.
+pub const DEFAULT: &str = "/etc/berth/config.yaml";
+
+/// Loads the file that was named, or the default one where it exists. A file that is the kubelet's alone, as `kubeadm` and `join` write it,
+/// leaves berth's own settings where they are by default.
 pub fn load(named: Option<&Path>) -> Result<File> {
-    let path = named.unwrap_or(Path::new("/etc/berth/config.yaml"));
+    load_with_default(named, Path::new(DEFAULT))
+}
+
+fn load_with_default(named: Option<&Path>, default: &Path) -> Result<File> {
+    let mut file = match named {
+        Some(path) => read(path)?.with_context(|| format!("reading {}: it is not there", path.display()))?,
+        None => return Ok(read(default)?.unwrap_or_default()),
+    };
+    if !file.has_node
+        && let Some(own) = read(default)?
+    {
+        file.node = own.node;
+    }
+    Ok(file)
+}
+
+/// `None`: there is no such file.
+fn read(path: &Path) -> Result<Option<File>> {
     match std::fs::read_to_string(path) {
-        Ok(text) => parse(&text, path.parent().unwrap_or(Path::new("/"))).with_context(|| format!("reading {}", path.display())),
-        Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => Ok(File::default()),
+        Ok(text) => {
+            let file = parse(&text, path.parent().unwrap_or(Path::new("/")));
+            file.map(Some).with_context(|| format!("reading {}", path.display()))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
     }
+}
+
+/// Loads the files of a command line: where NodeConfiguration has one of its own, KubeletConfiguration comes from `--config` alone.
+pub fn load_all(global: &crate::cli::Global) -> Result<File> {
+    let mut file = load(global.config.as_deref())?;
+    if let Some(path) = &global.node_config {
+        file.node = load(Some(path))?.node;
+    }
+    Ok(file)
 }
 
 /// A Go duration: `1h30m`, `10s`, `500ms`.
@@ -193,6 +244,63 @@ mod tests {
             let error = format!("{:#}", parse(text, Path::new("/")).expect_err("refused"));
             assert!(error.contains(name), "{error}");
         }
+    }
+
+    #[test]
+    fn a_file_of_the_kubelets_alone_leaves_berths_own_settings_where_they_are() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let write = |name: &str, text: &str| {
+            std::fs::write(folder.path().join(name), text).expect("written");
+            folder.path().join(name)
+        };
+        let node = |cidr: &str| format!("apiVersion: berth/v1alpha1\nkind: NodeConfiguration\npodCIDR: {cidr}\n");
+        let default = write(
+            "default.yaml",
+            &format!(
+                "{}---\napiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nclusterDomain: d\n",
+                node("10.1.0.0/16")
+            ),
+        );
+        let kubelets =
+            write("kubelet.yaml", "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nclusterDomain: c\n");
+        let both = write("both.yaml", &node("10.2.0.0/16"));
+        let seen = |named: Option<&Path>, default: &Path| {
+            let file = load_with_default(named, default).expect("loaded");
+            (file.node.pod_cidr, file.kubelet.text("clusterDomain").map(str::to_owned))
+        };
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(seen(None, &default), (some("10.1.0.0/16"), some("d")));
+        assert_eq!(seen(Some(&kubelets), &default), (some("10.1.0.0/16"), some("c")));
+        assert_eq!(seen(Some(&both), &default), (some("10.2.0.0/16"), None));
+        let none = folder.path().join("none.yaml");
+        assert_eq!(seen(Some(&kubelets), &none), (None, some("c")));
+        assert_eq!(seen(None, &none), (None, None));
+        assert!(load_with_default(Some(&none), &default).is_err());
+    }
+
+    /// What serde would read: it says so to whoever asks for a field that there is not.
+    fn fields<T: serde::de::DeserializeOwned>(prefix: &str) -> Vec<String> {
+        let error = serde_json::from_str::<T>(r#"{"?": 0}"#).map(|_| ()).expect_err("no such field").to_string();
+        let names: Vec<String> = error.split('`').skip(3).step_by(2).map(|name| format!("{prefix}{name}")).collect();
+        assert!(!names.is_empty(), "{error}");
+        names
+    }
+
+    #[test]
+    fn the_page_has_a_row_for_each_field_and_no_other() {
+        let page = include_str!("../../docs/node-configuration.md");
+        let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+        let mut rows: Vec<String> = rows.map(|(name, _)| name.to_owned()).collect();
+        let mut wanted = [
+            fields::<NodeConfiguration>(""),
+            fields::<Nri>("nri."),
+            fields::<RuntimeHandler>("runtimeHandlers."),
+            fields::<Deadlines>("deadlines."),
+        ]
+        .concat();
+        rows.sort();
+        wanted.sort();
+        assert_eq!(rows, wanted);
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod admin;
 mod agent;
 mod cli;
 mod client;
+mod cluster;
 mod config;
 mod find;
 mod heap;
@@ -12,6 +13,7 @@ mod kubelet_api;
 mod kubelet_why;
 mod listen;
 mod log;
+mod scrub;
 mod shim;
 mod state_dir;
 mod table;
@@ -71,6 +73,11 @@ fn main() -> ExitCode {
     if wire::PLUGINS.contains(&name.as_str()) {
         return exit_code(berth_cni::plugin::main(&name));
     }
+    // kubeadm reads this line before it joins.
+    if name == "kubelet" && args.iter().skip(1).any(|arg| arg == "--version" || arg == "--version=true") {
+        out(&format!("Kubernetes {}", berth_kubelet::api::KUBERNETES_VERSION));
+        return ExitCode::SUCCESS;
+    }
     match name.as_str() {
         "kubelet" => args.insert(1, "kubelet".into()),
         // A link by one of these names is what containerd's BinaryName or podman's --runtime can name.
@@ -103,6 +110,8 @@ fn run(mut cli: Cli) -> Result<ExitCode> {
         Verb::Node(args) => verbs::node::run(global, args),
         Verb::Cri(args) => verbs::cri::run(global, args),
         Verb::Kubelet(args) => verbs::kubelet::run(global, args),
+        Verb::Join(args) => verbs::join::run(global, args),
+        Verb::Reset(args) => verbs::reset::run(global, args),
         Verb::Stop(args) => verbs::stop::run(global, args),
         Verb::Plan(args) => runtime(1)?.block_on(verbs::plan::run(&kubelet_socket(global), global, args)),
         Verb::Pods(args) => asking(async { verbs::pods::run(&kubelet_socket(global), &cri_socket(global)?, args).await }),
@@ -125,6 +134,7 @@ fn run(mut cli: Cli) -> Result<ExitCode> {
         Verb::Doctor(args) => verbs::doctor::run(&global.root, &global.state, args),
         Verb::Leaks(args) => verbs::leaks::run(global, args),
         Verb::Why(args) => verbs::why::run(global, args),
+        Verb::Completion { shell } => verbs::completion::run(*shell),
         Verb::Version => {
             out(&format!("berth {} ({})", env!("CARGO_PKG_VERSION"), env!("BERTH_TARGET")));
             Ok(ExitCode::SUCCESS)

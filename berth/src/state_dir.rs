@@ -37,16 +37,34 @@ fn lock_soon(lock: &File) -> bool {
     })
 }
 
-/// Makes the folder, puts it on tmpfs, and takes the lock that keeps a second agent out.
-pub fn hold(state: &Path) -> Result<Held> {
+/// What holds a state folder: the two halves of a node may be two processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Half {
+    /// The CRI server.
+    Runtime,
+    /// The kubelet.
+    Kubelet,
+}
+
+/// Makes the folder and puts it on tmpfs.
+fn prepare(state: &Path) -> Result<()> {
     DirBuilder::new().recursive(true).mode(0o711).create(state).with_context(|| format!("making {}", state.display()))?;
+    // The halves may start at once: one of them mounts. The folder below a mount is another one, and then there is nothing to do.
+    let folder = File::open(state).with_context(|| format!("opening {}", state.display()))?;
+    flock(&folder, FlockOperation::LockExclusive).with_context(|| format!("locking {}", state.display()))?;
     if !is_tmpfs(state)? {
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         let data = std::ffi::CString::new(SIZE)?;
         mount("berth", state, "tmpfs", flags, Some(data.as_c_str()))
             .with_context(|| format!("mounting a tmpfs on {}", state.display()))?;
     }
-    let path = lock_path(state);
+    Ok(())
+}
+
+/// Makes the folder, puts it on tmpfs, and takes the lock that keeps a second agent of this half out.
+pub fn hold(state: &Path, half: Half) -> Result<Held> {
+    prepare(state)?;
+    let path = lock_path(state, half);
     let mut lock = OpenOptions::new()
         .create(true)
         .truncate(false)
@@ -81,8 +99,11 @@ pub fn hold_root(root: &Path) -> Result<Held> {
     Ok(Held { _lock: lock })
 }
 
-fn lock_path(state: &Path) -> PathBuf {
-    state.join("agent.pid")
+fn lock_path(state: &Path, half: Half) -> PathBuf {
+    state.join(match half {
+        Half::Runtime => "agent.pid",
+        Half::Kubelet => "kubelet.pid",
+    })
 }
 
 /// What the verbs that come after an agent must know of its kubelet: its flags are not theirs.
@@ -96,6 +117,17 @@ pub struct KubeletNote {
     /// How many seconds its pods may take to end at a SIGTERM; 0: they go on.
     #[serde(default)]
     pub shutdown_seconds: u64,
+}
+
+impl KubeletNote {
+    /// Of a kubelet with this configuration.
+    pub fn of(config: &berth_kubelet::Config) -> KubeletNote {
+        KubeletNote {
+            kubelet_root: config.kubelet_root.clone(),
+            cgroup_root: config.cgroup_root.clone(),
+            shutdown_seconds: config.shutdown_steps.iter().map(|step| step.grace.as_secs()).sum(),
+        }
+    }
 }
 
 fn note_path(state: &Path) -> PathBuf {
@@ -116,9 +148,9 @@ pub fn kubelet_note(state: &Path) -> Option<KubeletNote> {
     serde_json::from_slice(&std::fs::read(note_path(state)).ok()?).ok()
 }
 
-/// The pid of the agent that holds the folder, where one does.
-pub fn holder(state: &Path) -> Option<i32> {
-    let mut file = File::open(lock_path(state)).ok()?;
+/// The pid of the agent that holds the folder for a half, where one does.
+pub fn holder(state: &Path, half: Half) -> Option<i32> {
+    let mut file = File::open(lock_path(state, half)).ok()?;
     if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
         return None;
     }
@@ -139,4 +171,24 @@ pub fn release(state: &Path) -> Result<()> {
         unmount(&at, UnmountFlags::DETACH).with_context(|| format!("unmounting {}", at.display()))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_halves_hold_a_folder_together_and_each_of_them_once() {
+        let state = tempfile::tempdir_in("/dev/shm").expect("a folder on tmpfs");
+        let pid = i32::try_from(std::process::id()).expect("a pid");
+        let runtime = hold(state.path(), Half::Runtime).expect("held");
+        assert_eq!((holder(state.path(), Half::Runtime), holder(state.path(), Half::Kubelet)), (Some(pid), None));
+        let kubelet = hold(state.path(), Half::Kubelet).expect("held beside it");
+        assert_eq!(holder(state.path(), Half::Kubelet), Some(pid));
+        let refused = hold(state.path(), Half::Kubelet).err().expect("refused");
+        assert!(format!("{refused:#}").contains(&format!("another berth (pid {pid})")), "{refused:#}");
+        drop(kubelet);
+        assert_eq!((holder(state.path(), Half::Runtime), holder(state.path(), Half::Kubelet)), (Some(pid), None));
+        drop(runtime);
+    }
 }

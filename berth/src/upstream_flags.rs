@@ -106,6 +106,24 @@ mod tests {
     }
 
     #[test]
+    fn of_a_flag_that_comes_twice_the_last_one_counts() {
+        let twice = [
+            "--node-ip=10.0.0.1",
+            "--node-ip=10.0.0.2,fd00::1",
+            "--config=/a",
+            "--config=/b",
+            "--kubeconfig=/c",
+            "--kubeconfig=/d",
+        ];
+        let parsed = Cli::try_parse_from(["berth", "kubelet"].iter().chain(&twice)).expect("parsed");
+        let Verb::Kubelet(args) = parsed.verb else { panic!("kubelet") };
+        let addresses: Vec<String> = args.kubelet.node_ip.iter().map(ToString::to_string).collect();
+        assert_eq!(addresses, ["10.0.0.2", "fd00::1"]);
+        assert_eq!(parsed.global.config.as_deref(), Some(std::path::Path::new("/b")));
+        assert_eq!(args.kubelet.kubeconfig.as_deref(), Some(std::path::Path::new("/d")));
+    }
+
+    #[test]
     fn kubeadms_command_line_is_understood() {
         let args = [
             "berth",

@@ -5,7 +5,7 @@ use std::net::{IpAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use berth_cri_server::RuntimeHandler;
 use berth_image::ImageStore;
 use berth_kubelet::addresses::AddressSource;
@@ -74,6 +74,7 @@ pub fn cri(global: &cli::Global, flags: &cli::Cri, file: &config::File) -> Resul
             cli::CgroupDriver::Systemd => berth_cri_server::CgroupDriver::Systemd,
         };
     }
+    config.built_in_network = !flags.no_built_in_network && file.node.built_in_network.unwrap_or(true);
     if let Some(cidr) = flags.pod_cidr.as_ref().or(file.node.pod_cidr.as_ref()) {
         config.pod_cidrs = cidr.split(',').map(|c| c.trim().to_owned()).collect();
     }
@@ -170,7 +171,8 @@ pub fn kubelet(
 ) -> Result<berth_kubelet::Config> {
     let name = flags.node_name.clone().or_else(|| file.node.node_name.clone()).unwrap_or_else(host_name);
     let mut config = berth_kubelet::Config::new(&name, cri);
-    (config.node_ips, config.node_ip_source) = node_ips(&flags.node_ip, file.node.node_ip);
+    (config.node_ips, config.node_ip_source) = node_ips(&flags.node_ip, file.node.node_ip)?;
+    config.node.addresses_given = config.node_ip_source.is_none();
     config.manifests = Some("/etc/kubernetes/manifests".into());
     if global.state != Path::new(DEFAULT_STATE) {
         config.cgroup_root = Some(format!("/berth-{}", InstanceId::of_state_dir(&global.state)));
@@ -189,11 +191,12 @@ pub fn kubelet(
     if let Some(links) = &flags.container_logs_dir {
         config.container_logs_dir = Some(links.clone());
     }
-    config.server.configz = Arc::new(in_effect(kubelet, &config));
-    config.socket = Some(global.state.join("kubelet.sock"));
     if let Some(port) = flags.healthz_port {
         config.healthz_port = Some(port).filter(|port| *port != 0);
     }
+    config.server.configz = Arc::new(in_effect(kubelet, &config));
+    config.socket = Some(global.state.join("kubelet.sock"));
+    config.server.tls.cert_dir.clone_from(&flags.cert_dir);
     Ok(config)
 }
 
@@ -204,7 +207,13 @@ fn in_effect(kubelet: &Configuration, config: &berth_kubelet::Config) -> serde_j
     shown["staticPodPath"] = config.manifests.as_deref().map_or(String::new(), |path| path.display().to_string()).into();
     // Unlike the upstream's no port is opened that was not asked for.
     shown["port"] = config.server.port.unwrap_or(0).into();
+    shown["healthzPort"] = config.healthz_port.unwrap_or(0).into();
     shown
+}
+
+/// The kubeconfig that was named; an empty name means none, as in the upstream.
+pub fn kubeconfig(flags: &cli::KubeletFlags) -> Option<&PathBuf> {
+    flags.kubeconfig.as_ref().filter(|path| !path.as_os_str().is_empty())
 }
 
 /// KubeletConfiguration as a whole: the file's document, the drop-ins, the flags. What it names as without effect is logged.
@@ -212,6 +221,15 @@ fn in_effect(kubelet: &Configuration, config: &berth_kubelet::Config) -> serde_j
 /// # Errors
 /// When a part of it cannot be meant, or asks for what berth does not have.
 pub fn kubelet_configuration(flags: &cli::KubeletFlags, file: &config::File) -> Result<Configuration> {
+    let (configuration, notices) = assembled(flags, file)?;
+    for notice in notices {
+        tracing::warn!("KubeletConfiguration: {notice}");
+    }
+    Ok(configuration)
+}
+
+/// With what is to be told of it.
+fn assembled(flags: &cli::KubeletFlags, file: &config::File) -> Result<(Configuration, Vec<String>)> {
     let mut configuration = file.kubelet.clone();
     if let Some(folder) = &flags.config_dir {
         configuration.add_drop_ins(folder).context("--config-dir")?;
@@ -219,20 +237,40 @@ pub fn kubelet_configuration(flags: &cli::KubeletFlags, file: &config::File) -> 
     for (flag, text) in &flags.upstream.0 {
         configuration.set_flag(flag, text)?;
     }
-    for notice in configuration.check().context("KubeletConfiguration")? {
-        tracing::warn!("KubeletConfiguration: {notice}");
+    if kubeconfig(flags).is_some() {
+        configuration.join_cluster();
     }
-    Ok(configuration)
+    let notices = configuration.check().context("KubeletConfiguration")?;
+    Ok((configuration, notices))
+}
+
+/// Whether a node could start with these, as far as it can be told without starting one. Needs a runtime of tokio's.
+///
+/// # Errors
+/// With what it could not start with.
+pub fn could_start(global: &cli::Global, node: &cli::Node, file: &config::File) -> Result<()> {
+    let runtime = serving_cri(global, &node.cri, file)?;
+    runtime.check().context("--pod-cidr")?;
+    let (configuration, _) = assembled(&node.kubelet, file)?;
+    let nobody = tonic::transport::Endpoint::from_static("http://localhost").connect_lazy();
+    let config = kubelet(global, &node.kubelet, file, &configuration, nobody)?;
+    let key = crate::cluster::key_places(&node.kubelet, file).find(&[&global.root, &config.kubelet_root]);
+    key.context("the sealing key").map(|_| ())
 }
 
 /// The node's addresses: those that are named; an unspecified one names its family alone. What is not named is found, and looked for
 /// again while the agent runs.
-fn node_ips(flags: &[IpAddr], file: Option<IpAddr>) -> (Vec<IpAddr>, Option<AddressSource>) {
+fn node_ips(flags: &[IpAddr], file: Option<IpAddr>) -> Result<(Vec<IpAddr>, Option<AddressSource>)> {
     let named: Vec<IpAddr> = if flags.is_empty() { file.into_iter().collect() } else { flags.to_vec() };
     match named.as_slice() {
         [] => {}
         [family] if family.is_unspecified() => {}
-        _ => return (named, None),
+        [_] => return Ok((named, None)),
+        [one, other] if one.is_unspecified() || other.is_unspecified() => {
+            bail!("dual-stack --node-ip cannot include '0.0.0.0' or '::'")
+        }
+        [one, other] if one.is_ipv4() != other.is_ipv4() => return Ok((named, None)),
+        _ => bail!("--node-ip names more than one address of a family: {named:?}"),
     }
     let family = named.first().copied();
     let address = default_address(family);
@@ -242,7 +280,14 @@ fn node_ips(flags: &[IpAddr], file: Option<IpAddr>) -> (Vec<IpAddr>, Option<Addr
         );
     }
     let source = AddressSource::from_fn(move || default_address(family).into_iter().collect());
-    (vec![address.unwrap_or(IpAddr::from([127, 0, 0, 1]))], Some(source))
+    Ok((vec![address.unwrap_or(IpAddr::from([127, 0, 0, 1]))], Some(source)))
+}
+
+/// The node's addresses as far as they are known before a start: those that are named, else the default route's.
+pub fn named_or_default_addresses(flags: &cli::KubeletFlags, file: &config::File) -> Vec<IpAddr> {
+    let named = flags.node_ip.iter().copied().chain(file.node.node_ip).filter(|address| !address.is_unspecified());
+    let named: Vec<IpAddr> = named.collect();
+    if named.is_empty() { default_address(None).into_iter().collect() } else { named }
 }
 
 /// The image store of this instance, for verbs that work without an agent.
@@ -256,6 +301,19 @@ pub async fn image_store(global: &cli::Global) -> Result<Arc<ImageStore>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_has_one_address_of_each_family() {
+        let [a, b, six] = ["10.0.0.1", "10.0.0.2", "fd00::1"].map(|text| text.parse::<IpAddr>().expect("an address"));
+        assert_eq!(node_ips(&[a, six], None).expect("taken").0, [a, six]);
+        assert_eq!(node_ips(&[], Some(b)).expect("taken").0, [b]);
+        assert_eq!(node_ips(&[a], Some(b)).expect("taken").0, [a]);
+        assert!(node_ips(&[a, IpAddr::from([0u16; 8])], None).is_err(), "an unspecified address is nobody's");
+        for refused in [[a, b].as_slice(), &[a, a], &[a, six, b]] {
+            let error = format!("{:#}", node_ips(refused, None).expect_err("refused"));
+            assert!(error.contains("more than one address of a family"), "{error}");
+        }
+    }
 
     #[test]
     fn a_flag_replaces_the_files_handler_of_its_name() {

@@ -3,6 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use berth_cni::Cidr;
+
+use crate::error::{Error, invalid};
+
 /// A RuntimeClass handler: an OCI runtime with runc's command line.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RuntimeHandler {
@@ -33,6 +37,8 @@ pub struct Config {
     pub registry_config_dirs: Vec<PathBuf>,
     /// Who makes the cgroups of pods and containers; the kubelet asks for it.
     pub cgroup_driver: crate::CgroupDriver,
+    /// Pods get the built-in network where `cni_conf_dir` holds no configuration.
+    pub built_in_network: bool,
     /// Pod CIDRs of the built-in network; empty for its default.
     pub pod_cidrs: Vec<String>,
     /// The runtime's version as Version reports it.
@@ -69,6 +75,7 @@ impl Config {
             cni_bin_dirs: vec!["/opt/cni/bin".into()],
             registry_config_dirs: vec!["/etc/berth/certs.d".into(), "/etc/containerd/certs.d".into()],
             cgroup_driver: crate::CgroupDriver::default(),
+            built_in_network: true,
             pod_cidrs: Vec::new(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             resolv_conf: "/etc/resolv.conf".into(),
@@ -81,5 +88,19 @@ impl Config {
             streaming_patience: Duration::from_secs(30),
             deadlines: crate::Deadlines::default(),
         }
+    }
+
+    /// Whether a server could start with it, as far as the configuration itself can tell.
+    ///
+    /// # Errors
+    /// With what it could not start with.
+    pub fn check(&self) -> Result<(), Error> {
+        self.cidrs().map(|_| ())
+    }
+
+    /// The pods' ranges.
+    pub(crate) fn cidrs(&self) -> Result<Vec<Cidr>, Error> {
+        let parsed = |c: &String| c.parse().map_err(|_| invalid("pod_cidr", format!("{c:?} is not a CIDR")));
+        self.pod_cidrs.iter().map(parsed).collect()
     }
 }

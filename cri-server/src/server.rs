@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::container::apparmor::AppArmor;
 use crate::container::security::FilterCache;
 use crate::container::selinux::SeLinuxHost;
-use crate::error::{Error, file, invalid};
+use crate::error::{Error, file};
 use crate::events::Events;
 use crate::exec::Repeated;
 use crate::handlers::Handlers;
@@ -172,11 +172,7 @@ fn open_network(config: &Config, paths: &Paths, instance: &str) -> Result<Networ
 
 /// What the instance's network is told.
 pub(crate) fn network_config(config: &Config, paths: &Paths, instance: &str) -> Result<NetworkConfig, Error> {
-    let pod_cidrs = config
-        .pod_cidrs
-        .iter()
-        .map(|c| c.parse().map_err(|_| invalid("pod_cidr", format!("{c:?} is not a CIDR"))))
-        .collect::<Result<Vec<_>, Error>>()?;
+    let pod_cidrs = config.cidrs()?;
     Ok(NetworkConfig {
         conf_dir: config.cni_conf_dir.clone(),
         bin_dirs: config.cni_bin_dirs.clone(),
@@ -184,6 +180,7 @@ pub(crate) fn network_config(config: &Config, paths: &Paths, instance: &str) -> 
         state_dir: paths.network_state(),
         cache_dir: paths.network_cache(),
         pod_cidrs,
+        built_in: config.built_in_network,
         prefer_external: false,
         plugin_timeout: config.deadlines.cni_plugin,
     })

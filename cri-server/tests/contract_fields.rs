@@ -309,6 +309,20 @@ fn streaming_lists_carry_every_item_and_no_empty_message() {
 }
 
 #[test]
+fn a_pod_cidr_that_was_configured_stays() {
+    in_namespaces(|| {
+        let agent = Agent::tuned(|config| config.pod_cidrs = vec!["10.124.4.0/24".into()]);
+        let network_config = Some(v1::NetworkConfig { pod_cidr: "10.123.4.0/24".into() });
+        let request = v1::UpdateRuntimeConfigRequest { runtime_config: Some(v1::RuntimeConfig { network_config }) };
+        agent.client.block_on(agent.runtime().update_runtime_config(request)).unwrap();
+        let pod = agent.run_sandbox("p");
+        let network = agent.sandbox_status(&pod).network.unwrap();
+        assert!(network.ip.starts_with("10.124.4."), "{}", network.ip);
+        agent.finish();
+    });
+}
+
+#[test]
 fn a_pod_cidr_given_later_is_where_the_next_pods_addresses_come_from() {
     in_namespaces(|| {
         // As where the kubelet is told the node's range by the API server, which comes after the runtime's start.

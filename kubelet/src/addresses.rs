@@ -5,6 +5,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
 use crate::config::Config;
 use crate::control::PodControl;
 
@@ -17,6 +19,11 @@ impl AddressSource {
     pub fn from_fn(find: impl Fn() -> Vec<IpAddr> + Send + Sync + 'static) -> AddressSource {
         AddressSource(Arc::new(find))
     }
+
+    /// The addresses of this moment.
+    pub fn find(&self) -> Vec<IpAddr> {
+        (self.0)()
+    }
 }
 
 impl fmt::Debug for AddressSource {
@@ -25,8 +32,8 @@ impl fmt::Debug for AddressSource {
     }
 }
 
-/// Looks every [`crate::Timing::addresses`]; without a source at nothing.
-pub(crate) async fn run(config: Arc<Config>, control: PodControl) {
+/// Looks every [`crate::Timing::addresses`] and tells the main loop and who follows `now`; without a source at nothing.
+pub(crate) async fn run(config: Arc<Config>, control: PodControl, now: watch::Sender<Vec<IpAddr>>) {
     let Some(source) = config.node_ip_source.clone() else { return };
     let mut known = config.node_ips.clone();
     loop {
@@ -38,6 +45,7 @@ pub(crate) async fn run(config: Arc<Config>, control: PodControl) {
         }
         tracing::info!(before = ?known, now = ?found, "the node's addresses have changed");
         control.set_addresses(found.iter().map(ToString::to_string).collect());
+        now.send_replace(found.clone());
         known = found;
     }
 }

@@ -1,9 +1,9 @@
 //! Pure: whether a new pod may run on this node, and if not, the upstream's reason and message. Keeps nothing.
 //!
 //! Not judged here: sysctls (a manifest that asks for what the node refuses is refused with its file), host ports (the main loop
-//! knows who has them), taints (there is no Node object without a control plane).
+//! knows who has them).
 
-use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
@@ -11,10 +11,14 @@ use crate::node::NodeView;
 use crate::pod;
 use crate::quantity::Amount;
 use crate::resources::{QosClass, pod_request, qos_class};
-use crate::volume::claim::{node_labels, selects_node};
+use crate::volume::claim::selects_node;
 
 /// Pods of at least this priority are critical (`system-cluster-critical`).
 pub const CRITICAL_PRIORITY: i32 = 2_000_000_000;
+
+/// The reason of pods that choose by labels which the node does not have.
+pub(crate) const NODE_AFFINITY: &str = "NodeAffinity";
+const TAINT_TOLERATION: &str = "TaintToleration";
 
 /// What the node says of itself when a pod asks to be let in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,6 +47,11 @@ pub struct Rejection {
 impl Rejection {
     pub(crate) fn new(reason: &str, message: impl Into<String>) -> Rejection {
         Rejection { reason: reason.to_owned(), message: message.into(), missing: false }
+    }
+
+    /// Whether labels or taints of the node's object are the reason: there may be others by now.
+    pub(crate) fn is_by_node_object(&self) -> bool {
+        matches!(self.reason.as_str(), NODE_AFFINITY | TAINT_TOLERATION)
     }
 
     /// The status of a pod that is not let in.
@@ -83,6 +92,7 @@ pub fn admit(pod: &Pod, others: &[&Pod], node: &NodeView, max_pods: usize, condi
         let text = "Predicate NodeName failed: node(s) didn't match the requested node name";
         return Err(Rejection::new("NodeName", text));
     }
+    check_taints(pod, node)?;
     if conditions.shutting_down {
         return Err(Rejection::new("NodeShutdown", "Pod was rejected as the node is shutting down."));
     }
@@ -123,6 +133,25 @@ fn check_system(pod: &Pod, node: &NodeView) -> Result<(), Rejection> {
     Ok(())
 }
 
+/// Taints that end pods let none in that does not tolerate them; the node's own pods tolerate all.
+fn check_taints(pod: &Pod, node: &NodeView) -> Result<(), Rejection> {
+    let tolerates = |taint: &Taint| {
+        pod::spec(pod).tolerations.iter().flatten().any(|toleration| {
+            let (key, effect) = (toleration.key.as_deref().unwrap_or_default(), toleration.effect.as_deref().unwrap_or_default());
+            let exists = toleration.operator.as_deref() == Some("Exists");
+            let value = toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default();
+            (effect.is_empty() || effect == taint.effect) && (key == taint.key || key.is_empty() && exists) && (exists || value)
+        })
+    };
+    let taints = node.own.taints();
+    let mut ending = taints.iter().filter(|taint| taint.effect == "NoExecute");
+    if pod::is_static(pod) || ending.all(tolerates) {
+        return Ok(());
+    }
+    let text = "Predicate TaintToleration failed: node(s) had taints that the pod didn't tolerate";
+    Err(Rejection::new(TAINT_TOLERATION, text))
+}
+
 /// Whether a container is to run under a profile.
 fn wants_app_armor(pod: &Pod) -> bool {
     let of_pod = pod::spec(pod).security_context.as_ref().and_then(|context| context.app_armor_profile.as_ref());
@@ -132,10 +161,10 @@ fn wants_app_armor(pod: &Pod) -> bool {
     })
 }
 
-/// The labels that every node has are what a pod can choose by.
+/// The node's labels are what a pod can choose by.
 fn check_labels(pod: &Pod, node: &NodeView) -> Result<(), Rejection> {
     let spec = pod::spec(pod);
-    let labels = node_labels(&node.name);
+    let labels = node.own.labels(&node.name);
     let selected = spec.node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
     let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
     let required = affinity.and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
@@ -143,7 +172,7 @@ fn check_labels(pod: &Pod, node: &NodeView) -> Result<(), Rejection> {
         return Ok(());
     }
     let text = "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
-    Err(Rejection::new("NodeAffinity", text))
+    Err(Rejection::new(NODE_AFFINITY, text))
 }
 
 /// A resource as admission counts it: its name, and what of it is asked for, used and there.
@@ -267,6 +296,28 @@ mod tests {
         let down = NodeConditions { shutting_down: true, ..NodeConditions::default() };
         let own = pod("file", "{containers: [{name: c, image: i}]}");
         assert_eq!(verdict(&own, &[], down), "NodeShutdown: Pod was rejected as the node is shutting down.");
+    }
+
+    #[test]
+    fn a_taint_that_ends_pods_lets_none_in_that_does_not_tolerate_it() {
+        let tainted = node();
+        let taint = |effect: &str| serde_json::json!({"key": "k", "value": "v", "effect": effect});
+        let object = |effect: &str| serde_json::json!({"metadata": {"name": "n"}, "spec": {"taints": [taint(effect)]}});
+        let cases = [
+            ("api", "NoExecute", "[]", false),
+            ("file", "NoExecute", "[]", true),
+            ("api", "NoSchedule", "[]", true),
+            ("api", "NoExecute", "[{operator: Exists}]", true),
+            ("api", "NoExecute", "[{key: k, operator: Exists, effect: NoSchedule}]", false),
+            ("api", "NoExecute", "[{key: k, value: v, effect: NoExecute}]", true),
+            ("api", "NoExecute", "[{key: k, operator: Equal, value: w}]", false),
+        ];
+        for (origin, effect, tolerations, let_in) in cases {
+            tainted.own.set(serde_json::from_value(object(effect)).unwrap());
+            let pod = pod(origin, &format!("{{tolerations: {tolerations}, containers: [{{name: c, image: i}}]}}"));
+            let verdict = admit(&pod, &[], &tainted, 3, NodeConditions::default());
+            assert_eq!(verdict.is_ok(), let_in, "{origin} {effect} {tolerations}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub fn apply(pod: &Pod, objects: &impl Objects) -> Option<Pod> {
     let spec = pod::spec(pod);
     let priority = priority(pod, objects).filter(|_| spec.priority.is_none());
     let policy = class(pod, objects).and_then(|class| class.preemption_policy).filter(|_| spec.preemption_policy.is_none());
-    let runtime = spec.runtime_class_name.as_deref().and_then(|name| objects.runtime_class(name));
+    let runtime = spec.runtime_class_name.as_deref().and_then(|name| objects.runtime_class(name).ok().flatten());
     let overhead = runtime.and_then(|class| class.overhead.as_ref()?.pod_fixed.clone()).filter(|_| spec.overhead.is_none());
     if priority.is_none() && policy.is_none() && overhead.is_none() {
         return None;

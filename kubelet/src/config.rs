@@ -6,12 +6,17 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Taint;
 use tonic::transport::Channel;
 
 use crate::addresses::AddressSource;
+use crate::api::node::OwnNode;
+use crate::api::offline::OfflineSettings;
+use crate::api::{ApiServer, ApiSettings};
 use crate::backoff::BackoffPolicy;
 use crate::clock::Clock;
 use crate::eviction::threshold::{self, Threshold};
+use crate::metrics::certificates::CertificateSource;
 use crate::quantity::Amount;
 use crate::server::config::ServerConfig;
 
@@ -34,6 +39,16 @@ pub struct Config {
     pub container_logs_dir: Option<PathBuf>,
     /// The CRI endpoint (runtime and image service on one channel).
     pub cri: Channel,
+    /// The API server that this node belongs to. `None`: it stands alone.
+    pub api: Option<ApiServer>,
+    /// What KubeletConfiguration says of the way to it.
+    pub api_settings: ApiSettings,
+    /// The node's own object there, once it is known.
+    pub own_node: OwnNode,
+    /// Who knows the certificates that the cluster gives this node. `None`: it gives none.
+    pub certificates: Option<CertificateSource>,
+    /// How the node lives while that one is away.
+    pub offline: OfflineSettings,
     /// The root-only unix socket of the kubelet's API. `None`: no API.
     pub socket: Option<PathBuf>,
     /// TCP port of `/healthz`, on loopback unless [`ServerConfig`] says otherwise. `None`: no TCP at all.
@@ -80,6 +95,8 @@ pub struct Config {
     pub image_gc: ImageGc,
     /// Grace of pods at the machine's shutdown, by ascending priority; none: shutdown is not watched for.
     pub shutdown_steps: Vec<ShutdownStep>,
+    /// How the node presents itself to the API server.
+    pub node: NodeSettings,
     /// Containers without a seccomp profile get the runtime's default one.
     pub seccomp_default: bool,
     /// Do not start on a machine that swaps.
@@ -88,6 +105,8 @@ pub struct Config {
     pub fail_cgroup_v1: bool,
     /// Do not start where kernel parameters are not what the kubelet wants.
     pub protect_kernel_defaults: bool,
+    /// Make the chain by which containers find out which iptables the host uses. Whoever runs the kubelet does it: here is no netlink.
+    pub make_iptables_hint: bool,
     /// The kubelet's own OOM score; `None`: as it is.
     pub oom_score_adj: Option<i16>,
     /// Whether containers can have processors for themselves.
@@ -267,6 +286,48 @@ pub struct ShutdownStep {
     pub grace: Duration,
 }
 
+/// How the node presents itself to the API server. The times are the upstream's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeSettings {
+    /// The node's object is made where there is none.
+    pub register: bool,
+    /// The taints that it is made with.
+    pub taints: Vec<Taint>,
+    /// More labels that it is made with.
+    pub labels: BTreeMap<String, String>,
+    /// What the cloud calls the machine; empty: nothing.
+    pub provider_id: String,
+    /// A controller of a cloud outside of Kubernetes finishes the object.
+    pub external_cloud: bool,
+    /// The node's addresses were named, not found.
+    pub addresses_given: bool,
+    /// How many images the status shows; `None`: all.
+    pub max_images: Option<usize>,
+    /// How often the status is looked at.
+    pub update: Duration,
+    /// How often it is sent when nothing has changed.
+    pub report: Duration,
+    /// How long the node's lease holds; it is renewed in a quarter of that.
+    pub lease_seconds: i32,
+}
+
+impl Default for NodeSettings {
+    fn default() -> Self {
+        NodeSettings {
+            register: true,
+            taints: Vec::new(),
+            labels: BTreeMap::new(),
+            provider_id: String::new(),
+            external_cloud: false,
+            addresses_given: false,
+            max_images: Some(50),
+            update: Duration::from_secs(10),
+            report: Duration::from_secs(300),
+            lease_seconds: 40,
+        }
+    }
+}
+
 /// Periods and time limits of the kubelet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
@@ -280,6 +341,8 @@ pub struct Timing {
     pub relist_without_events: Duration,
     /// Retry of a pod whose last pass failed.
     pub retry: Duration,
+    /// Volumes whose driver wants that are published again, as often as the upstream looks at a pod of which nothing is heard.
+    pub republish: Duration,
     /// Retry of a pod that waits for the network.
     pub network_retry: Duration,
     /// Removal of log folders and pod folders that nobody owns any more.
@@ -308,6 +371,7 @@ impl Default for Timing {
             relist: Duration::from_secs(30),
             relist_without_events: Duration::from_secs(1),
             retry: Duration::from_secs(10),
+            republish: Duration::from_secs(60),
             network_retry: Duration::from_secs(1),
             garbage: Duration::from_secs(60),
             eviction: Duration::from_secs(10),
@@ -333,6 +397,11 @@ impl Config {
             pod_logs_dir: PathBuf::from("/var/log/pods"),
             container_logs_dir: Some(PathBuf::from("/var/log/containers")),
             cri,
+            api: None,
+            offline: OfflineSettings::default(),
+            api_settings: ApiSettings::default(),
+            own_node: OwnNode::default(),
+            certificates: None,
             socket: None,
             healthz_port: None,
             server: ServerConfig::default(),
@@ -357,10 +426,12 @@ impl Config {
             eviction: Eviction::default(),
             image_gc: ImageGc::default(),
             shutdown_steps: Vec::new(),
+            node: NodeSettings::default(),
             seccomp_default: false,
             fail_swap_on: false,
             fail_cgroup_v1: false,
             protect_kernel_defaults: false,
+            make_iptables_hint: true,
             oom_score_adj: None,
             cpu_manager: CpuManager::default(),
             sys_devices: PathBuf::from("/sys/devices/system"),

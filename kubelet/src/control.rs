@@ -1,6 +1,7 @@
 //! How the rest of the node ends pods: shutdown, eviction, `stop --all`. Carries orders to the main loop and waits until they
 //! have been carried out; which pods, when and why is for the caller to decide.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt;
 
@@ -8,6 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::mpsc;
 
 use crate::admission::NodeConditions;
+use crate::pod::PodUid;
 
 /// How and why the node ends a pod that its source still wants. The pod stays known, with its status.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,6 +40,15 @@ pub(crate) type Unfinished = mpsc::Sender<Infallible>;
 /// Which pods an order is about, and what becomes of each.
 pub(crate) type Choice = Box<dyn FnMut(&Pod) -> Option<Ending> + Send>;
 
+/// What a second look at the node's object has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Looked {
+    /// The object is as the API server has it.
+    Anew,
+    /// The API server does not answer.
+    Unanswered,
+}
+
 /// What the main loop is told by other parts of the node.
 pub(crate) enum Order {
     /// Pods for which there is an ending end.
@@ -54,6 +65,12 @@ pub(crate) enum Order {
     DevicesChanged(String),
     /// Containers are to run on other processors than before.
     CpusChanged,
+    /// All pods are looked at: what they waited for may be over.
+    LookAtAll,
+    /// What these pods refer to has changed.
+    ObjectsChanged(BTreeSet<PodUid>),
+    /// The node's object has been asked for, for this pod.
+    NodeLooked(PodUid, Looked),
 }
 
 impl fmt::Debug for Order {
@@ -64,6 +81,9 @@ impl fmt::Debug for Order {
             Order::LookAgain => f.write_str("LookAgain"),
             Order::Addresses(addresses) => f.debug_tuple("Addresses").field(addresses).finish(),
             Order::CpusChanged => f.write_str("CpusChanged"),
+            Order::LookAtAll => f.write_str("LookAtAll"),
+            Order::ObjectsChanged(pods) => f.debug_tuple("ObjectsChanged").field(pods).finish(),
+            Order::NodeLooked(uid, looked) => f.debug_tuple("NodeLooked").field(uid).field(looked).finish(),
             Order::DevicesChanged(resource) => f.debug_tuple("DevicesChanged").field(resource).finish(),
             Order::Conditions(conditions) => f.debug_tuple("Conditions").field(conditions).finish(),
         }
@@ -117,6 +137,23 @@ impl PodControl {
     /// Has all pods see on which processors their containers are to run.
     pub(crate) fn cpus_changed(&self) {
         let _ = self.0.send(Order::CpusChanged);
+    }
+
+    /// Has all pods looked at.
+    pub(crate) fn look_at_all(&self) {
+        let _ = self.0.send(Order::LookAtAll);
+    }
+
+    /// Has these pods look up what they refer to again.
+    pub(crate) fn objects_changed(&self, pods: BTreeSet<PodUid>) {
+        if !pods.is_empty() {
+            let _ = self.0.send(Order::ObjectsChanged(pods));
+        }
+    }
+
+    /// The node's object has been asked for, for this pod.
+    pub(crate) fn node_looked(&self, uid: PodUid, looked: Looked) {
+        let _ = self.0.send(Order::NodeLooked(uid, looked));
     }
 
     /// Judges pods that come from now on by these conditions: `shutting_down` lets none in.

@@ -5,6 +5,8 @@ mod care;
 mod serving;
 
 use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use berth_cri_api::MAX_MESSAGE_BYTES;
@@ -62,6 +64,8 @@ pub struct Runtime {
     images: ImageServiceClient<Counted>,
     timing: Timing,
     metrics: Metrics,
+    /// Nothing is begun for pods while this says so.
+    ill: Arc<AtomicBool>,
 }
 
 /// Runs a call within its limit.
@@ -112,7 +116,17 @@ impl Runtime {
         let images = ImageServiceClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        Runtime { runtime, images, timing, metrics }
+        Runtime { runtime, images, timing, metrics, ill: Arc::default() }
+    }
+
+    /// Whether the runtime is well enough for work, as far as whoever watches it has said.
+    pub fn is_well(&self) -> bool {
+        !self.ill.load(Ordering::Relaxed)
+    }
+
+    /// Told by whoever watches the runtime; whether that is news.
+    pub(crate) fn set_well(&self, well: bool) -> bool {
+        self.ill.swap(!well, Ordering::Relaxed) == well
     }
 
     /// The kubelet's own numbers: whoever has the runtime can count.

@@ -34,12 +34,7 @@ struct Resolver {
 /// The pod's resolver configuration and what had to be left out of it.
 pub fn dns_config(pod: &Pod, node: &NodeDns) -> (cri::DnsConfig, Vec<String>) {
     let spec = pod::spec(pod);
-    let host_network = pod::is_host_network(pod);
-    let cluster = match spec.dns_policy.as_deref() {
-        Some("ClusterFirstWithHostNet") => true,
-        Some("None" | "Default") => false,
-        _ => !host_network,
-    };
+    let cluster = asks_cluster(pod);
     let mut warnings = Vec::new();
     let mut resolver = match spec.dns_policy.as_deref() {
         Some("None") => Resolver::default(),
@@ -62,6 +57,20 @@ pub fn dns_config(pod: &Pod, node: &NodeDns) -> (cri::DnsConfig, Vec<String>) {
     limit(&mut resolver, &mut warnings);
     let Resolver { servers, searches, options } = resolver;
     (cri::DnsConfig { servers, searches, options }, warnings)
+}
+
+/// Whether the pod's names are to be looked up in the cluster first.
+fn asks_cluster(pod: &Pod) -> bool {
+    match pod::spec(pod).dns_policy.as_deref() {
+        Some("ClusterFirstWithHostNet") => true,
+        Some("None" | "Default") => false,
+        _ => !pod::is_host_network(pod),
+    }
+}
+
+/// Whether the pod is to ask the cluster's servers and the node knows none.
+pub fn lacks_cluster_servers(pod: &Pod, node: &NodeDns) -> bool {
+    asks_cluster(pod) && node.cluster_servers.is_empty()
 }
 
 fn cluster_resolver(pod: &Pod, node: &NodeDns) -> Resolver {
@@ -177,6 +186,12 @@ mod tests {
             (added, &cluster, "9.9.9.9 1.1.1.1|corp|timeout:5"),
             ("dnsPolicy: Default", &NodeDns::default(), "127.0.0.1|.|"),
         ];
+        for spec in ["hostIPC: false", "hostNetwork: true, dnsPolicy: ClusterFirstWithHostNet"] {
+            assert!(lacks_cluster_servers(&pod(spec), &lone) && !lacks_cluster_servers(&pod(spec), &cluster), "{spec}");
+        }
+        assert!(
+            !lacks_cluster_servers(&pod("dnsPolicy: Default"), &lone) && !lacks_cluster_servers(&pod("hostNetwork: true"), &lone)
+        );
         for (spec, node, expected) in cases {
             assert_eq!(line(spec, node), expected, "{spec}");
         }

@@ -1,7 +1,7 @@
 //! Environment of a container: literal values with `$(NAME)` expansion, pod fields, resource numbers and keys of ConfigMaps
 //! and Secrets. Pure but for looking those up. Values are bytes: a Secret may hold anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use k8s_openapi::api::core::v1::{Container, EnvFromSource, EnvVarSource, Pod, ResourceFieldSelector};
@@ -29,6 +29,8 @@ pub struct EnvContext<'a> {
     pub objects: &'a dyn Objects,
     /// The pod's folder: files of its volumes may hold values.
     pub pod_dir: &'a Path,
+    /// The variables of the services that the pod can see.
+    pub services: &'a [Variable],
 }
 
 /// A variable's name and value.
@@ -77,7 +79,9 @@ pub fn container_env(container: &Container, context: &EnvContext<'_>) -> Result<
     for env in container.env.iter().flatten() {
         let value = match &env.value_from {
             None => {
-                let so_far = variables.iter().map(|(n, v)| (n.as_str(), v.as_slice())).collect();
+                // What the spec says counts more than a service's variable of that name.
+                let both = context.services.iter().chain(&variables);
+                let so_far = both.map(|(n, v)| (n.as_str(), v.as_slice())).collect();
                 Some(expand_bytes(env.value.as_deref().unwrap_or_default(), &so_far))
             }
             Some(source) => resolve_source(source, container, context)?,
@@ -86,6 +90,8 @@ pub fn container_env(container: &Container, context: &EnvContext<'_>) -> Result<
             set(&mut variables, &env.name, value);
         }
     }
+    let own: BTreeSet<String> = variables.iter().map(|(name, _)| name.clone()).collect();
+    variables.extend(context.services.iter().filter(|(name, _)| !own.contains(name)).cloned());
     Ok(variables)
 }
 
@@ -121,14 +127,14 @@ pub fn is_variable_name(name: &str) -> bool {
 fn env_from(source: &EnvFromSource, context: &EnvContext<'_>) -> Result<Vec<Variable>, String> {
     let namespace = pod::namespace(context.pod);
     if let Some(from) = &source.config_map_ref {
-        return match context.objects.config_map(namespace, &from.name) {
+        return match context.objects.config_map(namespace, &from.name)? {
             Some(map) => Ok(map.data.iter().flatten().map(|(k, v)| (k.clone(), v.clone().into_bytes())).collect()),
             None if from.optional == Some(true) => Ok(Vec::new()),
             None => Err(format!("configmap {:?} not found", from.name)),
         };
     }
     let Some(from) = &source.secret_ref else { return Ok(Vec::new()) };
-    match context.objects.secret(namespace, &from.name) {
+    match context.objects.secret(namespace, &from.name)? {
         Some(secret) => Ok(secret.data.iter().flatten().map(|(k, v)| (k.clone(), v.0.clone())).collect()),
         None if from.optional == Some(true) => Ok(Vec::new()),
         None => Err(format!("secret {:?} not found", from.name)),
@@ -146,7 +152,7 @@ fn resolve_source(source: &EnvVarSource, container: &Container, context: &EnvCon
     let namespace = pod::namespace(context.pod);
     if let Some(from) = &source.config_map_key_ref {
         let optional = from.optional == Some(true);
-        let Some(map) = context.objects.config_map(namespace, &from.name) else {
+        let Some(map) = context.objects.config_map(namespace, &from.name)? else {
             return if optional { Ok(None) } else { Err(format!("configmap {:?} not found", from.name)) };
         };
         return match map.data.as_ref().and_then(|data| data.get(&from.key)) {
@@ -157,7 +163,7 @@ fn resolve_source(source: &EnvVarSource, container: &Container, context: &EnvCon
     }
     if let Some(from) = &source.secret_key_ref {
         let optional = from.optional == Some(true);
-        let Some(secret) = context.objects.secret(namespace, &from.name) else {
+        let Some(secret) = context.objects.secret(namespace, &from.name)? else {
             return if optional { Ok(None) } else { Err(format!("secret {:?} not found", from.name)) };
         };
         return match secret.data.as_ref().and_then(|data| data.get(&from.key)) {
@@ -341,12 +347,22 @@ spec:
             capacity: &capacity,
             objects: &LocalObjects::default(),
             pod_dir: Path::new("/none"),
+            services: &[],
         };
         let env = container_env(&pod.spec.as_ref().unwrap().containers[0], &context).unwrap();
         let text: Vec<_> = env.iter().map(|(n, v)| format!("{n}={}", String::from_utf8_lossy(v))).collect();
         let expected =
             ["A=abc", "B=ab", "NAME=web", "LABEL=shop", "IPS=10.0.0.1,fd00::1", "NODE=n1", "CPU=2", "MEM=64", "DISK=0"];
         assert_eq!(text, expected);
+        let services = ["A", "SHOP_PORT"].map(|name| (name.to_owned(), b"service".to_vec()));
+        let mut container = pod.spec.as_ref().unwrap().containers[0].clone();
+        container.env.as_mut().unwrap()[0].value = Some("abc".to_owned());
+        container.env.as_mut().unwrap()[1].value = Some("$(SHOP_PORT)".to_owned());
+        let env = container_env(&container, &EnvContext { services: &services, ..context }).unwrap();
+        let value = |name: &str| env.iter().find(|(n, _)| n == name).map(|(_, v)| String::from_utf8_lossy(v).into_owned());
+        let values = ["A", "B", "SHOP_PORT"].map(|name| value(name).unwrap());
+        assert_eq!(values, ["servicec", "service", "service"], "the spec's variable hides a service's, which others may use");
+        assert_eq!(env.last().unwrap().0, "SHOP_PORT", "services come last");
     }
 
     /// The environment of a container with these fields, beside one ConfigMap and one Secret.
@@ -371,6 +387,7 @@ spec:
             capacity: &capacity,
             objects: &objects,
             pod_dir: Path::new("/none"),
+            services: &[],
         };
         container_env(&pod.spec.as_ref().unwrap().containers[0], &context)
     }

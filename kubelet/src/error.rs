@@ -103,6 +103,14 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// The key that secrets of API pods are sealed with cannot be used.
+    #[error("sealing key {}: {problem}", path.display())]
+    SealingKey {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A CRI call failed.
     #[error("{call}: {}", crate::cri::status_text(source))]
     Cri {

@@ -1,6 +1,7 @@
 //! Carries out the steps of a plan by CRI calls and file operations. Decides nothing: what comes next is planned again
 //! from what is then there.
 
+mod resolver;
 mod start;
 mod stop;
 
@@ -25,10 +26,10 @@ use crate::doing::Doing;
 use crate::memory::Reason;
 use crate::metrics::families;
 use crate::node::NodeView;
-use crate::objects::{LocalObjects, Objects};
 use crate::observed::{Limits, PodObserved};
 use crate::plan::PodOp;
-use crate::pod;
+use crate::pod::{self, PodUid};
+use crate::pod_objects::{Need, PodObjects};
 use crate::record::{Recorder, Weight};
 use crate::resources::{container_resources, pod_limits, qos_class};
 use crate::sandbox_config::{SandboxContext, sandbox_config};
@@ -49,7 +50,7 @@ pub struct Executor {
     /// The node.
     pub node: Arc<NodeView>,
     /// What pods refer to by name.
-    pub objects: LocalObjects,
+    pub objects: PodObjects,
     /// What volumes need of the node.
     pub volumes: volume::Services,
     /// The pods' cgroups.
@@ -186,7 +187,7 @@ impl Executor {
 
     /// What the pod's volumes need.
     fn volume_context<'a>(&'a self, pod: &'a Pod, dir: &'a Path) -> VolumeContext<'a> {
-        VolumeContext { pod, dir, capacity: &self.node.capacity, objects: &self.objects, services: &self.volumes }
+        VolumeContext { pod, dir, capacity: &self.node.capacity, objects: self.objects.of(pod), services: &self.volumes }
     }
 
     async fn run(&self, op: &PodOp, pass: &PassOf<'_>) -> OpResult {
@@ -195,14 +196,14 @@ impl Executor {
             OpResult::PodFailed(Reason::new(reason, format!("{what}: {}", calls::message(error))))
         };
         match op {
-            PodOp::Prepare => self.prepare(pod, observed.is_alive(), begun).await,
+            PodOp::Prepare => self.prepare(pod, observed.is_alive(), begun, cancel).await,
             // Stops come in batches.
             PodOp::StopContainer { .. } => OpResult::Cancelled,
             PodOp::StopSandbox { id } => match self.runtime.stop_pod_sandbox(id).await {
                 Ok(()) => OpResult::Done,
                 Err(e) => failed("FailedKillPod", "error killing pod", &e),
             },
-            PodOp::CreateSandbox { attempt } => self.create_sandbox(pod, *attempt).await,
+            PodOp::CreateSandbox { attempt } => self.create_sandbox(pod, *attempt, cancel).await,
             PodOp::StartContainer { name, attempt, pull, .. } => {
                 let result = self.start_container(pod, name, *attempt, *pull, observed, cancel).await;
                 self.count_start(pod, name, &result);
@@ -258,12 +259,16 @@ impl Executor {
         }
     }
 
-    fn sandbox_config(&self, pod: &Pod, attempt: u32) -> Result<cri::PodSandboxConfig, String> {
-        let dns = NodeDns {
+    fn node_dns(&self) -> NodeDns {
+        NodeDns {
             host: host_resolver(&self.config).0,
             cluster_servers: self.config.cluster_dns.clone(),
             cluster_domain: self.config.cluster_domain.clone(),
-        };
+        }
+    }
+
+    fn sandbox_config(&self, pod: &Pod, attempt: u32) -> Result<cri::PodSandboxConfig, String> {
+        let dns = self.node_dns();
         let cgroup_parent = self.cgroups.as_ref().map(|c| c.pod_path(qos_class(pod), pod::uid(pod))).unwrap_or_default();
         let context = SandboxContext {
             cgroup_parent: &cgroup_parent,
@@ -279,8 +284,13 @@ impl Executor {
     }
 
     /// Folders, cgroup, volumes. Idempotent.
-    async fn prepare(&self, pod: &Arc<Pod>, alive: bool, begun: bool) -> OpResult {
+    async fn prepare(&self, pod: &Arc<Pod>, alive: bool, begun: bool, cancel: &CancellationToken) -> OpResult {
         let (this, pod) = (self.clone(), pod.clone());
+        let need = if begun { Need::VolumesAgain } else { Need::Volumes };
+        self.objects.ready(&pod, need, cancel).await;
+        if cancel.is_cancelled() {
+            return OpResult::Cancelled;
+        }
         let turn = self.volumes.drivers.turn(&pod).await;
         let prepare = move || {
             let _turn = turn;
@@ -327,11 +337,16 @@ impl Executor {
     async fn release(&self, pod: &Arc<Pod>, forget: bool, keep_status: bool) -> OpResult {
         let (this, pod) = (self.clone(), pod.clone());
         let turn = self.volumes.drivers.turn(&pod).await;
+        let (objects, uid) = (self.objects.clone(), PodUid::of(&pod));
         let release = move || -> Result<(), Reason> {
             let _turn = turn;
             let failed = |e: String| Reason::new("FailedKillPod", format!("error killing pod: {e}"));
             let dir = this.pod_dir(&pod);
             volume::tear_down(&dir, &this.volumes.drivers).map_err(failed)?;
+            if let Some(uid) = &uid {
+                // A pod that has ended stays known for as long as the API server has it.
+                objects.release(uid);
+            }
             if let Some(cgroups) = &this.cgroups {
                 cgroups.remove_pod(pod::uid(&pod)).map_err(|e| failed(with_causes(&e)))?;
             }
@@ -356,7 +371,7 @@ impl Executor {
         }
     }
 
-    async fn create_sandbox(&self, pod: &Pod, attempt: u32) -> OpResult {
+    async fn create_sandbox(&self, pod: &Pod, attempt: u32, cancel: &CancellationToken) -> OpResult {
         let failed = |text: &str| {
             OpResult::PodFailed(Reason::new("FailedCreatePodSandBox", format!("Failed to create pod sandbox: {text}")))
         };
@@ -373,11 +388,13 @@ impl Executor {
             Ok(config) => config,
             Err(text) => return failed(&text),
         };
+        self.objects.ready(pod, Need::RuntimeClass, cancel).await;
         let handler = match pod::spec(pod).runtime_class_name.as_deref().filter(|name| !name.is_empty()) {
             None => String::new(),
-            Some(name) => match self.objects.runtime_class(name) {
-                Some(class) => class.handler.clone(),
-                None => {
+            Some(name) => match self.objects.of(pod).runtime_class(name) {
+                Ok(Some(class)) => class.handler.clone(),
+                Err(text) => return failed(&format!("failed to lookup RuntimeClass {name}: {text}")),
+                Ok(None) => {
                     return failed(&format!("failed to lookup RuntimeClass {name}: runtimeclass.node.k8s.io {name:?} not found"));
                 }
             },
@@ -392,6 +409,7 @@ impl Executor {
                 Err(e) => return failed(&calls::message(&e)),
             }
         }
+        self.tell_resolver(pod, &self.node_dns());
         match self.runtime.run_pod_sandbox(config, handler).await {
             Ok(_) => OpResult::Done,
             Err(e) => failed(&calls::message(&e)),

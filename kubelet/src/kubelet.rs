@@ -7,6 +7,10 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::api::ApiServer;
+use crate::api::node::NodeAgent;
+use crate::api::node::machine::Machine;
+use crate::api::objects::ApiObjects;
 use crate::care::{self, Care};
 use crate::cgroup::{AllLimits, Driver, PodCgroups};
 use crate::control::{Order, PodControl};
@@ -18,7 +22,7 @@ use crate::execute::{Executor, host_resolver};
 use crate::main_loop::Main;
 use crate::node::{Capacity, NodeView, Reserved};
 use crate::node_state::NodeState;
-use crate::objects::LocalObjects;
+use crate::pod_objects::PodObjects;
 use crate::record::{Recorder, Weight};
 use crate::server::{self, Health};
 use crate::shutdown::Shutdown;
@@ -27,7 +31,7 @@ use crate::userns::HostIds;
 use crate::volume::Services;
 use crate::volume::bindings::Bindings;
 use crate::volume::csi::drivers::Drivers;
-use crate::{Config, Error, Result, addresses, pod_resources};
+use crate::{Config, Error, Result, addresses, devices, pod_resources};
 
 /// A node agent that is ready to run.
 #[derive(Debug)]
@@ -96,6 +100,9 @@ impl Kubelet {
             server.stopped().await;
             return Ok(());
         };
+        if let Some(server) = &config.api {
+            crate::api::events::start(&executor.recorder, server.events.clone(), &stop);
+        }
         let care = Care {
             config: config.clone(),
             runtime: executor.runtime.clone(),
@@ -109,8 +116,12 @@ impl Kubelet {
         if let (_, Some(notice)) = host_resolver(&config) {
             executor.recorder.node_event(Weight::Warning, "HostResolver", &notice);
         }
-        let addresses = addresses::run(config.clone(), self.control.clone());
-        tokio::spawn(stop.clone().run_until_cancelled_owned(addresses));
+        let (now, addresses) = tokio::sync::watch::channel(config.node_ips.clone());
+        let look = addresses::run(config.clone(), self.control.clone(), now);
+        tokio::spawn(stop.clone().run_until_cancelled_owned(look));
+        if let Some(api) = &config.api {
+            node_agent(api, &care, (&executor, &health), addresses).start(&stop);
+        }
         tokio::spawn(watcher.watch(stop.clone()));
         let (devices, cpus) = (executor.devices.clone(), executor.cpus.clone());
         tokio::spawn(devices.clone().run(stop.clone()));
@@ -168,6 +179,7 @@ async fn connect(
             reserved: Reserved::of(&config.reservations),
             ..Capacity::read(&config.kubelet_root, &config.sys_devices)
         },
+        own: config.own_node.clone(),
     };
     tracing::info!(node = node.name, runtime = version.runtime_name, version = version.runtime_version, "kubelet runs");
     let all = all_limits(config, &node.capacity);
@@ -179,11 +191,38 @@ async fn connect(
     };
     let [subuid, subgid] = &config.subordinate_ids;
     let host_ids = HostIds::new(&config.kubelet_root, subuid, subgid, config.max_pods);
-    let devices = Devices::load(&config.kubelet_root, control, runtime.metrics().clone());
+    let devices = Devices::load(&config.kubelet_root, control.clone(), runtime.metrics().clone());
     tokio::spawn(volumes.drivers.clone().run(config.kubelet_root.clone(), devices.clone(), shutdown.clone()));
-    let objects = LocalObjects::default();
+    let objects = PodObjects::new(
+        config.api.as_ref().map(|api| ApiObjects::start(config, api.client.clone(), node.own.clone(), control.clone(), shutdown)),
+    );
     let (config, node) = (config.clone(), Arc::new(node));
     Some(Executor { began, config, runtime, node, objects, volumes, cgroups, doing, recorder, host_ids, devices, cpus })
+}
+
+/// The tasks of the node's object.
+fn node_agent(
+    api: &ApiServer,
+    care: &Care,
+    (executor, health): (&Executor, &Health),
+    addresses: tokio::sync::watch::Receiver<Vec<std::net::IpAddr>>,
+) -> NodeAgent {
+    NodeAgent {
+        config: care.config.clone(),
+        api: api.clone(),
+        runtime: care.runtime.clone(),
+        recorder: care.recorder.clone(),
+        state: care.state.clone(),
+        health: health.clone(),
+        devices: executor.devices.clone(),
+        drivers: executor.volumes.drivers.clone(),
+        own: executor.node.own.clone(),
+        addresses,
+        capacity: executor.node.capacity.clone(),
+        machine: Arc::new(Machine::read()),
+        fresh_devices: !devices::has_checkpoint(&care.config.kubelet_root),
+        csi: Arc::default(),
+    }
 }
 
 /// What all pods may have together, where something is reserved and the pods' share is enforced.

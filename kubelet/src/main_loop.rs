@@ -5,20 +5,23 @@ mod allotting;
 mod letting_in;
 mod orders;
 mod resizing;
+mod second_look;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::allotting::{Allotment, Allotting};
+use self::second_look::SecondLooks;
 use crate::admission::NodeConditions;
+use crate::api::{self, ApiPods};
 use crate::control::{Order, PodControl};
 use crate::cri as calls;
 use crate::events::{self, RuntimeEvent};
@@ -34,10 +37,14 @@ use crate::resources::{QosClass, pod_cpu_request, qos_class};
 use crate::saved_status::SavedStatus;
 use crate::server::Health;
 use crate::source::file::{self, FileSourceConfig};
-use crate::source::{SourceName, SourceUpdate};
+use crate::source::{SourceName, SourceUpdate, Withheld};
+use crate::status::is_terminal_phase;
 use crate::table::PodTable;
 use crate::worker::{Message, Outlet, Worker, mailbox};
 use crate::{Result, hook_record, housekeeping, logs, orphan};
+
+/// How long what the sources keep on disk is waited for at the end.
+const SOURCES_END: Duration = Duration::from_secs(2);
 
 /// A worker seen from outside.
 struct Handle {
@@ -87,6 +94,8 @@ pub(crate) struct Main {
     rejected: BTreeSet<PodUid>,
     /// Who is being given devices and processors.
     allotting: Allotting,
+    /// Pods for which the node's object is asked for again.
+    second_looks: SecondLooks,
     /// What new pods are judged by.
     conditions: NodeConditions,
     orders: mpsc::UnboundedReceiver<Order>,
@@ -97,13 +106,21 @@ pub(crate) struct Main {
     present: BTreeSet<PodUid>,
     sources: BTreeMap<SourceName, Vec<Arc<Pod>>>,
     objects: BTreeMap<SourceName, Vec<Object>>,
+    /// What each source cannot carry out.
+    problems: BTreeMap<SourceName, Vec<String>>,
     configured: Vec<SourceName>,
+    /// Sources of which only what they last said is known.
+    remembered: BTreeSet<SourceName>,
+    /// Of those, pods that are not started.
+    withheld: BTreeMap<PodUid, Withheld>,
+    /// What the API server has of this node's pods.
+    api: ApiPods,
     updates: mpsc::Receiver<SourceUpdate>,
     events: mpsc::Receiver<RuntimeEvent>,
     has_events: bool,
     listing: Option<tokio::task::JoinHandle<Result<Listing>>>,
-    /// A listing has been acted on since all sources are ready.
-    listed: bool,
+    /// The sources that were ready when a listing was acted on: of their pods it is known what runs. `None` before the first one.
+    listed: Option<BTreeSet<SourceName>>,
     /// Pods that ended since the running listing began: it may still have them.
     ended: BTreeSet<PodUid>,
     relist_at: Instant,
@@ -135,7 +152,15 @@ impl Main {
                 allowed_unsafe_sysctls: executor.config.allowed_unsafe_sysctls.clone(),
                 clock: executor.config.clock.clone(),
             };
-            tokio::spawn(file::run(source, sender, stop.clone()));
+            tokio::spawn(file::run(source, sender.clone(), stop.clone()));
+        }
+        let api = ApiPods::default();
+        if let Some(server) = &executor.config.api {
+            configured.push(SourceName::Api);
+            if executor.config.manifests.is_none() {
+                api.set_static(Vec::new());
+            }
+            api::start_pods(server, &executor, (&table, &api), sender, &stop);
         }
         let (event_sender, events) = mpsc::channel(1000);
         tokio::spawn(events::run(executor.runtime.clone(), event_sender, stop.clone()));
@@ -153,6 +178,7 @@ impl Main {
             refused: BTreeMap::new(),
             rejected: BTreeSet::new(),
             allotting: Allotting::default(),
+            second_looks: SecondLooks::default(),
             conditions: NodeConditions::default(),
             orders,
             control,
@@ -160,12 +186,16 @@ impl Main {
             present: BTreeSet::new(),
             sources: BTreeMap::new(),
             objects: BTreeMap::new(),
+            problems: BTreeMap::new(),
             configured,
+            remembered: BTreeSet::new(),
+            withheld: BTreeMap::new(),
+            api,
             updates,
             events,
             has_events: false,
             listing: None,
-            listed: false,
+            listed: None,
             ended: BTreeSet::new(),
             relist_at: now,
             listed_at: None,
@@ -232,25 +262,61 @@ impl Main {
     }
 
     fn all_sources_ready(&self) -> bool {
-        self.configured.iter().all(|source| self.sources.contains_key(source))
+        self.configured.iter().all(|source| self.has_spoken(*source))
+    }
+
+    /// Whether what the source wants now is known: what it does not have is wanted by nobody.
+    fn has_spoken(&self, source: SourceName) -> bool {
+        self.sources.contains_key(&source) && !self.remembered.contains(&source)
+    }
+
+    /// Whether a pod of this source that is not among its pods is wanted by nobody: it has said what it wants, or it is not used any
+    /// more.
+    fn is_settled(&self, source: SourceName) -> bool {
+        match self.configured.contains(&source) {
+            true => self.has_spoken(source),
+            false => self.all_sources_ready(),
+        }
+    }
+
+    /// Whether a listing has been acted on since all sources are ready.
+    fn all_listed(&self) -> bool {
+        let is_listed = |source, listed: &BTreeSet<_>| self.has_spoken(source) && listed.contains(&source);
+        self.listed.as_ref().is_some_and(|listed| self.configured.iter().all(|source| is_listed(*source, listed)))
     }
 
     fn set_source(&mut self, update: SourceUpdate) {
-        self.health.set_problems(update.problems);
+        // Each source speaks of its own alone.
+        self.problems.insert(update.source, update.problems);
+        self.health.set_problems(self.problems.values().flatten().cloned().collect());
         for (pod, why) in update.rejected {
             let text = format!("Error validating pod {} from file due to duplicate pod name: {why}", pod::format_pod(&pod));
             self.executor.recorder.event(&pod, None, Weight::Warning, "FailedValidation", &text);
         }
         self.fresh.extend(update.fresh);
-        if self.objects.get(&update.source) != Some(&update.objects) {
+        if self.objects.get(&update.source).map_or(&[][..], Vec::as_slice) != update.objects {
             self.objects.insert(update.source, update.objects);
             // The sources are few and asked in one order: of two objects of a name the first source's counts.
-            self.executor.objects.replace(self.objects.values().rev().flatten().cloned().collect());
+            self.executor.objects.local().replace(self.objects.values().rev().flatten().cloned().collect());
             for handle in self.workers.values() {
                 let _ = handle.inbox.send(Message::ObjectsChanged);
             }
         }
-        let first = self.sources.insert(update.source, update.pods).is_none();
+        if update.source != SourceName::Api && self.executor.config.api.is_some() {
+            self.api.set_static(update.pods.clone());
+        }
+        let mut first = self.sources.insert(update.source, update.pods).is_none();
+        if update.is_remembered {
+            self.remembered.insert(update.source);
+            self.withheld = update.withheld.into_iter().filter_map(|one| Some((PodUid::of(&one.pod)?, one))).collect();
+        } else if self.remembered.remove(&update.source) {
+            // What runs and is wanted by nobody is only looked for now, and its name and ports may be another pod's.
+            first = true;
+            self.withheld.clear();
+            if let Some(listed) = &mut self.listed {
+                listed.remove(&update.source);
+            }
+        }
         self.reconcile();
         if first {
             self.relist_at = Instant::now();
@@ -265,22 +331,30 @@ impl Main {
                 wanted.entry(uid).or_insert_with(|| self.with_classes(pod));
             }
         }
-        if self.all_sources_ready() {
-            for (uid, handle) in &mut self.workers {
-                if !wanted.contains_key(uid) && !handle.ending {
-                    tracing::info!(pod = %pod::format_pod(&handle.pod), "pod ends");
-                    end(handle);
-                }
+        for (uid, handle) in &mut self.workers {
+            // A source that has not said yet what it wants ends nothing.
+            let has_spoken = |source| self.sources.contains_key(&source) && !self.remembered.contains(&source);
+            let is_told = SourceName::of(&handle.pod).is_none_or(has_spoken);
+            if is_told && !wanted.contains_key(uid) && !handle.ending {
+                tracing::info!(pod = %pod::format_pod(&handle.pod), "pod ends");
+                end(handle);
             }
         }
-        self.queued.retain(|uid, _| wanted.contains_key(uid));
-        self.forget_refusals(&wanted);
+        let remembered = self.remembered.clone();
+        // A source that is not heard may still want what it has not been asked about.
+        let is_unheard = |pod: &Pod| SourceName::of(pod).is_some_and(|source| remembered.contains(&source));
+        self.queued.retain(|uid, pod| wanted.contains_key(uid) || is_unheard(pod));
+        self.forget_refusals(|uid, table| {
+            wanted.contains_key(uid) || !remembered.is_empty() && table.known(uid).is_some_and(|known| is_unheard(&known.pod))
+        });
         let mut updates = Vec::new();
         self.allotting.forget(|uid| wanted.contains_key(uid));
+        self.second_looks.retain(|uid| wanted.contains_key(uid));
         for (uid, pod) in wanted {
             match self.workers.get(&uid) {
                 Some(handle) if !handle.ending => updates.push((uid, pod)),
-                _ if self.rejected.contains(&uid) => {}
+                // One that was not let in has nothing to end, but its deletion to be finished.
+                _ if self.rejected.contains(&uid) && !pod::is_deleting(&pod) => {}
                 _ => _ = self.queued.insert(uid, pod),
             }
         }
@@ -303,6 +377,10 @@ impl Main {
             // Until its worker has looked: what is over takes no room and no ports from the pods that come with it.
             self.table.set(&uid, &pod, saved.status);
         }
+        let told = self.told_of(&uid);
+        if let Some(ended) = told.as_ref().filter(|told| is_terminal_phase(told.phase.as_deref())) {
+            self.table.set(&uid, &pod, ended.clone());
+        }
         let (inbox, messages) = mailbox();
         let worker = Worker::new(
             uid.clone(),
@@ -311,7 +389,7 @@ impl Main {
             self.table.clone(),
             messages,
             inbox.downgrade(),
-            self.stop.clone(),
+            (self.stop.clone(), told),
         );
         let name = FullName::of(&pod);
         tracing::info!(pod = %pod::format_pod(&pod), "pod is taken up");
@@ -325,13 +403,26 @@ impl Main {
         });
     }
 
+    /// What has been said of a pod so far: that this kubelet has not let it in, or what the API server has.
+    fn told_of(&mut self, uid: &PodUid) -> Option<PodStatus> {
+        let refused = self.rejected.remove(uid).then(|| self.table.status(uid)).flatten();
+        let held = || self.api.held(uid).filter(|held| held.mirror.is_none() && held.status.start_time.is_some());
+        refused.or_else(|| Some(PodStatus::clone(&held()?.status)))
+    }
+
     fn worker_ended(&mut self, uid: &PodUid, gone: bool) {
         let Some(handle) = self.workers.remove(uid) else { return };
         if gone {
             tracing::info!(pod = %pod::format_pod(&handle.pod), "pod is gone");
             self.release_allotments();
+            if pod::is_static(&handle.pod) {
+                // Its mirror has nothing to show any more.
+                self.api.tell();
+            }
         }
+        self.executor.objects.release(uid);
         self.ended.insert(uid.clone());
+        self.allotting.others_ended();
         self.retry_resizes();
         self.start_queued();
         self.update_qos();
@@ -398,11 +489,16 @@ impl Main {
                 let _ = handle.inbox.send(Message::Look);
             }
         }
-        if !self.all_sources_ready() {
+        if self.sources.is_empty() && !self.configured.is_empty() {
             return;
         }
         for (uid, listed) in &listing {
             let Some(uid) = PodUid::new(uid) else { continue };
+            // Whose source has not spoken may still be wanted: the API server may be away for long, and the node goes on.
+            let source = listed.source.as_deref().and_then(SourceName::from_annotation);
+            if !source.map_or(self.all_sources_ready(), |source| self.is_settled(source)) {
+                continue;
+            }
             let known = self.workers.contains_key(&uid) || self.queued.contains_key(&uid) || self.ended.contains(&uid);
             if known {
                 continue;
@@ -415,11 +511,15 @@ impl Main {
                 end(handle);
             }
         }
-        if !std::mem::replace(&mut self.listed, true) {
+        let before = self.all_listed();
+        self.listed.get_or_insert_default().extend(self.sources.keys());
+        if !before && self.all_listed() {
             // Now it is known whose the folders are that an earlier kubelet has left.
             self.garbage_at = Instant::now();
         }
+        self.judge_withheld(&listing);
         self.present = listing.keys().filter_map(|uid| PodUid::new(uid)).collect();
+        self.allotting.others_ended();
         self.retry_resizes();
         self.start_queued();
         self.update_qos();
@@ -440,11 +540,12 @@ impl Main {
 
     fn collect_garbage(&self) {
         // Before the first listing nobody knows what runs of pods that are not wanted any more: they get their grace first.
-        if !self.all_sources_ready() || !self.listed {
+        if !self.all_listed() {
             return;
         }
         self.release_allotments();
         let known: Vec<PodUid> = self.workers.keys().chain(self.queued.keys()).cloned().collect();
+        self.executor.objects.forget_strays(&known, &self.executor.config.kubelet_root);
         let (config, cgroups) = (self.executor.config.clone(), self.executor.cgroups.clone());
         let drivers = self.executor.volumes.drivers.clone();
         let strays = self.strays.clone();
@@ -457,12 +558,17 @@ impl Main {
 
     pub(crate) async fn stop(&mut self) {
         while self.tasks.join_next().await.is_some() {}
+        // The sources end when what they keep on disk is there.
+        let ended = async { while self.updates.recv().await.is_some() {} };
+        if tokio::time::timeout(SOURCES_END, ended).await.is_err() {
+            tracing::warn!("what the API server said last is not all on record");
+        }
     }
 }
 
 /// Tells a worker that its pod is to end and to be forgotten.
 fn end(handle: &mut Handle) {
     handle.ending = true;
-    let grace = pod::grace_seconds(&handle.pod);
+    let grace = pod::deletion_grace_seconds(&handle.pod);
     let _ = handle.inbox.send(Message::Terminate(Termination { grace, forget: true }));
 }

@@ -98,6 +98,8 @@ pub struct PodMemory {
     pub terminating_since: Option<Timestamp>,
     /// Why the node ends a pod that its source still wants.
     pub ending: Option<Ending>,
+    /// Somebody has asked the API server for the pod's deletion: its last status is told there before its records go.
+    pub deleted: bool,
     /// Delays of containers, by name.
     pub crash: Backoff,
     /// Delays of pulls, by image.
@@ -188,6 +190,7 @@ impl PodMemory {
             terminating: None,
             terminating_since: None,
             ending: None,
+            deleted: false,
             crash: Backoff::new(config.crash_backoff),
             pulls: Backoff::new(config.pull_backoff),
             pull_failures: BTreeMap::new(),
@@ -224,7 +227,8 @@ impl PodMemory {
     /// Goes on from what an earlier kubelet last said of the pod: since when, what was ready, how containers ended. Whether the pod is
     /// over is found out anew by its records, as the upstream does, unless the kubelet has removed them itself: what ended it may have been that kubelet's shutdown. A deadline
     /// that has passed has passed.
-    pub fn resume(&mut self, saved: Saved, now: Instant) {
+    /// `over_is_over`: what has ended never runs again; the API server has been told, or will be.
+    pub fn resume(&mut self, saved: Saved, now: Instant, over_is_over: bool) {
         let Saved { mut status, ages: kept, cleared } = saved;
         (self.unwanted, self.cleared, self.end_kept) = (cleared, cleared, cleared);
         if let Some(start) = &status.start_time {
@@ -236,9 +240,27 @@ impl PodMemory {
         self.exits = instants(kept.exits);
         self.crash.resume(kept.delays, now);
         self.deadline_exceeded = status.reason.as_deref() == Some(DEADLINE_EXCEEDED);
-        if !cleared && matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+        if !cleared && !over_is_over && matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
             (status.phase, status.reason, status.message) = (None, None, None);
         }
+        self.status = Some(status);
+    }
+
+    /// Goes on from what the API server says of the pod, where nothing else is known of it: another kubelet ran it here, or this one has
+    /// lost its disk.
+    pub fn resume_from_api(&mut self, status: PodStatus, now: Now) {
+        if let Some(start) = &status.start_time {
+            (self.start_time, self.start_known) = (start.0, true);
+            let age = now.wall.duration_since(start.0).as_millis();
+            self.active_since = ages::before(now.mono, u64::try_from(age).unwrap_or(0));
+        }
+        let lists = [&status.init_container_statuses, &status.container_statuses];
+        for container in lists.into_iter().flatten().flatten().filter(|container| container.container_id.is_some()) {
+            let count = u32::try_from(container.restart_count).unwrap_or(0);
+            let highest = self.attempts.entry(container.name.clone()).or_insert(count);
+            *highest = (*highest).max(count);
+        }
+        self.deadline_exceeded = status.reason.as_deref() == Some(DEADLINE_EXCEEDED);
         self.status = Some(status);
     }
 

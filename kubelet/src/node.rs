@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use crate::api::node::OwnNode;
 use crate::config::{Reservations, ResourcePolicy};
 use crate::quantity::Amount;
 
@@ -18,6 +19,8 @@ pub struct NodeView {
     pub runtime_name: String,
     /// What the machine has.
     pub capacity: Capacity,
+    /// Its object at the API server.
+    pub own: OwnNode,
 }
 
 /// Capacity of the node.

@@ -6,20 +6,26 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, ServiceAccount};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 use k8s_openapi::api::storage::v1::{CSIDriver, StorageClass};
+use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// Where objects are looked up by namespace and name.
+use crate::volume::claim;
+
+/// What a look-up finds; `None`: there is no such object. The error is the kubelet's message where that is not known yet.
+pub type Found<T> = Result<Option<Arc<T>>, String>;
+
+/// Where objects are looked up by namespace and name. No look-up waits.
 pub trait Objects: Send + Sync + fmt::Debug {
     /// A ConfigMap.
-    fn config_map(&self, namespace: &str, name: &str) -> Option<Arc<ConfigMap>>;
+    fn config_map(&self, namespace: &str, name: &str) -> Found<ConfigMap>;
     /// A Secret.
-    fn secret(&self, namespace: &str, name: &str) -> Option<Arc<Secret>>;
+    fn secret(&self, namespace: &str, name: &str) -> Found<Secret>;
     /// A RuntimeClass, which has no namespace.
-    fn runtime_class(&self, name: &str) -> Option<Arc<RuntimeClass>>;
+    fn runtime_class(&self, name: &str) -> Found<RuntimeClass>;
     /// A PriorityClass, which has no namespace.
     fn priority_class(&self, name: &str) -> Option<Arc<PriorityClass>>;
     /// A ServiceAccount.
@@ -33,7 +39,39 @@ pub trait Objects: Send + Sync + fmt::Debug {
     /// The StorageClass that claims without one have.
     fn default_storage_class(&self) -> Option<String>;
     /// What a cluster knows of a CSI driver.
-    fn csi_driver(&self, name: &str) -> Option<Arc<CSIDriver>>;
+    fn csi_driver(&self, name: &str) -> Found<CSIDriver>;
+    /// The volume that a control plane has bound to a pod's claim; `None`: this node binds.
+    fn bound_volume(&self, _pod: &Pod, _claim: &str) -> Option<Result<Arc<PersistentVolume>, String>> {
+        None
+    }
+    /// The labels of this node.
+    fn node_labels(&self, node: &str) -> BTreeMap<String, String> {
+        claim::node_labels(node)
+    }
+    /// A token of the pod's service account, for this audience (empty: the API server's) and with this life.
+    fn token(&self, _pod: &Pod, _audience: &str, _seconds: i64) -> Result<Arc<Token>, String> {
+        Err("service account tokens need an API server".to_owned())
+    }
+    /// What the attacher of a driver's volume tells this node.
+    fn publish_context(&self, _driver: &str, _handle: &str) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
+}
+
+/// A service account's token.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token {
+    /// What is shown to whoever asks.
+    pub text: String,
+    /// When nobody takes it any more.
+    pub expires: Timestamp,
+}
+
+/// Nobody's log line.
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Token(until {})", self.expires)
+    }
 }
 
 /// One object of a manifest file.
@@ -175,16 +213,16 @@ fn key(namespace: &str, name: &str) -> Key {
 }
 
 impl Objects for LocalObjects {
-    fn config_map(&self, namespace: &str, name: &str) -> Option<Arc<ConfigMap>> {
-        self.read(|tables| tables.config_maps.get(&key(namespace, name)).cloned())
+    fn config_map(&self, namespace: &str, name: &str) -> Found<ConfigMap> {
+        Ok(self.read(|tables| tables.config_maps.get(&key(namespace, name)).cloned()))
     }
 
-    fn secret(&self, namespace: &str, name: &str) -> Option<Arc<Secret>> {
-        self.read(|tables| tables.secrets.get(&key(namespace, name)).cloned())
+    fn secret(&self, namespace: &str, name: &str) -> Found<Secret> {
+        Ok(self.read(|tables| tables.secrets.get(&key(namespace, name)).cloned()))
     }
 
-    fn runtime_class(&self, name: &str) -> Option<Arc<RuntimeClass>> {
-        self.read(|tables| tables.runtime_classes.get(name).cloned())
+    fn runtime_class(&self, name: &str) -> Found<RuntimeClass> {
+        Ok(self.read(|tables| tables.runtime_classes.get(name).cloned()))
     }
 
     fn priority_class(&self, name: &str) -> Option<Arc<PriorityClass>> {
@@ -214,8 +252,8 @@ impl Objects for LocalObjects {
         self.read(|tables| tables.storage_classes.iter().find(|(_, class)| is_default(class)).map(|(name, _)| name.clone()))
     }
 
-    fn csi_driver(&self, name: &str) -> Option<Arc<CSIDriver>> {
-        self.read(|tables| tables.csi_drivers.get(name).cloned())
+    fn csi_driver(&self, name: &str) -> Found<CSIDriver> {
+        Ok(self.read(|tables| tables.csi_drivers.get(name).cloned()))
     }
 }
 
@@ -229,11 +267,14 @@ mod tests {
         map.metadata.name = Some("settings".into());
         let objects = LocalObjects::default();
         objects.replace(vec![Object::ConfigMap(map.clone())]);
-        assert_eq!(objects.config_map("default", "settings").as_deref(), Some(&map));
-        assert!(objects.config_map("other", "settings").is_none() && objects.secret("default", "settings").is_none());
+        assert_eq!(objects.config_map("default", "settings").unwrap().as_deref(), Some(&map));
+        assert!(
+            objects.config_map("other", "settings").unwrap().is_none()
+                && objects.secret("default", "settings").unwrap().is_none()
+        );
         assert_eq!(Object::ConfigMap(map).name().to_string(), "ConfigMap default/settings");
         objects.replace(Vec::new());
-        assert!(objects.config_map("default", "settings").is_none());
+        assert!(objects.config_map("default", "settings").unwrap().is_none());
     }
 
     #[test]

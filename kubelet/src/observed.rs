@@ -273,6 +273,8 @@ pub type Listing = BTreeMap<String, Listed>;
 pub struct Listed {
     /// IDs and states of its sandboxes and containers, sorted.
     pub entries: Vec<(String, i32)>,
+    /// It has a sandbox that is ready.
+    pub is_ready: bool,
     /// Its name.
     pub name: String,
     /// Its namespace.
@@ -300,6 +302,7 @@ pub async fn list_all(runtime: &Runtime) -> Result<Listing> {
     for sandbox in runtime.list_pod_sandboxes(None).await? {
         let uid = entry(&mut listing, &sandbox.labels, &sandbox.id, sandbox.state);
         if let Some(listed) = uid.and_then(|uid| listing.get_mut(&uid)) {
+            listed.is_ready |= sandbox.state() == cri::PodSandboxState::SandboxReady;
             listed.source = sandbox.annotations.get(crate::pod::CONFIG_SOURCE).cloned();
         }
     }

@@ -201,6 +201,7 @@ pub fn plan(situation: &Situation<'_>) -> Plan {
             if !plan_containers(situation, &mut plan) {
                 return plan_rest(pod, observed, memory);
             }
+            plan_ephemeral(situation, &mut plan);
         }
         SandboxVerdict::Leave => return plan_rest(pod, observed, memory),
         SandboxVerdict::Replace { attempt } => {
@@ -425,6 +426,20 @@ fn plan_one(situation: &Situation<'_>, container: &Container, sandbox: &str, pla
         other => plan_first_start(situation, container, other, false, plan),
     }
     true
+}
+
+/// What somebody has added to the running pod starts once, whatever the others do.
+fn plan_ephemeral(situation: &Situation<'_>, plan: &mut Plan) {
+    let Situation { pod, observed, memory, .. } = *situation;
+    let known = memory.status.iter().flat_map(|status| status.ephemeral_container_statuses.iter().flatten());
+    let over: Vec<&str> =
+        known.filter(|s| s.state.as_ref().is_some_and(|s| s.terminated.is_some())).map(|s| s.name.as_str()).collect();
+    for container in pod::ephemeral_containers(pod).filter(|container| !over.contains(&container.name.as_str())) {
+        match observed.newest(&container.name) {
+            Some(record) if record.state != State::Created => {}
+            created => plan_first_start(situation, &container, created, false, plan),
+        }
+    }
 }
 
 /// Dead containers but the newest of each name, and old sandboxes that nothing refers to.

@@ -1,5 +1,6 @@
 //! Names, identity and small questions about a v1 Pod. Holds no state.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
@@ -10,6 +11,9 @@ pub const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
 pub const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 /// Annotation: when the source first saw it.
 pub const CONFIG_SEEN: &str = "kubernetes.io/config.seen";
+
+/// Annotation of a pod in the API that only shows a static pod of a node: the static pod's hash.
+pub const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// A pod's UID: one worker, one set of folders, one cgroup each.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -126,6 +130,33 @@ pub fn annotation<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {
 /// The grace period of the pod's termination, in seconds.
 pub fn grace_seconds(pod: &Pod) -> i64 {
     spec(pod).termination_grace_period_seconds.unwrap_or(30)
+}
+
+/// The same once somebody has asked for its deletion: what was asked for counts.
+pub fn deletion_grace_seconds(pod: &Pod) -> i64 {
+    pod.metadata.deletion_grace_period_seconds.unwrap_or_else(|| grace_seconds(pod))
+}
+
+/// Whether somebody has asked the API server for the pod's deletion.
+pub fn is_deleting(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_some()
+}
+
+/// Containers that somebody has added to the running pod to look into it, as containers: they have the same fields.
+pub fn ephemeral_containers(pod: &Pod) -> impl Iterator<Item = Container> {
+    let as_container = |container| serde_json::from_value(serde_json::to_value(container).ok()?).ok();
+    spec(pod).ephemeral_containers.iter().flatten().filter_map(as_container)
+}
+
+/// Whether this is the name of a container that was added to the running pod.
+pub fn is_ephemeral(pod: &Pod, name: &str) -> bool {
+    spec(pod).ephemeral_containers.iter().flatten().any(|container| container.name == name)
+}
+
+/// The container of this name, whatever its kind.
+pub fn container<'a>(pod: &'a Pod, name: &str) -> Option<Cow<'a, Container>> {
+    let found = all_containers(pod).find(|container| container.name == name).map(Cow::Borrowed);
+    found.or_else(|| ephemeral_containers(pod).find(|container| container.name == name).map(Cow::Owned))
 }
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ pub fn credentials(pod: &Pod, image: &str, objects: &dyn Objects) -> (Vec<AuthCo
     let mut problems = Vec::new();
     let mut found: Vec<(usize, AuthConfig)> = Vec::new();
     for name in secret_names(pod, objects) {
-        let Some(secret) = objects.secret(pod::namespace(pod), &name) else {
+        let Ok(Some(secret)) = objects.secret(pod::namespace(pod), &name) else {
             problems.push(format!("Unable to retrieve some image pull secrets ({name}){UNLIKELY}"));
             continue;
         };

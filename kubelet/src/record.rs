@@ -1,14 +1,17 @@
-//! Kubernetes events of pods: each is a log line, and the newest are kept for whoever asks (`/events`, an API server later).
+//! Kubernetes events of pods: each is a log line, the newest are kept for whoever asks (`/events`), and all are passed on where there is
+//! an API server to tell.
 //! Decides nothing; identical events are counted, not repeated.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
+use tokio::sync::mpsc;
 
 use crate::clock::Clock;
 use crate::pod;
@@ -28,7 +31,8 @@ pub enum Weight {
 }
 
 impl Weight {
-    fn as_str(self) -> &'static str {
+    /// As the API has it.
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Weight::Normal => "Normal",
             Weight::Warning => "Warning",
@@ -48,6 +52,23 @@ struct Note {
     last: Timestamp,
 }
 
+/// One event as it happened, for whoever passes it on.
+#[derive(Clone, Debug)]
+pub(crate) struct Happened {
+    pub object: ObjectReference,
+    pub weight: Weight,
+    pub reason: String,
+    pub message: String,
+    pub at: Timestamp,
+}
+
+/// The way to whoever passes events on, and how many it had no room for.
+#[derive(Default)]
+struct Outlet {
+    sender: OnceLock<mpsc::Sender<Happened>>,
+    dropped: AtomicU64,
+}
+
 struct Kept {
     events: VecDeque<Note>,
     next: u64,
@@ -59,6 +80,7 @@ pub struct Recorder {
     node: Arc<str>,
     clock: Clock,
     kept: Arc<Mutex<Kept>>,
+    outlet: Arc<Outlet>,
 }
 
 impl fmt::Debug for Recorder {
@@ -70,7 +92,18 @@ impl fmt::Debug for Recorder {
 impl Recorder {
     /// Of a node.
     pub fn new(node: &str, clock: Clock) -> Recorder {
-        Recorder { node: node.into(), clock, kept: Arc::new(Mutex::new(Kept { events: VecDeque::new(), next: 0 })) }
+        let kept = Arc::new(Mutex::new(Kept { events: VecDeque::new(), next: 0 }));
+        Recorder { node: node.into(), clock, kept, outlet: Arc::default() }
+    }
+
+    /// From now on every event goes there too; only the first one to ask gets them.
+    pub(crate) fn pass_on(&self, sender: mpsc::Sender<Happened>) {
+        let _ = self.outlet.sender.set(sender);
+    }
+
+    /// How many could not be passed on since this was last asked.
+    pub(crate) fn take_dropped(&self) -> u64 {
+        self.outlet.dropped.swap(0, Ordering::Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
@@ -95,7 +128,7 @@ impl Recorder {
             field_path: container.map(|container| field_path(pod, container)),
             resource_version: None,
         };
-        self.keep(object, weight, reason, message);
+        self.keep(object, pod.metadata.resource_version.as_deref(), weight, (reason, message));
     }
 
     /// An event of the node itself.
@@ -112,11 +145,18 @@ impl Recorder {
             uid: Some(self.node.to_string()),
             ..ObjectReference::default()
         };
-        self.keep(object, weight, reason, message);
+        self.keep(object, None, weight, (reason, message));
     }
 
-    fn keep(&self, object: ObjectReference, weight: Weight, reason: &str, message: &str) {
+    fn keep(&self, object: ObjectReference, version: Option<&str>, weight: Weight, (reason, message): (&str, &str)) {
         let now = self.clock.now();
+        if let Some(sender) = self.outlet.sender.get() {
+            let object = ObjectReference { resource_version: version.map(str::to_owned), ..object.clone() };
+            let (reason, message) = (reason.to_owned(), message.to_owned());
+            if sender.try_send(Happened { object, weight, reason, message, at: now }).is_err() {
+                self.outlet.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
         let mut kept = self.lock();
         let same = |note: &Note| note.object == object && note.reason == reason && note.message == message;
         if let Some(at) = kept.events.iter().rposition(same)
@@ -135,6 +175,12 @@ impl Recorder {
         }
         let (reason, message) = (reason.to_owned(), message.to_owned());
         kept.events.push_back(Note { name, object, weight, reason, message, count: 1, first: now, last: now });
+    }
+
+    /// The event as the API has it.
+    pub(crate) fn event_of(&self, happened: &Happened, name: &str, (first, count): (Timestamp, i32)) -> Event {
+        let Happened { object, weight, reason, message, at } = happened.clone();
+        self.whole(&Note { name: name.to_owned(), object, weight, reason, message, count, first, last: at })
     }
 
     fn whole(&self, note: &Note) -> Event {
@@ -193,9 +239,10 @@ fn seconds(now: Timestamp) -> Time {
 
 /// `spec.containers{web}`.
 fn field_path(pod: &Pod, container: &str) -> String {
-    let list = match pod::init_containers(pod).iter().any(|c| c.name == container) {
-        true => "initContainers",
-        false => "containers",
+    let list = match () {
+        () if pod::init_containers(pod).iter().any(|c| c.name == container) => "initContainers",
+        () if pod::is_ephemeral(pod, container) => "ephemeralContainers",
+        () => "containers",
     };
     format!("spec.{list}{{{container}}}")
 }

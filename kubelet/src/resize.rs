@@ -94,6 +94,18 @@ fn swaps(wanted: &Pod, allocated: &Pod, capacity: &Capacity) -> bool {
         })
 }
 
+/// A version of a pod with what its containers have been given so far: all else of it counts at once.
+pub fn keep_resources(wanted: &Pod, allocated: &Pod) -> Pod {
+    let mut kept = wanted.clone();
+    let Some(spec) = &mut kept.spec else { return kept };
+    for container in spec.init_containers.iter_mut().flatten().chain(&mut spec.containers) {
+        if let Some(before) = pod::all_containers(allocated).find(|before| before.name == container.name) {
+            container.resources.clone_from(&before.resources);
+        }
+    }
+    kept
+}
+
 /// What the pod had been given when an earlier kubelet last spoke of it, and why it did not get what it wants; `None` where it had
 /// nothing to wait for.
 pub fn resume(wanted: &Pod, status: &PodStatus) -> Option<(Pod, Refusal)> {
@@ -143,6 +155,18 @@ mod tests {
         assert_eq!(verdict(&pod("2500m", "64Mi", "")), infeasible);
         assert!(differs(&allocated, &pod("1", "64Mi", "")) && !differs(&allocated, &allocated));
         assert!(grows(&allocated, &pod("1", "64Mi", "")) && !grows(&allocated, &pod("100m", "64Mi", "")));
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_resources_has_all_else_of_its_new_version() {
+        let allocated = pod("500m", "64Mi", "");
+        let mut wanted = pod("2500m", "64Mi", "");
+        wanted.metadata.labels = Some([("l".to_owned(), "x".to_owned())].into());
+        wanted.spec.as_mut().unwrap().containers[0].image = Some("j".to_owned());
+        let kept = keep_resources(&wanted, &allocated);
+        assert!(!differs(&kept, &allocated) && differs(&kept, &wanted));
+        assert_eq!(kept.metadata, wanted.metadata);
+        assert_eq!(kept.spec.unwrap().containers[0].image.as_deref(), Some("j"));
     }
 
     #[tokio::test]

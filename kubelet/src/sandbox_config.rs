@@ -30,10 +30,8 @@ pub struct SandboxContext<'a> {
 
 /// The configuration of a pod's sandbox.
 pub fn sandbox_config(pod: &Pod, attempt: u32, context: &SandboxContext<'_>) -> Result<cri::PodSandboxConfig, String> {
-    let (dns, warnings) = dns_config(pod, context.dns);
-    for warning in warnings {
-        tracing::warn!(pod = %pod::format_pod(pod), "{warning}");
-    }
+    // What is left out is told once a sandbox, by whoever makes it.
+    let (dns, _) = dns_config(pod, context.dns);
     let hostname = match pod::is_host_network(pod) {
         true => String::new(),
         false => Hostname::of(pod, &context.dns.cluster_domain).kernel(pod)?,

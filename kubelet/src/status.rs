@@ -124,16 +124,27 @@ pub fn status(situation: &Situation<'_>) -> PodStatus {
         .collect();
     let mut statuses: Vec<_> = spec.containers.iter().map(|c| container_status(situation, c, Kind::Regular)).collect();
     statuses.sort_by(|a, b| a.name.cmp(&b.name));
-    let total = init_statuses.len() + statuses.len();
-    let (init_statuses, statuses) = (cut_messages(init_statuses, total), cut_messages(statuses, total));
+    let mut added: Vec<_> = pod::ephemeral_containers(pod).map(|c| container_status(situation, &c, Kind::Ephemeral)).collect();
+    added.sort_by(|a, b| a.name.cmp(&b.name));
+    let total = init_statuses.len() + statuses.len() + added.len();
+    let [init_statuses, statuses, added] = [init_statuses, statuses, added].map(|statuses| cut_messages(statuses, total));
+    // Of a pod that was not let in there never were any containers.
+    let never_let_in = terminal_before.is_some()
+        && observed.containers.is_empty()
+        && before.is_some_and(|s| s.container_statuses.is_none() && s.init_container_statuses.is_none());
+    let [init_statuses, statuses, added] = match never_let_in {
+        true => [Vec::new(), Vec::new(), Vec::new()],
+        false => [init_statuses, statuses, added],
+    };
 
     let verdict = verdict(memory);
     let phase = match (terminal_before, &verdict) {
         (Some(phase), _) => phase,
-        (None, None) => phase(pod, observed, memory).to_owned(),
+        (None, None) if !memory.deleted => phase(pod, observed, memory).to_owned(),
+        (None, None) if !observed.is_alive() => end_of_deleted(pod, observed).to_owned(),
         (None, Some(_)) if !observed.is_alive() => "Failed".to_owned(),
         // It ends, but something of it still runs: whoever acts on a terminal phase may not see one yet.
-        (None, Some(_)) => {
+        (None, _) => {
             let phase = phase(pod, observed, memory);
             if is_terminal_phase(Some(phase)) { "Running" } else { phase }.to_owned()
         }
@@ -166,8 +177,15 @@ pub fn status(situation: &Situation<'_>) -> PodStatus {
         observed_generation: pod.metadata.generation,
         init_container_statuses: list(init_statuses),
         container_statuses: list(statuses),
+        ephemeral_container_statuses: list(added),
         ..PodStatus::default()
     }
+}
+
+/// How a pod has ended whose deletion was asked for: whatever its policy says, nothing of it starts again.
+fn end_of_deleted(pod: &Pod, observed: &PodObserved) -> &'static str {
+    let succeeded = |c: &Container| observed.newest(&c.name).is_some_and(|c| c.state == State::Exited && c.exit_code == 0);
+    if pod::spec(pod).containers.iter().all(succeeded) { "Succeeded" } else { "Failed" }
 }
 
 /// Why the pod fails whatever its containers do.
@@ -186,9 +204,15 @@ fn list<T>(items: Vec<T>) -> Option<Vec<T>> {
 
 #[derive(Clone, Copy)]
 enum Kind {
-    Init { initialized: bool },
-    Sidecar { initialized: bool },
+    Init {
+        initialized: bool,
+    },
+    Sidecar {
+        initialized: bool,
+    },
     Regular,
+    /// Added to the running pod; it starts once.
+    Ephemeral,
 }
 
 fn container_status(situation: &Situation<'_>, container: &Container, kind: Kind) -> ContainerStatus {
@@ -211,6 +235,7 @@ fn container_status(situation: &Situation<'_>, container: &Container, kind: Kind
             && match kind {
                 Kind::Init { initialized } => !initialized && init_restarts(pod, container, exit_code),
                 Kind::Sidecar { .. } | Kind::Regular => restarts(pod, container, exit_code),
+                Kind::Ephemeral => false,
             }
     };
     let waiting = |reason: Option<(&str, &str)>| ContainerState {
@@ -226,6 +251,7 @@ fn container_status(situation: &Situation<'_>, container: &Container, kind: Kind
         None => match kind {
             Kind::Init { initialized: true } => lost_init(),
             Kind::Sidecar { initialized: true } => waiting(cached_pair.or(Some(("ContainerCreating", "")))),
+            Kind::Ephemeral => waiting(cached_pair.or(Some(("ContainerCreating", "")))),
             _ if pod::init_containers(pod).is_empty() => waiting(cached_pair.or(Some(("ContainerCreating", "")))),
             _ => waiting(cached_pair.or(Some(("PodInitializing", "")))),
         },
@@ -263,6 +289,7 @@ fn container_status(situation: &Situation<'_>, container: &Container, kind: Kind
     let ready = match kind {
         Kind::Init { initialized } => initialized || newest.is_some_and(|c| c.state == State::Exited && c.exit_code == 0),
         Kind::Sidecar { .. } | Kind::Regular => started && probes.is_none_or(|p| p.ready),
+        Kind::Ephemeral => false,
     };
     let restart_count = newest.map(|c| c.attempt).or_else(|| before.and_then(|b| u32::try_from(b.restart_count).ok()));
     ContainerStatus {
@@ -289,7 +316,7 @@ fn container_status(situation: &Situation<'_>, container: &Container, kind: Kind
 fn is_lost(situation: &Situation<'_>, kind: Kind) -> bool {
     let Situation { pod, observed, memory, .. } = *situation;
     let came_up = pod::spec(pod).containers.iter().any(|c| observed.newest(&c.name).is_some());
-    verdict(memory).is_some() && !observed.is_alive() && came_up && matches!(kind, Kind::Regular)
+    (verdict(memory).is_some() || memory.deleted) && !observed.is_alive() && came_up && matches!(kind, Kind::Regular)
 }
 
 /// Why containers wait, and how they ended, when a rule makes all of a pod begin again.
@@ -321,7 +348,8 @@ fn unlocated() -> ContainerState {
 
 fn previous<'a>(memory: &'a PodMemory, name: &str) -> Option<&'a ContainerStatus> {
     let status = memory.status.as_ref()?;
-    let all = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
+    let lists = [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
+    let all = lists.into_iter().flatten().flatten();
     all.into_iter().find(|s| s.name == name)
 }
 
@@ -444,7 +472,9 @@ fn conditions(
         .map(|condition| (condition.type_.as_str(), condition))
         .collect();
     let gates = pod::spec(pod).readiness_gates.iter().flatten().map(|gate| gate.condition_type.as_str());
-    let pod_ready = if ready_verdict.status { gates_verdict(gates, &before) } else { ready_verdict.clone() };
+    let told = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let told: BTreeMap<&str, &PodCondition> = told.map(|condition| (condition.type_.as_str(), condition)).collect();
+    let pod_ready = if ready_verdict.status { gates_verdict(gates, &told) } else { ready_verdict.clone() };
     let wanted = [
         ("PodReadyToStartContainers", Verdict { status: sandbox_ready, reason: None, message: None }),
         ("Initialized", init_verdict),
@@ -461,7 +491,11 @@ fn conditions(
             reason: verdict.reason.map(str::to_owned),
             message: verdict.message,
             last_transition_time: same.and_then(|c| c.last_transition_time.clone()).or(Some(Time(whole_second(now.wall)))),
-            observed_generation: pod.metadata.generation,
+            observed_generation: match (type_, &memory.pending) {
+                // What is refused is what the pod is to become.
+                (resize::PENDING, Some(pending)) => pending.wanted.metadata.generation,
+                _ => pod.metadata.generation,
+            },
             ..PodCondition::default()
         }
     };
@@ -504,7 +538,7 @@ fn resize_verdict(situation: &Situation<'_>) -> Option<Verdict> {
     })
 }
 
-/// What a pod's readiness gates say. Nobody on this node sets their conditions: they come with a status from outside.
+/// What a pod's readiness gates say. Nobody on this node sets their conditions: they come with the pod from the API server.
 fn gates_verdict<'a>(gates: impl Iterator<Item = &'a str>, known: &BTreeMap<&str, &PodCondition>) -> Verdict {
     let problem = |gate: &str| match known.get(gate) {
         Some(condition) if condition.status == "True" => None,
@@ -714,6 +748,44 @@ mod tests {
             assert_eq!((container.started, container.ready), (Some(ready), ready), "the hook of attempt {attempt}");
             assert_eq!(conditions(&status).starts_with("T T T"), ready);
         }
+    }
+
+    #[tokio::test]
+    async fn a_readiness_gate_of_the_api_server_makes_a_pod_ready() {
+        let spec = "{readinessGates: [{conditionType: example.org/up}], containers: [{name: c, image: i}]}";
+        let mut scene = Scene::new(spec).sandbox(0, true).container("c", 0, Running, 0);
+        let gate = PodCondition { type_: "example.org/up".into(), status: "True".into(), ..PodCondition::default() };
+        scene.pod.status = Some(PodStatus { conditions: Some(vec![gate]), ..PodStatus::default() });
+        assert_eq!(conditions(&scene.status()), "T T T T T");
+    }
+
+    #[tokio::test]
+    async fn a_deleted_pod_ends_by_its_containers_codes_whatever_its_policy_says() {
+        let cases = [(Running, 0, "Running"), (Exited, 0, "Succeeded"), (Exited, 137, "Failed")];
+        for (container, code, wanted) in cases {
+            let deleted = |m: &mut PodMemory, _| {
+                m.deleted = true;
+                m.terminate(crate::memory::Termination { grace: 1, forget: false });
+            };
+            let mut scene = Scene::with_policy("Always").sandbox(0, container == Running).container("c", 0, container, code);
+            scene = scene.remembering(deleted);
+            let status = scene.status();
+            assert_eq!(status.phase.as_deref(), Some(wanted));
+        }
+        let spec = "{containers: [{name: c, image: i}, {name: d, image: i}]}";
+        let mut scene = Scene::new(spec).sandbox(0, false).container("c", 0, Exited, 0).remembering(|m, _| m.deleted = true);
+        let status = scene.status();
+        assert_eq!(status.phase.as_deref(), Some("Failed"));
+        let lost = &status.container_statuses.as_ref().unwrap()[1];
+        assert_eq!(lost.state.as_ref().unwrap().terminated.as_ref().unwrap().reason.as_deref(), Some("ContainerStatusUnknown"));
+    }
+
+    #[tokio::test]
+    async fn of_a_pod_that_was_not_let_in_no_container_is_invented() {
+        let refused = PodStatus { phase: Some("Failed".into()), reason: Some("NodeAffinity".into()), ..PodStatus::default() };
+        let mut scene = Scene::with_policy("Always").remembering(|m, _| m.status = Some(refused));
+        let status = scene.status();
+        assert_eq!((status.reason.as_deref(), status.container_statuses), (Some("NodeAffinity"), None));
     }
 
     #[tokio::test]

@@ -1,9 +1,11 @@
 //! The pods that the kubelet knows, with their current status: written by the workers, read by the API.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::doing::Doing;
@@ -21,7 +23,36 @@ pub struct PodTable {
     ending: Arc<Mutex<BTreeSet<PodUid>>>,
     /// Pods that have been seen and do not run yet, and since when.
     starting: Arc<Mutex<BTreeMap<PodUid, Instant>>>,
+    /// Pods that were asked to go and of which nothing is left here.
+    finished: Arc<Mutex<BTreeSet<PodUid>>>,
+    changes: Arc<Changes>,
     metrics: Metrics,
+}
+
+/// Which pods have changed since somebody last asked, where anybody asks.
+#[derive(Debug, Default)]
+struct Changes {
+    followed: AtomicBool,
+    uids: Mutex<BTreeSet<PodUid>>,
+    told: Notify,
+}
+
+impl Changes {
+    fn add(&self, uid: &PodUid) {
+        if self.followed.load(Ordering::Relaxed) {
+            self.uids.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.clone());
+            self.told.notify_one();
+        }
+    }
+}
+
+/// A pod and its status as the table holds them.
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    pub pod: Arc<Pod>,
+    pub status: Arc<PodStatus>,
+    /// It was asked to go, and nothing of it is left here.
+    pub finished: bool,
 }
 
 /// A pod as its worker reads it, and its status: put together only for who asks, as one more copy of each spec is KiBs.
@@ -66,7 +97,54 @@ impl PodTable {
     /// Stores a pod with its status.
     pub fn set(&self, uid: &PodUid, pod: &Arc<Pod>, status: PodStatus) {
         self.measure_start(uid, status.phase.as_deref());
-        self.lock().insert(uid.clone(), Entry { pod: pod.clone(), status: Arc::new(status) });
+        {
+            let mut pods = self.lock();
+            if pods.get(uid).is_some_and(|known| Arc::ptr_eq(&known.pod, pod) && *known.status == status) {
+                return;
+            }
+            pods.insert(uid.clone(), Entry { pod: pod.clone(), status: Arc::new(status) });
+        }
+        self.changes.add(uid);
+    }
+
+    /// From now on changes are kept for [`PodTable::changed`]: one asks for them.
+    pub(crate) fn follow(&self) {
+        self.changes.followed.store(true, Ordering::Relaxed);
+    }
+
+    /// The pods that have changed since this was last asked, once there are any.
+    pub(crate) async fn changed(&self) -> BTreeSet<PodUid> {
+        loop {
+            let changed = std::mem::take(&mut *self.changes.uids.lock().unwrap_or_else(PoisonError::into_inner));
+            if !changed.is_empty() {
+                return changed;
+            }
+            self.changes.told.notified().await;
+        }
+    }
+
+    /// A pod and its status, shared.
+    pub(crate) fn known(&self, uid: &PodUid) -> Option<Known> {
+        let Entry { pod, status } = self.lock().get(uid).cloned()?;
+        let finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner).contains(uid);
+        Some(Known { pod, status, finished })
+    }
+
+    /// The UIDs of all pods.
+    pub(crate) fn uids(&self) -> BTreeSet<PodUid> {
+        self.lock().keys().cloned().collect()
+    }
+
+    /// Whether there is a pod for which this holds.
+    pub(crate) fn any(&self, holds: impl Fn(&Pod) -> bool) -> bool {
+        self.lock().values().any(|entry| holds(&entry.pod))
+    }
+
+    /// A pod that was asked to go has gone, but for its records and what is said of it.
+    pub(crate) fn set_finished(&self, uid: &PodUid) {
+        if self.finished.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.clone()) {
+            self.changes.add(uid);
+        }
     }
 
     /// A pod's status.
@@ -111,9 +189,12 @@ impl PodTable {
     pub fn remove(&self, uid: &PodUid) {
         self.set_trouble(uid, None);
         self.set_ending(uid, false);
+        self.finished.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
         self.doing.forget(uid);
         self.starting.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
-        self.lock().remove(uid);
+        if self.lock().remove(uid).is_some() {
+            self.changes.add(uid);
+        }
         own::forget_probes(&self.metrics, &self.list());
     }
 

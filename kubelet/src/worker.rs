@@ -149,6 +149,8 @@ pub(crate) struct Worker {
     passes: u64,
     dirty: bool,
     wake: Option<Instant>,
+    /// When volumes are to be published again.
+    republish: Option<Instant>,
     /// After a failure of the pod as a whole nothing is tried before this.
     hold: Option<Instant>,
     last_ops: Vec<PodOp>,
@@ -170,7 +172,7 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// A worker that has not looked yet. In a box: moved into its task it would be there twice, as argument and as what it became.
+    /// A worker that has not looked yet; `told` is what the API server, or this kubelet, has said of the pod so far. In a box: moved into its task it would be there twice, as argument and as what it became.
     pub fn new(
         uid: PodUid,
         pod: Arc<Pod>,
@@ -178,16 +180,22 @@ impl Worker {
         table: PodTable,
         inbox: Inbox,
         own_inbox: WeakOutlet,
-        shutdown: CancellationToken,
+        (shutdown, told): (CancellationToken, Option<PodStatus>),
     ) -> Box<Worker> {
         let now = Now { mono: Instant::now(), wall: executor.config.clock.now() };
         let logs = crate::logs::pod_log_dir(&executor.config.pod_logs_dir, &pod);
         let mut memory = PodMemory::new(&executor.config, now, crate::logs::highest_attempts(&logs));
         let saved = SavedStatus::new(&executor.pod_dir(&pod));
         memory.unfinished_hooks = hook_record::unfinished(&executor.pod_dir(&pod));
-        if let Some(mut before) = saved.load() {
-            before.ages = before.ages.at(&executor.config.clock.uptime());
-            memory.resume(before, now.mono);
+        // What has been told as its end stays its end.
+        let ended = told.as_ref().is_some_and(|told| status::is_terminal_phase(told.phase.as_deref()));
+        match (saved.load().filter(|_| !ended), told) {
+            (Some(mut before), _) => {
+                before.ages = before.ages.at(&executor.config.clock.uptime());
+                memory.resume(before, now.mono, !pod::is_static(&pod));
+            }
+            (None, Some(told)) => memory.resume_from_api(told, now),
+            (None, None) => {}
         }
         Box::new(Worker {
             uid,
@@ -203,6 +211,7 @@ impl Worker {
             passes: 0,
             dirty: true,
             wake: None,
+            republish: None,
             hold: None,
             last_ops: Vec::new(),
             stale: false,
@@ -220,6 +229,7 @@ impl Worker {
 
     /// Runs until the pod is gone or the kubelet stops; whether the pod is gone.
     pub async fn run(mut self: Box<Self>) -> bool {
+        self.heed_wishes();
         while !self.finished {
             if self.dirty && self.look.is_none() {
                 self.begin_look();
@@ -303,6 +313,11 @@ impl Worker {
             Action::Woken => {
                 self.wake = None;
                 self.dirty = true;
+                if self.republish.is_some_and(|at| at <= Instant::now()) {
+                    self.republish = None;
+                    self.memory.prepared = false;
+                    self.last_ops.clear();
+                }
             }
             Action::Abandoned => {}
         }
@@ -333,6 +348,7 @@ impl Worker {
                 self.memory.prepared = false;
                 self.memory.outdated = None;
                 self.stale = true;
+                self.heed_wishes();
             }
             Message::Terminate(termination) => self.terminate(termination),
             Message::End { ending, unfinished } => {
@@ -344,6 +360,24 @@ impl Worker {
             Message::Probed { id, kind, well, grace } => self.probed(id, kind, well, grace),
         }
         self.dirty = true;
+    }
+
+    /// What the pod itself says of its end: somebody has asked the API server for its deletion, or has declared it over there.
+    fn heed_wishes(&mut self) {
+        let phase =
+            |status: Option<&PodStatus>| status.and_then(|s| s.phase.clone()).filter(|p| status::is_terminal_phase(Some(p)));
+        if let Some(declared) = phase(self.pod.status.as_ref())
+            && phase(self.memory.status.as_ref()).is_none()
+        {
+            let told = self.pod.status.clone().unwrap_or_default();
+            let status = self.memory.status.get_or_insert_default();
+            (status.phase, status.reason, status.message) = (Some(declared), told.reason, told.message);
+            self.terminate(Termination { grace: pod::grace_seconds(&self.pod), forget: false });
+        }
+        if pod::is_deleting(&self.pod) {
+            self.memory.deleted = true;
+            self.terminate(Termination { grace: pod::deletion_grace_seconds(&self.pod), forget: false });
+        }
     }
 
     /// The pod is to end, or sooner than it was: what is being done for it is given up.
@@ -404,17 +438,28 @@ impl Worker {
         }
         if self.memory.terminating.is_some() && self.memory.released && !self.observed.is_alive() {
             self.unfinished.clear();
+            if self.memory.deleted {
+                self.table.set_finished(&self.uid);
+            }
         }
         if self.observed.containers.is_empty() && self.observed.sandboxes.is_empty() {
             self.clearing.clear();
         }
         self.wake = plan.wake;
+        if let Some(at) = self.republish {
+            self.wake_at(at);
+        }
         if plan.finished {
             self.finished = true;
             return;
         }
         if plan.ops.is_empty() {
             self.last_ops.clear();
+            return;
+        }
+        if !self.executor.runtime.is_well() {
+            // As upstream: while the runtime has errors no pod is worked on.
+            self.wake_at(now.mono + self.executor.config.timing.retry);
             return;
         }
         if plan.ops == self.last_ops {

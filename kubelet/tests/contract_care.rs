@@ -64,6 +64,9 @@ async fn what_the_node_removes_refuses_and_evicts_is_counted() {
     let page = node.get("/metrics").await.1;
     let interval = page.lines().find_map(|line| line.strip_prefix("kubelet_pleg_relist_interval_seconds_count "));
     assert!(interval.is_some_and(|count| count.parse::<u64>().unwrap() > 0), "{page}");
+    // With room for two it would be let in now, and be evicted after the other.
+    node.delete("b.yaml");
+    node.wait_gone("b-n1").await;
     node.stop().await;
     let mut config = node.config().await;
     config.eviction.thresholds = vec![always(Signal::MemoryAvailable)];

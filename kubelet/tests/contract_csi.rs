@@ -117,8 +117,13 @@ impl NodeService for Driver {
         let data = self.data.join(&r.volume_id);
         fs::create_dir_all(&data)?;
         let source = if r.staging_target_path.is_empty() { data } else { r.staging_target_path.into() };
-        // Making the target is the driver's, its parent the kubelet's.
-        fs::create_dir(&r.target_path)?;
+        // Making the target is the driver's, its parent the kubelet's. What is published is a success: calls are repeated.
+        match fs::create_dir(&r.target_path) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                return Ok(Response::new(csi::NodePublishVolumeResponse {}));
+            }
+            made => made?,
+        }
         mount_bind(&source, &r.target_path).map_err(std::io::Error::from)?;
         Ok(Response::new(csi::NodePublishVolumeResponse {}))
     }
@@ -337,6 +342,33 @@ async fn each_field_of_an_inline_volume() {
         assert_eq!(told, [0, 1, 2, 3].map(|field| field != left_out), "without {:?}", SAID.get(left_out));
     }
     node.stop().await;
+}
+
+/// A driver that renews what it gives: its pods' volumes are published again and again, others' are not.
+async fn volumes_that_are_published_again() {
+    let mut node = Node::new();
+    let driver = Driver::new(&node);
+    driver.serve(&node.path("kubelet"));
+    node.apply("objects.yaml", &OBJECTS.replace("attachRequired: false,", "attachRequired: false, requiresRepublish: true,"));
+    node.apply("inline.yaml", INLINE);
+    let mut config = node.config().await;
+    config.timing.republish = Duration::from_millis(100);
+    node.start_with(config);
+    node.wait_pod("inline-n1", "Running", is_running).await;
+    let published = || driver.calls().iter().filter(|call| call.starts_with("publish")).count();
+    eventually("it is published again and again", || published() >= 4).await;
+    assert_eq!(node.cri.calls("StartContainer").len(), 1, "the container runs on");
+    node.delete("inline.yaml");
+    node.wait_gone("inline-n1").await;
+    node.stop().await;
+}
+
+#[test]
+fn a_volume_whose_driver_wants_that_is_published_again_and_again() {
+    in_namespaces(|| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(volumes_that_are_published_again());
+    });
 }
 
 #[test]

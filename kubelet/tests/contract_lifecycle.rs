@@ -257,7 +257,7 @@ async fn a_removed_manifest_ends_the_pod_and_leaves_nothing() {
     assert_eq!(node.cri.calls("StopContainer").first().unwrap().1, "StopContainer c/0 3");
     eventually("the folders are gone", || std::fs::read_dir(node.path("kubelet/pods")).unwrap().count() == 0).await;
     eventually("the link is gone", || std::fs::read_dir(node.path("links")).unwrap().count() == 0).await;
-    assert!(node.pod("web-n1").await.is_none());
+    node.wait_gone("web-n1").await;
     eventually("the record is gone", || std::fs::read_dir(node.path("kubelet/static-pods")).unwrap().count() == 0).await;
 }
 
@@ -571,11 +571,7 @@ async fn probes_decide_about_start_readiness_and_life() {
     assert_eq!(node.cri.lock().running(), ["c"]);
     node.cri.fail("ExecSync live", [refuse(), refuse()]);
     node.cri.wait("the restart", |s| s.calls.iter().any(|(_, c)| c == "StartContainer c/1")).await;
-    assert_eq!(
-        node.cri.calls("StopContainer").first().unwrap().1,
-        "StopContainer c/0 2",
-        "the probe's grace of 1 s is less than any container gets"
-    );
+    assert_eq!(node.cri.calls("StopContainer").first().unwrap().1, "StopContainer c/0 1", "the probe's grace, not the pod's");
     let again =
         node.wait_pod("web-n1", "ready again", |p| ready(p) && p["status"]["containerStatuses"][0]["restartCount"] == 1).await;
     assert_eq!(again["status"]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"], 143);

@@ -13,7 +13,7 @@ pub fn run(global: &cli::Global, args: &cli::Cri) -> Result<ExitCode> {
     let _log = log::to_stderr(global.log_level.as_deref().unwrap_or(log::DEFAULT))?;
     let file = config::load(global.config.as_deref())?;
     let path = wire::listen(global, args, &file)?;
-    let _held = state_dir::hold(&global.state)?;
+    let _held = state_dir::hold(&global.state, state_dir::Half::Runtime)?;
     let _root = state_dir::hold_root(&global.root)?;
     agent::run(async {
         let stop = agent::stop_on_signals(&agent::AskOfShutdown::default())?;

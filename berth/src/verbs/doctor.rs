@@ -317,6 +317,17 @@ fn date(seconds: u64) -> String {
     text.unwrap_or_else(|| format!("{seconds} s since 1970"))
 }
 
+/// What no node works without and this machine does not have: name, what was seen, what it means.
+pub fn failures() -> Vec<(&'static str, String, &'static str)> {
+    let all = kernel().into_iter().chain(cgroups()).chain([filesystems()]);
+    all.filter(|found| found.verdict == Verdict::Fail).map(|found| (found.name, found.seen, found.means)).collect()
+}
+
+/// Which version of cgroups this machine has.
+pub fn cgroup_version() -> String {
+    cgroups().into_iter().find(|found| found.name == "cgroups").map(|found| found.seen).unwrap_or_default()
+}
+
 /// Prints the findings; the exit code is 1 when one of them is a failure.
 pub fn run(root: &Path, state: &Path, args: &cli::Output) -> Result<std::process::ExitCode> {
     let mut all = kernel();

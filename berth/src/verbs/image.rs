@@ -30,7 +30,7 @@ struct Shown {
 
 /// The agent's images; where none runs, those on record.
 async fn images(global: &cli::Global, socket: &Path) -> Result<Vec<Shown>> {
-    if state_dir::holder(&global.state).is_none() && UnixStream::connect(socket).await.is_err() {
+    if state_dir::holder(&global.state, state_dir::Half::Runtime).is_none() && UnixStream::connect(socket).await.is_err() {
         let root = global.root.join("images");
         let images =
             berth_image::images_on_record(&root).with_context(|| format!("reading the images below {}", root.display()))?;
@@ -152,7 +152,7 @@ pub async fn rm(global: &cli::Global, socket: &Path, images: &[String], force: b
 pub async fn import(global: &cli::Global, args: &cli::ImageImport) -> Result<()> {
     let paths = args.paths.iter().map(|p| p.canonicalize().with_context(|| format!("opening {}", p.display())));
     let paths = paths.collect::<Result<Vec<_>>>()?;
-    if state_dir::holder(&global.state).is_some() {
+    if state_dir::holder(&global.state, state_dir::Half::Runtime).is_some() {
         for path in paths {
             for line in admin::ask(&global.state, &admin::Request::Import { path }).await? {
                 crate::out(&line);

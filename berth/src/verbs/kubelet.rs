@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use berth_kubelet::Kubelet;
 
-use crate::{agent, cli, client, config, log, state_dir, wire};
+use crate::{agent, cli, client, cluster, config, log, state_dir, wire};
 
 /// The upstream's default endpoint.
 const CONTAINERD: &str = "unix:///run/containerd/containerd.sock";
@@ -13,8 +13,8 @@ const CONTAINERD: &str = "unix:///run/containerd/containerd.sock";
 /// Runs until SIGTERM; the pods stay.
 pub fn run(global: &cli::Global, args: &cli::Kubelet) -> Result<ExitCode> {
     let _log = log::to_stderr(global.log_level.as_deref().unwrap_or(log::DEFAULT))?;
-    let file = config::load(global.config.as_deref())?;
-    let _held = state_dir::hold(&global.state)?;
+    let file = config::load_all(global)?;
+    let _held = state_dir::hold(&global.state, state_dir::Half::Kubelet)?;
     agent::run(async {
         let ask = agent::AskOfShutdown::default();
         let stop = agent::stop_on_signals(&ask)?;
@@ -27,8 +27,13 @@ pub fn run(global: &cli::Global, args: &cli::Kubelet) -> Result<ExitCode> {
             true => client::connect(&socket).await?,
             false => client::connect_to_any(&socket).await?,
         };
-        let kubelet = Kubelet::new(wire::kubelet(global, &args.kubelet, &file, &configuration, channel)?)
-            .context("starting the kubelet")?;
+        let mut config = wire::kubelet(global, &args.kubelet, &file, &configuration, channel)?;
+        cluster::enter((global, &args.kubelet, &file), &mut config, &stop)?;
+        if socket == ours {
+            // `berth stop` may end these pods; another runtime's are not its own.
+            state_dir::note_kubelet(&global.state, &state_dir::KubeletNote::of(&config))?;
+        }
+        let kubelet = Kubelet::new(config).context("starting the kubelet")?;
         let _ = ask.set(kubelet.shutdown());
         agent::notify_ready();
         agent::drain(&stop, async { kubelet.run(stop.clone()).await.context("the kubelet") }).await

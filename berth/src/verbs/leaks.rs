@@ -11,7 +11,7 @@ use crate::{admin, cli, config, kubelet_api, state_dir, wire};
 
 /// Prints one line for each; the exit code is 1 when there are any.
 pub fn run(global: &cli::Global, args: &cli::Leaks) -> Result<ExitCode> {
-    let mut lines = if state_dir::holder(&global.state).is_some() {
+    let mut lines = if state_dir::holder(&global.state, state_dir::Half::Runtime).is_some() {
         crate::runtime(1)?.block_on(admin::ask(&global.state, &admin::Request::Leaks { settle: args.settle }))?
     } else {
         let file = config::load(global.config.as_deref())?;

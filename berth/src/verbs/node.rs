@@ -3,20 +3,27 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use berth_cri_server::CriServer;
 use berth_kubelet::Kubelet;
 
-use crate::{admin, agent, cli, config, listen, log, state_dir, wire};
+use crate::{admin, agent, cli, cluster, config, listen, log, state_dir, wire};
 
 /// Runs until SIGTERM; the pods stay.
 pub fn run(global: &cli::Global, args: &cli::Node) -> Result<ExitCode> {
     let _log = log::to_stderr(global.log_level.as_deref().unwrap_or(log::DEFAULT))?;
-    let file = config::load(global.config.as_deref())?;
+    be(global, args, None)
+}
+
+/// The same where the log is open already. With the time at which somebody began to wait, it prints when the node is Ready.
+pub fn be(global: &cli::Global, args: &cli::Node, begun: Option<Instant>) -> Result<ExitCode> {
+    let file = config::load_all(global)?;
     let path = wire::listen(global, &args.cri, &file)?;
     let configuration = wire::kubelet_configuration(&args.kubelet, &file)?;
-    let _held = state_dir::hold(&global.state)?;
+    let _runtime = state_dir::hold(&global.state, state_dir::Half::Runtime)?;
+    let _kubelet = state_dir::hold(&global.state, state_dir::Half::Kubelet)?;
     let _root = state_dir::hold_root(&global.root)?;
     agent::run(async {
         let ask = agent::AskOfShutdown::default();
@@ -28,13 +35,12 @@ pub fn run(global: &cli::Global, args: &cli::Node) -> Result<ExitCode> {
         // The kubelet's own calls have to end before the server that answers them.
         let serve_until = tokio_util::sync::CancellationToken::new();
         let channel = listen::in_memory(&server, serve_until.clone()).await?;
-        let config = wire::kubelet(global, &args.kubelet, &file, &configuration, channel)?;
-        let note = state_dir::KubeletNote {
-            kubelet_root: config.kubelet_root.clone(),
-            cgroup_root: config.cgroup_root.clone(),
-            shutdown_seconds: config.shutdown_steps.iter().map(|step| step.grace.as_secs()).sum(),
-        };
-        state_dir::note_kubelet(&global.state, &note)?;
+        let mut config = wire::kubelet(global, &args.kubelet, &file, &configuration, channel)?;
+        cluster::enter((global, &args.kubelet, &file), &mut config, &stop)?;
+        if let Some(begun) = begun {
+            cluster::tell_when_ready(&config, begun, &stop);
+        }
+        state_dir::note_kubelet(&global.state, &state_dir::KubeletNote::of(&config))?;
         let kubelet = Kubelet::new(config).context("starting the kubelet")?;
         let _ = ask.set(kubelet.shutdown());
         tracing::info!(socket = %path.display(), "serving the CRI");

@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
 
+use crate::state_dir::Half;
 use crate::{agent, cli, config, kubelet_api, log, state_dir, wire};
 
 /// How long the agent may take to end: its own drain and a little more.
@@ -18,15 +19,15 @@ const AGENT_ENDS: Duration = Duration::from_secs(15);
 /// How long the kubelet is waited for to name its pods.
 const KUBELET_ANSWERS: Duration = Duration::from_secs(5);
 
-/// Sends SIGTERM to the agent that holds the state folder and waits for its end.
-fn end_agent(global: &cli::Global) -> Result<()> {
-    let Some(pid) = state_dir::holder(&global.state).and_then(Pid::from_raw) else { return Ok(()) };
+/// Sends SIGTERM to the agent that holds the state folder for a half and waits for its end.
+fn end_agent(global: &cli::Global, half: Half) -> Result<()> {
+    let Some(pid) = state_dir::holder(&global.state, half).and_then(Pid::from_raw) else { return Ok(()) };
     // With times for the end of the machine the pods end first, as the agent takes SIGTERM for that.
     let pods_end = state_dir::kubelet_note(&global.state).map_or(0, |note| note.shutdown_seconds);
     let patience = AGENT_ENDS + Duration::from_secs(pods_end);
     let pidfd = pidfd_open(pid, PidfdFlags::empty()).context("opening the agent")?;
     // Asked again: the pid may have ended and be somebody else's by now.
-    if state_dir::holder(&global.state).and_then(Pid::from_raw) != Some(pid) {
+    if state_dir::holder(&global.state, half).and_then(Pid::from_raw) != Some(pid) {
         return Ok(());
     }
     pidfd_send_signal(&pidfd, Signal::TERM).context("ending the agent")?;
@@ -87,8 +88,10 @@ pub fn run(global: &cli::Global, args: &cli::Stop) -> Result<ExitCode> {
     if !agent_runs_hooks(global) {
         tell_hooks(global)?;
     }
-    end_agent(global)?;
-    let held = state_dir::hold(&global.state)?;
+    // The kubelet goes first: it would start again what ends.
+    end_agent(global, Half::Kubelet)?;
+    end_agent(global, Half::Runtime)?;
+    let held = (state_dir::hold(&global.state, Half::Kubelet)?, state_dir::hold(&global.state, Half::Runtime)?);
     let _root = state_dir::hold_root(&global.root)?;
     let flags = cli::Cri::default();
     agent::run(async {

@@ -56,7 +56,7 @@ fn ask_runtime(global: &cli::Global, wanted: &str) -> Result<Vec<Why>> {
         let config = wire::cri(global, &cli::Cri::default(), &file)?;
         CriServer::why_on_record(&config, wanted).context("no agent answers; reading the records")
     };
-    let Some(pid) = state_dir::holder(&global.state) else { return on_record() };
+    let Some(pid) = state_dir::holder(&global.state, state_dir::Half::Runtime) else { return on_record() };
     match crate::runtime(1)?.block_on(ask(global, wanted)) {
         Err(error) if !admin::is_refusal(&error) => {
             crate::note(&format!("the agent (pid {pid}) does not answer ({error:#}): this is what the records say"));

@@ -288,7 +288,12 @@ impl RuntimeService for RuntimeEdge {
                 .split(',')
                 .map(|c| c.trim().parse().map_err(|_| invalid("pod_cidr", format!("{c:?} is not a CIDR"))))
                 .collect::<Result<Vec<berth_cni::Cidr>, Error>>()?;
-            self.server.network.set_pod_cidrs(cidrs).map_err(|e| invalid("pod_cidr", e.to_string()))?;
+            // Who has named the range of the built-in network has done so because the cluster's is another network's.
+            if self.server.config.pod_cidrs.is_empty() {
+                self.server.network.set_pod_cidrs(cidrs).map_err(|e| invalid("pod_cidr", e.to_string()))?;
+            } else {
+                tracing::info!(told = config.pod_cidr, named = ?self.server.config.pod_cidrs, "the pods' addresses stay as configured");
+            }
         }
         Ok(Response::new(v1::UpdateRuntimeConfigResponse {}))
     }

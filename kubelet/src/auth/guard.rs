@@ -165,6 +165,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }
 
+/// Asks until there is an answer, or one that no other will follow, as upstream; a few times.
 async fn tried<T, F>(ask: impl Fn() -> F) -> std::result::Result<T, ReviewError>
 where
     F: Future<Output = std::result::Result<T, ReviewError>>,
@@ -172,8 +173,8 @@ where
     let mut pause = FIRST_PAUSE;
     for _ in 1..TRIES {
         match ask().await {
-            Ok(answer) => return Ok(answer),
-            Err(error) => tracing::debug!(%error, "review"),
+            Err(error @ ReviewError::NoAnswer(_)) => tracing::debug!(%error, "review"),
+            last => return last,
         }
         tokio::time::sleep(pause).await;
         pause = pause * 3 / 2;
@@ -190,23 +191,20 @@ mod tests {
     #[derive(Debug, Default)]
     struct Fake {
         asked: Mutex<Vec<String>>,
-        fails: bool,
+        fails: Option<ReviewError>,
     }
 
     impl Reviewer for Fake {
         fn token<'a>(&'a self, token: &'a str) -> Review<'a, Option<User>> {
             self.asked.lock().unwrap().push(format!("token {token}"));
             let user = User { name: "prometheus".into(), ..User::default() };
-            let answer = if self.fails { Err(ReviewError("no answer".into())) } else { Ok((token == "good").then_some(user)) };
+            let answer = self.fails.clone().map_or(Ok((token == "good").then_some(user)), Err);
             Box::pin(std::future::ready(answer))
         }
         fn access<'a>(&'a self, user: &'a User, wanted: &'a Attributes) -> Review<'a, bool> {
             self.asked.lock().unwrap().push(format!("{} {} {}/{}", user.name, wanted.verb, wanted.node, wanted.subresource));
-            let answer = if self.fails {
-                Err(ReviewError("no answer".into()))
-            } else {
-                Ok(wanted.subresource != "stats" && user.name != "pods" || wanted.subresource == "proxy")
-            };
+            let may = wanted.subresource != "stats" && user.name != "pods" || wanted.subresource == "proxy";
+            let answer = self.fails.clone().map_or(Ok(may), Err);
             Box::pin(std::future::ready(answer))
         }
     }
@@ -273,13 +271,21 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_api_server_that_fails_is_asked_again_and_then_nobody_gets_in() {
-        let fake = Arc::new(Fake { fails: true, ..Fake::default() });
+        let fake = Arc::new(Fake { fails: Some(ReviewError::NoAnswer("no answer".into())), ..Fake::default() });
         let guard = guard(&fake, true);
         assert_eq!(guard.admit(&Peer::Unknown, &Method::GET, "/metrics", &with_token("good")).await, Err(Refusal::Unauthorized));
         assert_eq!(fake.asked.lock().unwrap().len(), 5);
         let failed = guard.admit(&certified("admin"), &Method::POST, "/exec/a/b/c", &HeaderMap::new()).await;
         let text = "Authorization error (user=admin, verb=create, resource=nodes, subresource=proxy)";
         assert_eq!(failed, Err(Refusal::Failed(text.into())));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_server_that_refuses_to_review_is_not_asked_again() {
+        let fake = Arc::new(Fake { fails: Some(ReviewError::Refused("401".into())), ..Fake::default() });
+        let guard = guard(&fake, true);
+        assert_eq!(guard.admit(&Peer::Unknown, &Method::GET, "/metrics", &with_token("good")).await, Err(Refusal::Unauthorized));
+        assert_eq!(fake.asked.lock().unwrap().len(), 1);
     }
 
     #[test]

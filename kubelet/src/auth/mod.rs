@@ -42,8 +42,14 @@ pub type Review<'a, T> = Pin<Box<dyn Future<Output = Result<T, ReviewError>> + S
 
 /// The API server did not answer, or not with a review.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct ReviewError(pub String);
+pub enum ReviewError {
+    /// It may answer the next time.
+    #[error("{0}")]
+    NoAnswer(String),
+    /// It will say the same again.
+    #[error("{0}")]
+    Refused(String),
+}
 
 /// Asks an API server. One try each; the callers retry and remember.
 pub trait Reviewer: std::fmt::Debug + Send + Sync {

@@ -22,6 +22,8 @@ pub enum Kind {
     Map,
     /// Booleans by name.
     Gates,
+    /// Taints: `key=value:effect` with commas between as a flag.
+    Taints,
     /// A structure that has no flag.
     Structure,
 }
@@ -33,12 +35,14 @@ pub enum Support {
     Works(&'static str),
     /// Has no effect on a node that reaches its runtime by CRI, in the upstream's kubelet neither: taken silently.
     Inert(&'static str),
-    /// Concerns the node's place in a cluster: named at start when it is set, no effect without an API server.
-    Cluster,
+    /// Acted on where there is an API server, and named at start where there is none. The text is as of `Works`.
+    InCluster(&'static str),
     /// Not there: a value other than the default is named at start, and has no effect.
     Ignored(&'static str),
     /// Not there, and pods would rely on it: a value other than the default ends the start.
     Refused(&'static str),
+    /// The same where there is an API server; named at start where there is none.
+    RefusedInCluster(&'static str),
 }
 
 /// One field.
@@ -60,8 +64,8 @@ const fn f(path: &'static str, kind: Kind, default: &'static str, flag: &'static
     Field { path, kind, default, flag, support }
 }
 
-use Kind::{Bool, Duration, Float, Gates, Int, Map, Structure, Text, Texts};
-use Support::{Cluster, Ignored, Inert, Refused, Works};
+use Kind::{Bool, Duration, Float, Gates, Int, Map, Structure, Taints, Text, Texts};
+use Support::{Ignored, InCluster, Inert, Refused, RefusedInCluster, Works};
 
 const NO_METRICS: &str = "berth has no such diagnostics";
 const NO_NUMA: &str = "there is no alignment by NUMA node";
@@ -92,14 +96,14 @@ pub const FIELDS: &[Field] = &[
         "volume-plugin-dir",
         Ignored("there are no FlexVolumes"),
     ),
-    f("providerID", Text, "", "", Cluster),
+    f("providerID", Text, "", "provider-id", InCluster("\"cloud://1\"")),
     f("tlsCertFile", Text, "", "tls-cert-file", Works("\"/c\"")),
     f("tlsPrivateKeyFile", Text, "", "tls-private-key-file", Works("\"/k\"")),
     f("tlsCipherSuites", Texts, "", "tls-cipher-suites", Works("[\"TLS_AES_128_GCM_SHA256\"]")),
     f("tlsMinVersion", Text, "", "tls-min-version", Works("\"VersionTLS13\"")),
     f("tlsCurvePreferences", Texts, "", "", Works("[\"X25519\"]")),
-    f("rotateCertificates", Bool, "false", "rotate-certificates", Cluster),
-    f("serverTLSBootstrap", Bool, "false", "rotate-server-certificates", Cluster),
+    f("rotateCertificates", Bool, "false", "rotate-certificates", InCluster("true")),
+    f("serverTLSBootstrap", Bool, "false", "rotate-server-certificates", InCluster("true")),
     f("authentication.x509.clientCAFile", Text, "", "client-ca-file", Works("\"/ca\"")),
     f("authentication.webhook.enabled", Bool, "true", "authentication-token-webhook", Works("true")),
     f("authentication.webhook.cacheTTL", Duration, "\"2m\"", "authentication-token-webhook-cache-ttl", Works("\"9m\"")),
@@ -129,8 +133,8 @@ pub const FIELDS: &[Field] = &[
         Ignored("who pulled an image is not recorded"),
     ),
     f("preloadedImagesVerificationAllowlist", Texts, "", "", Ignored("who pulled an image is not recorded")),
-    f("eventRecordQPS", Int, "50", "event-qps", Cluster),
-    f("eventBurst", Int, "100", "event-burst", Cluster),
+    f("eventRecordQPS", Int, "50", "event-qps", InCluster("7")),
+    f("eventBurst", Int, "100", "event-burst", InCluster("7")),
     f("enableDebuggingHandlers", Bool, "true", "enable-debugging-handlers", Works("false")),
     f("enableContentionProfiling", Bool, "false", "contention-profiling", Ignored(NO_METRICS)),
     f("healthzPort", Int, "10248", "healthz-port", Works("10999")),
@@ -145,9 +149,9 @@ pub const FIELDS: &[Field] = &[
         "streaming-connection-idle-timeout",
         Inert("streams are the runtime's"),
     ),
-    f("nodeStatusUpdateFrequency", Duration, "\"10s\"", "node-status-update-frequency", Cluster),
-    f("nodeStatusReportFrequency", Duration, "\"5m\"", "", Cluster),
-    f("nodeLeaseDurationSeconds", Int, "40", "", Cluster),
+    f("nodeStatusUpdateFrequency", Duration, "\"10s\"", "node-status-update-frequency", InCluster("\"7s\"")),
+    f("nodeStatusReportFrequency", Duration, "\"5m\"", "", InCluster("\"7m\"")),
+    f("nodeLeaseDurationSeconds", Int, "40", "", InCluster("20")),
     f("imageMinimumGCAge", Duration, "\"2m\"", "minimum-image-ttl-duration", Works("\"3m\"")),
     f("imageMaximumGCAge", Duration, "\"0s\"", "", Works("\"48h\"")),
     f("imageGCHighThresholdPercent", Int, "85", "image-gc-high-threshold", Works("90")),
@@ -182,11 +186,17 @@ pub const FIELDS: &[Field] = &[
     f("runOnce", Bool, "false", "runonce", Refused("the upstream has removed it")),
     f("cpuCFSQuota", Bool, "true", "cpu-cfs-quota", Works("false")),
     f("cpuCFSQuotaPeriod", Duration, "\"100ms\"", "cpu-cfs-quota-period", Works("\"50ms\"")),
-    f("nodeStatusMaxImages", Int, "50", "node-status-max-images", Cluster),
+    f("nodeStatusMaxImages", Int, "50", "node-status-max-images", InCluster("7")),
     f("maxOpenFiles", Int, "1000000", "max-open-files", Ignored("the service manager limits berth's files")),
-    f("contentType", Text, "\"application/vnd.kubernetes.protobuf\"", "kube-api-content-type", Cluster),
-    f("kubeAPIQPS", Int, "50", "kube-api-qps", Cluster),
-    f("kubeAPIBurst", Int, "100", "kube-api-burst", Cluster),
+    f(
+        "contentType",
+        Text,
+        "\"application/vnd.kubernetes.protobuf\"",
+        "kube-api-content-type",
+        Ignored("JSON is spoken with the API server"),
+    ),
+    f("kubeAPIQPS", Int, "50", "kube-api-qps", InCluster("7")),
+    f("kubeAPIBurst", Int, "100", "kube-api-burst", InCluster("7")),
     f("serializeImagePulls", Bool, "true", "serialize-image-pulls", Ignored("images are pulled in parallel, and a layer once")),
     f("maxParallelImagePulls", Int, "", "", Ignored("images are pulled in parallel, and a layer once")),
     f("evictionHard", Map, "", "eviction-hard", Works("{\"memory.available\":\"7Mi\"}")),
@@ -197,9 +207,15 @@ pub const FIELDS: &[Field] = &[
     f("evictionMinimumReclaim", Map, "", "eviction-minimum-reclaim", Works("{\"memory.available\":\"1Mi\"}")),
     f("mergeDefaultEvictionSettings", Bool, "false", "", Works("true")),
     f("podsPerCore", Int, "0", "pods-per-core", Works("1")),
-    f("enableControllerAttachDetach", Bool, "true", "enable-controller-attach-detach", Cluster),
+    f(
+        "enableControllerAttachDetach",
+        Bool,
+        "true",
+        "enable-controller-attach-detach",
+        RefusedInCluster("the cluster's controller attaches volumes, the node does not"),
+    ),
     f("protectKernelDefaults", Bool, "false", "protect-kernel-defaults", Works("true")),
-    f("makeIPTablesUtilChains", Bool, "true", "make-iptables-util-chains", Ignored("berth makes no iptables chains for others")),
+    f("makeIPTablesUtilChains", Bool, "true", "make-iptables-util-chains", InCluster("false")),
     f("iptablesMasqueradeBit", Int, "14", "iptables-masquerade-bit", Inert("the upstream no longer uses it")),
     f("iptablesDropBit", Int, "15", "iptables-drop-bit", Inert("the upstream no longer uses it")),
     f("featureGates", Gates, "", "feature-gates", Ignored("gates are as Kubernetes 1.36 has them by default")),
@@ -209,7 +225,7 @@ pub const FIELDS: &[Field] = &[
     f("containerLogMaxFiles", Int, "5", "container-log-max-files", Works("3")),
     f("containerLogMaxWorkers", Int, "1", "", Ignored("our runtime's writers rotate; on others one worker does")),
     f("containerLogMonitorInterval", Duration, "\"10s\"", "", Works("\"4s\"")),
-    f("configMapAndSecretChangeDetectionStrategy", Text, "\"Watch\"", "", Cluster),
+    f("configMapAndSecretChangeDetectionStrategy", Text, "\"Watch\"", "", Ignored("objects are always watched")),
     f("systemReserved", Map, "", "system-reserved", Works("{\"memory\":\"1Gi\"}")),
     f("kubeReserved", Map, "", "kube-reserved", Works("{\"cpu\":\"100m\"}")),
     f("reservedSystemCPUs", Text, "", "reserved-cpus", Works("\"0\"")),
@@ -223,7 +239,13 @@ pub const FIELDS: &[Field] = &[
     f("logging.flushFrequency", Structure, "", "log-flush-frequency", Inert("nothing is buffered")),
     f("logging.verbosity", Int, "0", "v", Ignored("`--log-level` sets what is logged")),
     f("logging.vmodule", Structure, "", "vmodule", Ignored("`--log-level` sets what is logged")),
-    f("logging.options", Structure, "", "", Ignored("`--log-level` sets what is logged")),
+    f(
+        "logging.options",
+        Structure,
+        "{\"json\":{\"infoBufferSize\":\"0\"},\"text\":{\"infoBufferSize\":\"0\"}}",
+        "",
+        Ignored("`--log-level` sets what is logged"),
+    ),
     f("enableSystemLogHandler", Bool, "true", "", Works("false")),
     f("enableSystemLogQuery", Bool, "false", "", Works("true")),
     f("shutdownGracePeriod", Duration, "\"0s\"", "", Works("\"30s\"")),
@@ -236,8 +258,14 @@ pub const FIELDS: &[Field] = &[
     f("seccompDefault", Bool, "false", "seccomp-default", Works("true")),
     f("memoryThrottlingFactor", Float, "0.9", "", Inert("it is used with the MemoryQoS gate, which is off")),
     f("memoryReservationPolicy", Text, "\"None\"", "", Inert("it is used with the MemoryQoS gate, which is off")),
-    f("registerWithTaints", Structure, "", "register-with-taints", Cluster),
-    f("registerNode", Bool, "true", "register-node", Cluster),
+    f(
+        "registerWithTaints",
+        Taints,
+        "",
+        "register-with-taints",
+        InCluster("[{\"key\":\"a\",\"value\":\"b\",\"effect\":\"NoSchedule\"}]"),
+    ),
+    f("registerNode", Bool, "true", "register-node", InCluster("false")),
     f("tracing", Structure, "", "", Ignored("there are no traces")),
     f("localStorageCapacityIsolation", Bool, "true", "local-storage-capacity-isolation", Works("false")),
     f(
@@ -283,9 +311,10 @@ pub fn markdown() -> String {
         let here = match field.support {
             Support::Works(_) => "works".to_owned(),
             Support::Inert(why) => format!("no effect, as upstream: {why}"),
-            Support::Cluster => "named at start: only with an API server".to_owned(),
+            Support::InCluster(_) => "works with an API server; named at start without one".to_owned(),
             Support::Ignored(why) => format!("named at start: {why}"),
             Support::Refused(why) => format!("refused: {why}"),
+            Support::RefusedInCluster(why) => format!("refused with an API server: {why}; named at start without one"),
         };
         text.push_str(&format!("| `{}` | {} | {flag} | {here} |\n", field.path, code(field.default.trim_matches('"'))));
     }

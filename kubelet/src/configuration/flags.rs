@@ -21,6 +21,8 @@ pub struct FlagDescription {
 pub(super) enum Setting {
     /// A field has this value.
     Field(&'static Field, Value),
+    /// Something of the node's object that no field says.
+    Node(&'static str, String),
     /// Nothing to set, but something to say.
     Notice(String),
 }
@@ -33,22 +35,21 @@ impl PartialEq for Field {
 
 /// Flags of the upstream that are no field: what becomes of them.
 const OTHERS: &[(&str, bool, Support)] = &[
-    ("bootstrap-kubeconfig", false, Support::Refused("this version does not join a cluster")),
-    ("cert-dir", false, Support::Cluster),
-    ("cloud-provider", false, Support::Cluster),
     ("exit-on-lock-contention", true, Support::Ignored("the state folder has a lock of its own")),
-    ("experimental-allocatable-ignore-eviction", true, Support::Cluster),
+    ("experimental-allocatable-ignore-eviction", true, Support::Ignored("hard eviction thresholds always count")),
     ("experimental-mounter-path", false, Support::Ignored("volumes are mounted by the kernel's calls")),
     ("image-credential-provider-bin-dir", false, Support::Refused("there are no credential provider plugins")),
     ("image-credential-provider-config", false, Support::Refused("there are no credential provider plugins")),
-    ("kubeconfig", false, Support::Refused("this version does not join a cluster")),
     ("lock-file", false, Support::Ignored("the state folder has a lock of its own")),
     ("maximum-dead-containers", false, Support::Ignored("one dead container of each name is kept")),
     ("maximum-dead-containers-per-container", false, Support::Ignored("one dead container of each name is kept")),
     ("minimum-container-ttl-duration", false, Support::Ignored("one dead container of each name is kept")),
-    ("node-labels", false, Support::Cluster),
     ("runtime-cgroups", false, Support::Ignored("the runtime's cgroup is not measured apart")),
 ];
+
+/// Flags that say what no field does, and are acted on.
+pub(super) const CLOUD_PROVIDER: &str = "cloud-provider";
+pub(super) const NODE_LABELS: &str = "node-labels";
 
 /// Every flag that [`super::Configuration::set_flag`] takes.
 pub fn flag_descriptions() -> Vec<FlagDescription> {
@@ -56,9 +57,11 @@ pub fn flag_descriptions() -> Vec<FlagDescription> {
     let fields = fields.map(|field| FlagDescription {
         name: field.flag,
         is_switch: field.kind == Kind::Bool,
-        is_list: matches!(field.kind, Kind::Texts | Kind::Map | Kind::Gates),
+        is_list: matches!(field.kind, Kind::Texts | Kind::Map | Kind::Gates | Kind::Taints),
     });
+    let node = [(CLOUD_PROVIDER, false), (NODE_LABELS, true)];
     fields
+        .chain(node.map(|(name, is_list)| FlagDescription { name, is_switch: false, is_list }))
         .chain(OTHERS.iter().map(|(name, is_switch, _)| FlagDescription { name, is_switch: *is_switch, is_list: false }))
         .collect()
 }
@@ -71,17 +74,20 @@ pub(super) fn read(flag: &str, text: &str) -> Result<Option<Setting>, String> {
         }
         return Ok(Some(Setting::Field(field, parse(field, text)?)));
     }
+    if let Some(name) = [CLOUD_PROVIDER, NODE_LABELS].into_iter().find(|name| *name == flag) {
+        return Ok(Some(Setting::Node(name, text.to_owned())));
+    }
     let (_, _, support) = OTHERS.iter().find(|(name, ..)| *name == flag).ok_or("no such flag")?;
     match support {
-        Support::Refused(why) => Err((*why).to_owned()),
+        Support::Refused(why) | Support::RefusedInCluster(why) => Err((*why).to_owned()),
         other => Ok(Some(Setting::Notice(format!("flag --{flag} has no effect: {}", why(*other))))),
     }
 }
 
 fn why(support: Support) -> &'static str {
     match support {
-        Support::Cluster => "there is no API server",
-        Support::Inert(why) | Support::Ignored(why) | Support::Refused(why) => why,
+        Support::InCluster(_) => "it is read from the file alone",
+        Support::Inert(why) | Support::Ignored(why) | Support::Refused(why) | Support::RefusedInCluster(why) => why,
         Support::Works(_) => "it is read from the file alone",
     }
 }
@@ -102,6 +108,7 @@ fn parse(field: &Field, text: &str) -> Result<Value, String> {
             let items = text.split(',').map(str::trim).filter(|item| !item.is_empty() && *item != "none");
             Ok(Value::Array(items.map(|item| Value::String(item.to_owned())).collect()))
         }
+        Kind::Taints => text.split(',').map(str::trim).filter(|taint| !taint.is_empty()).map(parse_taint).collect(),
         Kind::Map | Kind::Gates => {
             let mut map = Map::new();
             for pair in text.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
@@ -116,4 +123,17 @@ fn parse(field: &Field, text: &str) -> Result<Value, String> {
             Ok(Value::Object(map))
         }
     }
+}
+
+/// `key=value:effect`, or `key:effect`.
+fn parse_taint(text: &str) -> Result<Value, String> {
+    let (head, effect) = text.rsplit_once(':').ok_or_else(|| format!("{text:?} is not KEY=VALUE:EFFECT"))?;
+    let (key, value) = head.split_once('=').unwrap_or((head, ""));
+    let mut taint = Map::new();
+    for (name, text) in [("key", key), ("value", value), ("effect", effect)] {
+        if !text.is_empty() {
+            taint.insert(name.to_owned(), Value::String(text.to_owned()));
+        }
+    }
+    Ok(Value::Object(taint))
 }

@@ -3,9 +3,11 @@
 
 pub mod fields;
 mod flags;
+mod node;
 mod settings;
 mod value;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -32,8 +34,12 @@ pub struct Configuration {
     value: Map<String, Value>,
     /// What is to be said at start.
     notices: Vec<String>,
+    /// What flags say of the node's object beside the fields.
+    node: BTreeMap<&'static str, String>,
     /// There was a file: the upstream's defaults for access then differ.
     from_file: bool,
+    /// There is an API server.
+    in_cluster: bool,
 }
 
 /// The documents of a text (YAML or JSON); empty ones are left out.
@@ -107,9 +113,15 @@ impl Configuration {
         let Some(setting) = flags::read(flag, text).map_err(wrong)? else { return Ok(()) };
         match setting {
             flags::Setting::Field(field, value) => value::set(&mut self.value, field.path, value),
+            flags::Setting::Node(flag, text) => _ = self.node.insert(flag, text),
             flags::Setting::Notice(text) => self.notices.push(text),
         }
         Ok(())
+    }
+
+    /// Says that there is an API server: fields that need one count, and the upstream's defaults that one relies on.
+    pub fn join_cluster(&mut self) {
+        self.in_cluster = true;
     }
 
     /// A text of the document, where it is given.
@@ -123,7 +135,9 @@ impl Configuration {
     /// A value of the wrong type, or one that berth refuses.
     pub fn check(&self) -> Result<Vec<String>> {
         let mut notices = self.notices.clone();
-        settings::check(&self.value, "", &mut notices)?;
+        let idle = self.node.keys().filter(|_| !self.in_cluster);
+        notices.extend(idle.map(|flag| format!("flag --{flag} has no effect: there is no API server")));
+        settings::check(&self.value, "", self.in_cluster, &mut notices)?;
         Ok(notices)
     }
 
@@ -137,7 +151,11 @@ impl Configuration {
     /// # Errors
     /// A value that cannot be meant.
     pub fn apply(&self, config: &mut Config) -> Result<()> {
-        settings::apply(&self.value, config)
+        settings::apply(&self.value, config)?;
+        if self.in_cluster {
+            settings::apply_in_cluster(&self.value, config);
+        }
+        node::apply(&self.value, &self.node, config)
     }
 }
 

@@ -16,22 +16,22 @@ use crate::quantity::Amount;
 use crate::server::config::{Authentication, Authorization};
 use crate::{Error, Result, sysctl};
 
-fn wrong<T>(field: &str, problem: impl Into<String>) -> Result<T> {
+pub(super) fn wrong<T>(field: &str, problem: impl Into<String>) -> Result<T> {
     Err(Error::Setting { field: field.to_owned(), problem: problem.into() })
 }
 
 /// Compares the document with the table: unknown fields and fields without effect become notices.
-pub(super) fn check(object: &Map<String, Value>, prefix: &str, notices: &mut Vec<String>) -> Result<()> {
+pub(super) fn check(object: &Map<String, Value>, prefix: &str, in_cluster: bool, notices: &mut Vec<String>) -> Result<()> {
     for (key, value) in object {
         let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
         if value.is_null() {
             continue;
         }
         if let Some(field) = field(&path) {
-            check_field(field, value, notices)?;
+            check_field(field, value, in_cluster, notices)?;
         } else if is_parent(&path) {
             match value {
-                Value::Object(below) => check(below, &path, notices)?,
+                Value::Object(below) => check(below, &path, in_cluster, notices)?,
                 _ => return wrong(&path, "is not a structure"),
             }
         } else {
@@ -41,15 +41,19 @@ pub(super) fn check(object: &Map<String, Value>, prefix: &str, notices: &mut Vec
     Ok(())
 }
 
-fn check_field(field: &Field, value: &Value, notices: &mut Vec<String>) -> Result<()> {
+fn check_field(field: &Field, value: &Value, in_cluster: bool, notices: &mut Vec<String>) -> Result<()> {
     if let Err(problem) = check_kind(field.kind, value) {
         return wrong(field.path, problem);
     }
     let default = is_default(field, value);
     match field.support {
         Support::Works(_) | Support::Inert(_) => {}
-        Support::Cluster if default => {}
-        Support::Cluster => notices.push(format!("{} has no effect without an API server", field.path)),
+        Support::InCluster(_) if in_cluster => {}
+        Support::InCluster(_) | Support::RefusedInCluster(_) if default => {}
+        Support::RefusedInCluster(why) if in_cluster => return wrong(field.path, format!("{value} is not supported: {why}")),
+        Support::InCluster(_) | Support::RefusedInCluster(_) => {
+            notices.push(format!("{} has no effect without an API server", field.path))
+        }
         Support::Ignored(_) | Support::Refused(_) if default => {}
         Support::Ignored(why) => notices.push(format!("{}: {value} is not supported: {why}", field.path)),
         Support::Refused(why) => return wrong(field.path, format!("{value} is not supported: {why}")),
@@ -72,6 +76,7 @@ fn check_kind(kind: Kind, value: &Value) -> std::result::Result<(), String> {
         Kind::Texts => value.as_array().is_some_and(|items| items.iter().all(Value::is_string)),
         Kind::Map => value.as_object().is_some_and(|map| map.values().all(|v| v.is_string() || v.is_number())),
         Kind::Gates => value.as_object().is_some_and(|map| map.values().all(Value::is_boolean)),
+        Kind::Taints => value.is_array(),
         Kind::Structure => true,
     };
     let wanted = match kind {
@@ -81,6 +86,7 @@ fn check_kind(kind: Kind, value: &Value) -> std::result::Result<(), String> {
         Kind::Texts => "a list of texts",
         Kind::Map => "texts by name",
         Kind::Gates => "true or false by name",
+        Kind::Taints => "a list of taints",
         Kind::Text | Kind::Duration | Kind::Structure => "a text",
     };
     if right { Ok(()) } else { Err(format!("{value} is not {wanted}")) }
@@ -105,22 +111,22 @@ fn is_default(field: &Field, value: &Value) -> bool {
 }
 
 /// Reads values of the merged document, which [`check`] has seen.
-struct Reader<'a>(&'a Map<String, Value>);
+pub(super) struct Reader<'a>(pub(super) &'a Map<String, Value>);
 
 impl Reader<'_> {
-    fn bool(&self, path: &str) -> Option<bool> {
+    pub(super) fn bool(&self, path: &str) -> Option<bool> {
         at(self.0, path)?.as_bool()
     }
 
-    fn text(&self, path: &str) -> Option<&str> {
+    pub(super) fn text(&self, path: &str) -> Option<&str> {
         at(self.0, path)?.as_str()
     }
 
-    fn path(&self, path: &str) -> Option<PathBuf> {
+    pub(super) fn path(&self, path: &str) -> Option<PathBuf> {
         self.text(path).filter(|text| !text.is_empty()).map(PathBuf::from)
     }
 
-    fn int(&self, path: &str, least: i64, most: i64) -> Result<Option<i64>> {
+    pub(super) fn int(&self, path: &str, least: i64, most: i64) -> Result<Option<i64>> {
         let Some(value) = at(self.0, path).and_then(Value::as_i64) else { return Ok(None) };
         if (least..=most).contains(&value) {
             return Ok(Some(value));
@@ -128,22 +134,22 @@ impl Reader<'_> {
         wrong(path, format!("{value} is not from {least} to {most}"))
     }
 
-    fn duration(&self, path: &str) -> Result<Option<Duration>> {
+    pub(super) fn duration(&self, path: &str) -> Result<Option<Duration>> {
         let Some(text) = self.text(path) else { return Ok(None) };
         parse_duration(text).map(Some).or_else(|problem| wrong(path, problem))
     }
 
     /// A duration whose zero means that the default counts.
-    fn period(&self, path: &str) -> Result<Option<Duration>> {
+    pub(super) fn period(&self, path: &str) -> Result<Option<Duration>> {
         Ok(self.duration(path)?.filter(|period| !period.is_zero()))
     }
 
-    fn texts(&self, path: &str) -> Option<Vec<String>> {
+    pub(super) fn texts(&self, path: &str) -> Option<Vec<String>> {
         let items = at(self.0, path)?.as_array()?;
         Some(items.iter().filter_map(Value::as_str).map(str::to_owned).collect())
     }
 
-    fn map(&self, path: &str) -> Option<BTreeMap<String, String>> {
+    pub(super) fn map(&self, path: &str) -> Option<BTreeMap<String, String>> {
         let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         Some(at(self.0, path)?.as_object()?.iter().map(|(key, value)| (key.clone(), text(value))).collect())
     }
@@ -163,8 +169,43 @@ pub(super) fn apply(document: &Map<String, Value>, config: &mut Config) -> Resul
     apply_images(&reader, config)?;
     config.shutdown_steps = shutdown_steps(&reader)?;
     apply_server(&reader, config)?;
+    apply_cluster(&reader, config)?;
     config.server.configz = Arc::new(super::fields::in_effect(document));
     Ok(())
+}
+
+/// How the API server is asked, where there is one.
+fn apply_cluster(reader: &Reader<'_>, config: &mut Config) -> Result<()> {
+    let settings = &mut config.api_settings;
+    settings.rotate_certificate = reader.bool("rotateCertificates").unwrap_or(false);
+    settings.request_serving_certificate = reader.bool("serverTLSBootstrap").unwrap_or(false);
+    let most = i64::from(i32::MAX);
+    for (path, least, field) in [
+        ("kubeAPIQPS", -1, &mut settings.requests_per_second),
+        ("kubeAPIBurst", 0, &mut settings.requests_burst),
+        ("eventRecordQPS", 0, &mut settings.events_per_second),
+        ("eventBurst", 0, &mut settings.events_burst),
+    ] {
+        if let Some(number) = reader.int(path, least, most)? {
+            *field = u32::try_from(number).unwrap_or(0);
+        }
+    }
+    Ok(())
+}
+
+/// What is not given has the upstream's defaults where there is an API server: it reaches the node, and is asked who may.
+pub(super) fn apply_in_cluster(document: &Map<String, Value>, config: &mut Config) {
+    let reader = Reader(document);
+    if at(document, "port").is_none() {
+        config.server.port = Some(10250);
+    }
+    if at(document, "healthzPort").is_none() {
+        config.healthz_port = Some(10248);
+    }
+    if reader.bool("authentication.webhook.enabled").is_none() {
+        let ttl = reader.period("authentication.webhook.cacheTTL").ok().flatten();
+        config.server.authentication.webhook = Some(ttl.unwrap_or(Authentication::WEBHOOK_TTL));
+    }
 }
 
 fn apply_paths(reader: &Reader<'_>, config: &mut Config) -> Result<()> {
@@ -194,6 +235,7 @@ fn apply_paths(reader: &Reader<'_>, config: &mut Config) -> Result<()> {
     if let Some(fail) = reader.bool("failSwapOn") {
         config.fail_swap_on = fail;
     }
+    config.make_iptables_hint = reader.bool("makeIPTablesUtilChains").unwrap_or(true);
     config.protect_kernel_defaults = reader.bool("protectKernelDefaults").unwrap_or(false);
     if let Some(score) = reader.int("oomScoreAdj", -1000, 1000)? {
         config.oom_score_adj = i16::try_from(score).ok();

@@ -45,7 +45,7 @@ fn with(path: &str, json: &str) -> Configuration {
 async fn every_field_that_works_changes_the_configuration() {
     let unchanged = format!("{:?}", applied(&Configuration::default()));
     for field in FIELDS {
-        let Support::Works(sample) = field.support else { continue };
+        let (Support::Works(sample) | Support::InCluster(sample)) = field.support else { continue };
         let mut configuration = with(field.path, sample);
         // Some fields mean something only beside another one.
         let beside = match field.path {
@@ -94,12 +94,20 @@ async fn defaults_are_silent_and_everything_else_without_effect_is_named_or_refu
             fields::Kind::Duration => "\"77s\"",
             fields::Kind::Texts => "[\"other\"]",
             fields::Kind::Map => "{\"other\":\"1\"}",
+            fields::Kind::Taints => "[{\"key\":\"other\",\"effect\":\"NoExecute\"}]",
             fields::Kind::Gates => "{\"Other\":true}",
         };
         let checked = with(field.path, other).check();
+        let mut in_cluster = with(field.path, other);
+        in_cluster.join_cluster();
         match field.support {
+            Support::RefusedInCluster(_) => {
+                let notices = checked.unwrap();
+                assert!(notices.len() == 1 && notices[0].starts_with(field.path), "{}: {notices:?}", field.path);
+                assert!(in_cluster.check().unwrap_err().to_string().starts_with(field.path), "{}", field.path);
+            }
             Support::Works(_) | Support::Inert(_) => assert_eq!(checked.unwrap(), Vec::<String>::new(), "{}", field.path),
-            Support::Cluster | Support::Ignored(_) => {
+            Support::InCluster(_) | Support::Ignored(_) => {
                 let notices = checked.unwrap();
                 assert!(notices.len() == 1 && notices[0].starts_with(field.path), "{}: {notices:?}", field.path);
             }
@@ -216,7 +224,7 @@ fn flags_are_read_by_their_kind() {
         ("eviction-hard", "x"),
         ("sync-frequency", "x"),
         ("nonsense", "1"),
-        ("kubeconfig", "/k"),
+        ("image-credential-provider-config", "/k"),
     ] {
         let error = configuration.set_flag(flag, text).unwrap_err().to_string();
         assert!(error.starts_with(&format!("--{flag}: ")), "{error}");
@@ -225,6 +233,23 @@ fn flags_are_read_by_their_kind() {
     assert_eq!(configuration.check().unwrap(), ["flag --node-labels has no effect: there is no API server"]);
     let names: std::collections::BTreeSet<_> = flag_descriptions().iter().map(|flag| flag.name).collect();
     assert_eq!(names.len(), flag_descriptions().len(), "no flag twice");
+}
+
+#[tokio::test]
+async fn with_an_api_server_its_fields_count_and_it_reaches_the_node() {
+    let mut configuration = of("kubeAPIQPS: 7\nrotateCertificates: true\n");
+    assert_eq!(configuration.check().unwrap().len(), 2);
+    configuration.join_cluster();
+    assert_eq!(configuration.check().unwrap(), Vec::<String>::new());
+    let config = applied(&configuration);
+    assert_eq!((config.api_settings.requests_per_second, config.api_settings.rotate_certificate), (7, true));
+    assert_eq!((config.server.port, config.healthz_port), (Some(10250), Some(10248)));
+    assert_eq!(config.server.authentication.webhook, Some(std::time::Duration::from_secs(120)));
+
+    let mut given = of("port: 0\nhealthzPort: 10999\nauthentication: {webhook: {enabled: false}}\n");
+    given.join_cluster();
+    let config = applied(&given);
+    assert_eq!((config.server.port, config.healthz_port, config.server.authentication.webhook), (None, Some(10999), None));
 }
 
 #[test]

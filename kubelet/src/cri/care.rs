@@ -28,4 +28,13 @@ impl Runtime {
         limited("ReopenContainerLog", self.timing.cri_call, client.reopen_container_log(request)).await?;
         Ok(())
     }
+
+    /// Tells the runtime the address ranges of this node's pods, with commas between.
+    pub async fn update_pod_cidr(&self, pod_cidr: &str) -> Result<()> {
+        let network_config = Some(cri::NetworkConfig { pod_cidr: pod_cidr.to_owned() });
+        let request = cri::UpdateRuntimeConfigRequest { runtime_config: Some(cri::RuntimeConfig { network_config }) };
+        let mut client = self.runtime.clone();
+        limited("UpdateRuntimeConfig", self.timing.cri_call, client.update_runtime_config(request)).await?;
+        Ok(())
+    }
 }

@@ -64,6 +64,11 @@ pub(crate) fn folder(kubelet_root: &Path) -> PathBuf {
     kubelet_root.join("device-plugins")
 }
 
+/// Whether a kubelet has kept here who has which devices: plugins have registered before.
+pub(crate) fn has_checkpoint(kubelet_root: &Path) -> bool {
+    folder(kubelet_root).join(checkpoint::NAME).exists()
+}
+
 /// The devices that a pod's containers hand on to the containers that start after them.
 type Reusable = BTreeMap<String, BTreeSet<String>>;
 

@@ -60,6 +60,18 @@ fn may_go(pod: &Pod, eviction: &Eviction) -> bool {
     !critical && (eviction.static_pods || !pod::is_static(pod))
 }
 
+/// The upstream's reason of the event that a pressure has come or gone.
+fn condition_reason(name: &str, is: bool) -> &'static str {
+    match (name, is) {
+        ("MemoryPressure", true) => "NodeHasInsufficientMemory",
+        ("MemoryPressure", false) => "NodeHasSufficientMemory",
+        ("DiskPressure", true) => "NodeHasDiskPressure",
+        ("DiskPressure", false) => "NodeHasNoDiskPressure",
+        (_, true) => "NodeHasInsufficientPID",
+        (_, false) => "NodeHasSufficientPID",
+    }
+}
+
 /// Seconds that an evicted pod gets: at a hard threshold none to speak of, at a soft one its own, up to the configured most.
 fn grace(met: &Met, pod: &Pod, eviction: &Eviction) -> i64 {
     let own = pod::grace_seconds(pod);
@@ -99,8 +111,12 @@ impl Evictor {
             ("PIDPressure", before.pid_pressure, verdict.conditions.pid_pressure),
         ] {
             if was != is {
-                let reason = format!("NodeHas{}{name}", if is { "" } else { "No" });
-                self.care.recorder.node_event(Weight::Normal, &reason, &format!("Node status is now: {reason}"));
+                let reason = condition_reason(name, is);
+                let message = format!("Node {} status is now: {reason}", self.care.config.node_name);
+                // With an API server the event belongs to the condition in the node's object.
+                if self.care.config.api.is_none() {
+                    self.care.recorder.node_event(Weight::Normal, reason, &message);
+                }
             }
         }
         verdict.met
@@ -200,7 +216,8 @@ impl Evictor {
         let ended = self.care.state.control().end(move |pod| (PodUid::of(pod).as_ref() == Some(&uid)).then(|| ending.clone()));
         let waited = tokio::time::timeout(CLEAN_UP + Duration::from_secs(grace.unsigned_abs()), ended).await;
         if waited.is_err() {
-            tracing::warn!(pod = %pod::format_pod(pod), "the evicted pod is not gone yet");
+            let text = "Container runtime did not kill the pod within specified grace period.";
+            self.care.recorder.event(pod, None, Weight::Warning, "ExceededGracePeriod", text);
         }
     }
 

@@ -23,6 +23,7 @@ use crate::hosts::{self, Hostname};
 use crate::memory::Reason;
 use crate::observed::PodObserved;
 use crate::pod::{self, PodUid};
+use crate::pod_objects::Need;
 use crate::record::Weight;
 use crate::security::ImageUser;
 use crate::volume::Located;
@@ -49,8 +50,8 @@ impl Executor {
         observed: &PodObserved,
         cancel: &CancellationToken,
     ) -> OpResult {
-        let all = pod::init_containers(pod).iter().chain(&pod::spec(pod).containers);
-        let Some(container) = all.into_iter().find(|c| c.name == name) else { return OpResult::Done };
+        let Some(container) = pod::container(pod, name) else { return OpResult::Done };
+        let container = &*container;
         let Some(sandbox) = observed.sandbox() else { return OpResult::Cancelled };
         let config_error = |text: String| OpResult::StartFailed(Reason::new("CreateContainerConfigError", text));
         let sandbox_config = match self.sandbox_config(pod, sandbox.attempt) {
@@ -75,6 +76,11 @@ impl Executor {
             return OpResult::Cancelled;
         }
         let pod_ips = if pod::is_host_network(pod) { &self.node.host_ips } else { &sandbox.ips };
+        self.objects.ready(pod, Need::Environment(container), cancel).await;
+        let services = match self.objects.service_variables(pod) {
+            Ok(services) => services,
+            Err(text) => return config_error(text),
+        };
         let variables = {
             let context = EnvContext {
                 pod,
@@ -82,8 +88,9 @@ impl Executor {
                 host_ips: &self.node.host_ips,
                 pod_ips,
                 capacity: &self.node.capacity,
-                objects: &self.objects,
+                objects: self.objects.of(pod),
                 pod_dir: &self.pod_dir(pod),
+                services: &services,
             };
             for text in skipped_keys(container, &context) {
                 self.recorder.event(pod, Some(name), Weight::Warning, "InvalidEnvironmentVariableNames", &text);
@@ -122,6 +129,9 @@ impl Executor {
             Ok(config) => cri::ContainerConfig { stop_signal: super::stop::stop_signal(container), ..config },
             Err(text) => return config_error(text),
         };
+        if let Err(text) = join_target(pod, name, observed, &mut config) {
+            return config_error(text);
+        }
         match self.host_ids.ensure(pod) {
             Ok(Some(first)) => crate::userns::apply_to_container(&mut config, first),
             Ok(None) => {}
@@ -166,7 +176,7 @@ impl Executor {
     /// Pulls with each of the credentials that fit until one works; without any, as nobody.
     async fn pull(&self, pod: &Pod, image: &str, sandbox_config: &cri::PodSandboxConfig) -> crate::Result<String> {
         let mut outcome = None;
-        let (credentials, problems) = pull_secret::credentials(pod, image, &self.objects);
+        let (credentials, problems) = pull_secret::credentials(pod, image, self.objects.of(pod));
         for text in problems {
             self.recorder.event(pod, None, Weight::Warning, "FailedToRetrieveImagePullSecret", &text);
         }
@@ -215,6 +225,7 @@ impl Executor {
         event("Pulling", &format!("Pulling image {wanted:?}"));
         let begun = Instant::now();
         let _pulling = PodUid::of(pod).map(|uid| self.doing.pull(&uid, container, wanted, self.config.clock.now()));
+        self.objects.ready(pod, Need::PullSecrets, cancel).await;
         let pulled = tokio::select! {
             pulled = self.pull(pod, &image, sandbox_config) => pulled,
             () = cancel.cancelled() => return Err(OpResult::Cancelled),
@@ -306,6 +317,21 @@ impl Executor {
             Ok(Some(source(mounted.to_string_lossy().into_owned())))
         })
     }
+}
+
+/// A container that was added to look into another one sees that one's processes.
+fn join_target(pod: &Pod, name: &str, observed: &PodObserved, config: &mut cri::ContainerConfig) -> Result<(), String> {
+    let mut added = pod::spec(pod).ephemeral_containers.iter().flatten();
+    let target = added.find(|container| container.name == name).and_then(|container| container.target_container_name.as_deref());
+    let Some(target) = target.filter(|target| !target.is_empty()) else { return Ok(()) };
+    let running = observed.newest(target).filter(|record| record.state == crate::observed::State::Running);
+    let id = running.map(|record| record.id.clone()).ok_or_else(|| format!("unable to find target container {target}"))?;
+    let security = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
+    if let Some(options) = security.and_then(|security| security.namespace_options.as_mut()) {
+        options.pid = cri::NamespaceMode::Target.into();
+        options.target_id = id;
+    }
+    Ok(())
 }
 
 /// Whether the container has a postStart hook.

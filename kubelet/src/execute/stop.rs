@@ -17,8 +17,17 @@ use crate::pod;
 use crate::record::Weight;
 use crate::{hook_record, hooks};
 
-/// What every container gets between SIGTERM and SIGKILL, whatever its hook or its turn took: the upstream's minimum.
+/// What a container gets at least between SIGTERM and SIGKILL after its hook or its turn took of the grace: the upstream's minimum.
 const LEAST_GRACE: i64 = 2;
+
+/// Seconds between SIGTERM and SIGKILL, after so much of the grace. The upstream gives two seconds to those with a grace of one too; who asks for
+/// one gets one here.
+fn left_of(grace: i64, used: Duration) -> i64 {
+    match i64::try_from(used.as_secs()).unwrap_or(i64::MAX) {
+        0 => grace.max(1),
+        used => grace.saturating_sub(used).max(LEAST_GRACE),
+    }
+}
 
 /// One stop of a batch.
 struct Stop<'a> {
@@ -52,14 +61,13 @@ impl Executor {
             let _over = stop.over.clone().drop_guard();
             let begun = Instant::now();
             let work = async {
-                let container = Some(stop.name).filter(|name| pod::all_containers(pod).any(|c| c.name == *name));
+                let container = Some(stop.name).filter(|name| pod::container(pod, name).is_some());
                 self.recorder.event(pod, container, Weight::Normal, "Killing", stop.message);
                 self.run_pre_stop(stop, pod, observed).await;
                 for earlier in stops.iter().filter(|other| other.stage < stop.stage) {
                     earlier.over.cancelled().await;
                 }
-                let used = i64::try_from(begun.elapsed().as_secs()).unwrap_or(i64::MAX);
-                self.runtime.stop_container(stop.id, stop.grace.saturating_sub(used).max(LEAST_GRACE)).await
+                self.runtime.stop_container(stop.id, left_of(stop.grace, begun.elapsed())).await
             };
             tokio::select! {
                 stopped = work => match stopped {
@@ -168,8 +176,7 @@ impl Executor {
                 () = cancel.cancelled() => return,
             }
         }
-        let used = i64::try_from(begun.elapsed().as_secs()).unwrap_or(i64::MAX);
-        if let Err(e) = self.runtime.stop_container(id, grace.saturating_sub(used).max(LEAST_GRACE)).await {
+        if let Err(e) = self.runtime.stop_container(id, left_of(grace, begun.elapsed())).await {
             tracing::warn!(pod = %pod::format_pod(pod), container = container.name, "error killing the container: {}", calls::message(&e));
         }
     }
@@ -179,4 +186,16 @@ impl Executor {
 pub(super) fn stop_signal(container: &Container) -> i32 {
     let name = container.lifecycle.as_ref().and_then(|l| l.stop_signal.as_deref()).unwrap_or_default();
     cri::Signal::from_str_name(name).unwrap_or(cri::Signal::RuntimeDefault).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_whole_grace_is_given_and_after_a_hook_at_least_two_seconds() {
+        let left = |grace, used| left_of(grace, Duration::from_millis(used));
+        assert_eq!([left(30, 0), left(1, 20), left(0, 0)], [30, 1, 1]);
+        assert_eq!([left(30, 10_000), left(5, 4_000), left(1, 1_000), left(5, 9_000)], [20, 2, 2, 2]);
+    }
 }

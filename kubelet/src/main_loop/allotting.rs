@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use tokio::task::JoinHandle;
 
 use super::Main;
+use super::letting_in::Verdict;
 use crate::admission::Rejection;
 use crate::cpus::Cpus;
 use crate::devices::{Devices, Refusal};
@@ -50,6 +51,8 @@ pub(super) struct Allotting {
     pub done: BTreeSet<PodUid>,
     /// Pods for which a plugin is still to come.
     waiting: BTreeSet<PodUid>,
+    /// Pods for which another one has to end first.
+    behind: BTreeSet<PodUid>,
     /// There are other devices than when the running one began.
     outdated: bool,
 }
@@ -70,6 +73,12 @@ impl Allotting {
     pub fn forget(&mut self, wanted: impl Fn(&PodUid) -> bool) {
         self.done.retain(&wanted);
         self.waiting.retain(&wanted);
+        self.behind.retain(&wanted);
+    }
+
+    /// A pod may have ended: who waits for that is tried again.
+    pub fn others_ended(&mut self) {
+        self.behind.clear();
     }
 
     /// There are other devices than before: who waits is tried again.
@@ -85,20 +94,21 @@ impl Allotting {
 
 impl Main {
     /// Whether the pod asks for devices and does not have them yet. What already runs has been given its own before.
-    pub(super) fn waits_for_allotment(&mut self, uid: &PodUid, pod: &Arc<Pod>) -> bool {
+    pub(super) fn waits_for_allotment(&mut self, uid: &PodUid, pod: &Arc<Pod>) -> Verdict {
         let asks = pod::all_containers(pod).any(|container| extended_resources(container).next().is_some());
         // What runs has its devices; processors it may have to be given, where they have not been managed before.
         let lacks = asks && !self.present.contains(uid) || self.executor.cpus.lacks(pod);
-        if !lacks || self.rejected.contains(uid) || self.allotting.done.contains(uid) {
-            return false;
+        if !lacks || self.allotting.done.contains(uid) {
+            return Verdict::In;
         }
-        if self.allotting.running.is_none() && !self.allotting.waiting.contains(uid) {
+        let waits = self.allotting.waiting.contains(uid) || self.allotting.behind.contains(uid);
+        if self.allotting.running.is_none() && !waits {
             self.release_allotments();
             self.allotting.outdated = false;
             let (devices, cpus) = (self.executor.devices.clone(), self.executor.cpus.clone());
             self.allotting.running = Some((uid.clone(), tokio::spawn(allot(devices, cpus, pod.clone()))));
         }
-        true
+        Verdict::Waits
     }
 
     pub(super) fn take_allotted(&mut self, uid: PodUid, result: Allotment) {
@@ -119,6 +129,10 @@ impl Main {
                         self.allotting.waiting.insert(uid);
                     }
                 }
+                Err(NotAllotted::Rejected(rejection)) if self.ending_pod_holds(&pod) => {
+                    self.wait_for_end(&uid, &pod, &rejection);
+                    self.allotting.behind.insert(uid);
+                }
                 Err(NotAllotted::Rejected(rejection)) => {
                     self.reject(&uid, &pod, &rejection);
                     self.queued.remove(&uid);
@@ -128,9 +142,19 @@ impl Main {
         self.start_queued();
     }
 
+    /// Whether a pod that ends has devices of a kind that this one asks for: they are given back in a moment.
+    fn ending_pod_holds(&self, pod: &Pod) -> bool {
+        let kinds = |pod: &Pod| -> BTreeSet<String> {
+            let all = pod::all_containers(pod);
+            all.flat_map(|container| extended_resources(container).map(|(name, _)| name.to_owned())).collect()
+        };
+        let wanted = kinds(pod);
+        self.ending_pods().any(|ending| !kinds(ending).is_disjoint(&wanted))
+    }
+
     /// Takes back the devices and processors of pods that are over.
     pub(super) fn release_allotments(&self) {
-        if !self.listed || !self.all_sources_ready() {
+        if !self.all_listed() {
             return;
         }
         let keep = |uid: &str| {

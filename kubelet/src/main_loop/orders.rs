@@ -34,8 +34,17 @@ impl Main {
                     let _ = handle.inbox.send(Message::NodeChanged(node.clone()));
                 }
             }
+            Order::ObjectsChanged(pods) => {
+                for handle in pods.iter().filter_map(|uid| self.workers.get(uid)) {
+                    let _ = handle.inbox.send(Message::ObjectsChanged);
+                }
+            }
             Order::LookAgain => self.start_queued(),
-            Order::CpusChanged => {
+            Order::NodeLooked(uid, looked) => {
+                self.second_looks.take(uid, looked);
+                self.start_queued();
+            }
+            Order::CpusChanged | Order::LookAtAll => {
                 for handle in self.workers.values() {
                     let _ = handle.inbox.send(Message::Look);
                 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
 use super::{Main, Pending};
+use crate::api::news;
 use crate::host_ports;
-use crate::pod::PodUid;
+use crate::pod::{self, PodUid};
 use crate::record::Weight;
 use crate::resize::{self, DEFERRED, Refusal};
 use crate::worker::{Message, resize_summary};
@@ -17,10 +18,17 @@ impl Main {
         updates.sort_by_key(|(uid, wanted)| self.workers.get(uid).is_some_and(|handle| resize::grows(&handle.pod, wanted)));
         for (uid, wanted) in updates {
             let Some(handle) = self.workers.get(&uid) else { continue };
-            if *handle.wanted() == wanted {
+            if Arc::ptr_eq(handle.wanted(), &wanted) || *handle.wanted() == wanted {
                 continue;
             }
-            match resize::differs(&handle.pod, &wanted) {
+            if !pod::is_static(&wanted)
+                && let Some(lacking) = news(handle.wanted(), &wanted)
+            {
+                // It runs already: whoever changed it is told, and what can be done is done.
+                let recorder = &self.executor.recorder;
+                recorder.event(&wanted, None, Weight::Warning, "FailedNodeDeclaredFeaturesCheck", &lacking);
+            }
+            match resize::differs(&handle.pod, &wanted) && !pod::is_deleting(&wanted) {
                 true => self.try_resize(&uid, wanted),
                 false => self.allocate(&uid, wanted),
             }
@@ -65,9 +73,21 @@ impl Main {
         if handle.pending.as_ref() == Some(&pending) {
             return;
         }
-        let Refusal { reason, message } = &pending.refusal;
-        let text = format!("Pod resize {reason}: {}", resize_summary(&pending.wanted, Some(message)));
-        self.executor.recorder.event(&pending.wanted, None, Weight::Warning, &format!("Resize{reason}"), &text);
+        let is_told = handle
+            .pending
+            .as_ref()
+            .is_some_and(|before| before.refusal == pending.refusal && !resize::differs(&before.wanted, &pending.wanted));
+        if !is_told {
+            let Refusal { reason, message } = &pending.refusal;
+            let text = format!("Pod resize {reason}: {}", resize_summary(&pending.wanted, Some(message)));
+            self.executor.recorder.event(&pending.wanted, None, Weight::Warning, &format!("Resize{reason}"), &text);
+        }
+        // Labels, gates, images and added containers do not wait with it.
+        let kept = resize::keep_resources(&pending.wanted, &handle.pod);
+        if kept != *handle.pod {
+            handle.pod = Arc::new(kept);
+            let _ = handle.inbox.send(Message::Update(handle.pod.clone()));
+        }
         handle.pending = Some(pending.clone());
         let _ = handle.inbox.send(Message::ResizePending(pending));
     }

@@ -3,6 +3,7 @@
 
 pub(crate) mod cadvisor;
 pub(crate) mod calls;
+pub mod certificates;
 pub mod families;
 pub(crate) mod own;
 pub(crate) mod process;

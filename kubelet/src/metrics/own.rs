@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ContainerState, Pod};
 
+use super::certificates::{self, Certificates};
 use super::text::Text;
 use super::{Metrics, families, process};
 use crate::{logs, pod};
@@ -16,6 +17,8 @@ pub(crate) struct About<'a> {
     pub(crate) pods: &'a [Arc<Pod>],
     pub(crate) node: &'a str,
     pub(crate) pod_logs: &'a Path,
+    /// The node's certificates, where it has some, and the second in which they are looked at.
+    pub(crate) certificates: Option<(Certificates, i64)>,
 }
 
 /// `/metrics`.
@@ -26,6 +29,9 @@ pub(crate) fn write(about: &About<'_>, out: &mut Text) {
     gauge(out, "kubelet_node_name", "The node's name. The count is always 1.", &[("node", about.node)], 1);
     let version = if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { 2 } else { 1 };
     gauge(out, "kubelet_cgroup_version", "cgroup version on the hosts.", &[], version);
+    if let Some((certificates, now)) = &about.certificates {
+        certificates::write(certificates, *now, out);
+    }
     pods(about.pods, out);
     log_sizes(about, out);
     let name = "kubernetes_build_info";

@@ -362,3 +362,19 @@ async fn a_running_container_is_moved_to_its_processors_once() {
     let later = |m: &mut PodMemory, now: Now| _ = m.pin_failures.insert("c0".into(), now.mono + Duration::from_secs(5));
     assert_eq!(steps("0-3", &later), "");
 }
+
+#[tokio::test]
+async fn an_added_container_starts_once_and_keeps_no_pod_alive() {
+    let spec = "{restartPolicy: Never, containers: [{name: c, image: i}]}";
+    let added = |mut scene: Scene| {
+        let container = serde_json::json!([{"name": "e", "image": "i", "targetContainerName": "c"}]);
+        scene.pod.spec.as_mut().unwrap().ephemeral_containers = serde_json::from_value(container).unwrap();
+        scene
+    };
+    let running = || added(Scene::new(spec)).sandbox(0, true).container("c", 0, Running, 0);
+    assert_eq!(running().steps(), "start e/0");
+    assert_eq!(running().container("e", 0, Running, 0).steps(), "");
+    assert_eq!(running().container("e", 0, Exited, 1).steps(), "");
+    let ended = added(Scene::new(spec)).sandbox(0, true).container("c", 0, Exited, 0).container("e", 0, Running, 0);
+    assert_eq!({ ended }.steps(), "stop e0 30, stop s0");
+}

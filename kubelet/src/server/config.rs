@@ -48,6 +48,8 @@ pub struct TlsConfig {
     pub cert_file: Option<PathBuf>,
     /// Its key in PEM (`tlsPrivateKeyFile`).
     pub key_file: Option<PathBuf>,
+    /// The two files are still to come (`serverTLSBootstrap`): until they do, handshakes fail and nothing else.
+    pub is_awaited: bool,
     /// Where the self-signed pair is kept (`--cert-dir`). `None`: `pki` in the kubelet's folder.
     pub cert_dir: Option<PathBuf>,
     /// The oldest version spoken (`tlsMinVersion`: `VersionTLS12` or `VersionTLS13`). `None`: 1.2.

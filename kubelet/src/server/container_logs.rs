@@ -110,7 +110,7 @@ fn choose_attempt(pod: &Pod, container: &str, previous: bool) -> Result<u32, Ref
     let status = pod.status.clone().unwrap_or_default();
     let bad = |message: String| Err((StatusCode::BAD_REQUEST, message));
     let Some(found) = status_of(&status, container) else {
-        if pod::all_containers(pod).any(|c| c.name == container) {
+        if pod::container(pod, container).is_some() {
             return bad(format!("container {container:?} in pod {name:?} is not available\n"));
         }
         return Err((StatusCode::NOT_FOUND, format!("container {container:?} not found in pod {name:?}\n")));

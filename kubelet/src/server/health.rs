@@ -13,6 +13,7 @@ struct State {
     turned: Instant,
     problems: Vec<String>,
     runtime_answers: bool,
+    listed: Option<Instant>,
 }
 
 /// Shared facts about the main loop.
@@ -25,7 +26,7 @@ pub struct Health {
 impl Health {
     /// Well until the main loop has not turned for `stuck`.
     pub fn new(stuck: Duration) -> Health {
-        let state = State { turned: Instant::now(), problems: Vec::new(), runtime_answers: true };
+        let state = State { turned: Instant::now(), problems: Vec::new(), runtime_answers: true, listed: None };
         Health { stuck, state: Arc::new(Mutex::new(state)) }
     }
 
@@ -50,7 +51,14 @@ impl Health {
 
     /// The runtime has answered.
     pub fn runtime_answered(&self) {
-        self.lock().runtime_answers = true;
+        let mut state = self.lock();
+        state.runtime_answers = true;
+        state.listed = Some(Instant::now());
+    }
+
+    /// When the runtime was last listed.
+    pub(crate) fn listed(&self) -> Option<Instant> {
+        self.lock().listed
     }
 
     /// The runtime has not answered.

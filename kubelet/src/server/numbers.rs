@@ -101,6 +101,7 @@ pub(super) async fn metrics(api: &Api) -> Response<Body> {
             pods: &api.table.list(),
             node: &api.config.node_name,
             pod_logs: &api.config.pod_logs_dir,
+            certificates: api.config.certificates.as_ref().map(|source| (source.look(), api.config.clock.now().as_second())),
         };
         own::write(&about, out);
     })

@@ -59,7 +59,7 @@ pub(super) async fn checkpoint(api: &Api, asked: &Asked<'_>, query: Option<&str>
         Ok(pod) => pod,
         Err(refused) => return *refused,
     };
-    if !crate::pod::all_containers(&pod).any(|c| c.name == asked.container) {
+    if crate::pod::container(&pod, asked.container).is_none() {
         let problem = format!("container {}/{}/{} does not exist", asked.namespace, asked.pod, asked.container);
         return text(StatusCode::NOT_FOUND, problem);
     }

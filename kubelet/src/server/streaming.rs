@@ -48,7 +48,7 @@ pub(super) async fn attach(api: &Api, asked: &lookup::Asked<'_>, request: Reques
         Ok(found) => found,
         Err(refused) => return *refused,
     };
-    let tty = pod::all_containers(&pod).any(|c| c.name == asked.container && c.tty == Some(true));
+    let tty = pod::container(&pod, asked.container).is_some_and(|c| c.tty == Some(true));
     let Streams { stdin, stdout, stderr, .. } = streams;
     let call = cri::AttachRequest { container_id: container.id, stdin, tty, stdout, stderr: stderr && !tty };
     join(api, api.runtime.attach_url(call).await, request).await

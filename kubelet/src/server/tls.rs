@@ -63,7 +63,10 @@ impl Tls {
         let provider = Arc::new(provider(tls)?);
         let versions = versions(tls)?;
         let stamp = stamp(&cert, &key, bundle.as_deref());
-        let (server, authorities) = read(&cert, &key, bundle.as_deref(), &provider, &versions)?;
+        let (server, authorities) = match read(&cert, &key, bundle.as_deref(), &provider, &versions) {
+            Err(_) if tls.is_awaited && !cert.exists() => (without_certificate(&cert, &provider, &versions)?, None),
+            read => read?,
+        };
         let loaded = Mutex::new(Loaded { stamp, server, authorities });
         Ok(Tls { cert, key, bundle, provider, versions, loaded })
     }
@@ -156,6 +159,27 @@ fn read(
     server.session_storage = Arc::new(NoServerSessionStorage {});
     server.send_tls13_tickets = 0;
     Ok((Arc::new(server), authorities))
+}
+
+/// A configuration with which every handshake fails.
+fn without_certificate(
+    cert: &Path,
+    provider: &Arc<CryptoProvider>,
+    versions: &[&'static SupportedProtocolVersion],
+) -> Result<Arc<ServerConfig>> {
+    let builder = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions);
+    let builder = builder.map_err(|e| certificate_error(cert, e))?.with_no_client_auth();
+    Ok(Arc::new(builder.with_cert_resolver(Arc::new(NoneYet))))
+}
+
+/// There is no certificate to show.
+#[derive(Debug)]
+struct NoneYet;
+
+impl rustls::server::ResolvesServerCert for NoneYet {
+    fn resolve(&self, _: rustls::server::ClientHello<'_>) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        None
+    }
 }
 
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
@@ -320,6 +344,22 @@ fn curve(name: &str) -> Result<&'static dyn SupportedKxGroup> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn an_awaited_certificate_is_served_when_it_comes() {
+        let folder = tempfile::tempdir().unwrap();
+        let pair = folder.path().join("kubelet-server-current.pem");
+        let mut config = Config::new("n", tonic::transport::Endpoint::from_static("http://unused").connect_lazy());
+        config.server.tls.cert_file = Some(pair.clone());
+        config.server.tls.key_file = Some(pair.clone());
+        assert!(Tls::load(&config).is_err(), "a named file has to be there");
+        config.server.tls.is_awaited = true;
+        let tls = Tls::load(&config).unwrap();
+        assert!(tls.current().server.alpn_protocols.is_empty());
+        let made = rcgen::generate_simple_self_signed(vec!["n".to_owned()]).unwrap();
+        std::fs::write(&pair, made.cert.pem() + &made.signing_key.serialize_pem()).unwrap();
+        assert_eq!(tls.current().server.alpn_protocols.len(), 2, "read when it came");
+    }
 
     #[test]
     fn names_of_go_are_known_and_others_refused_by_name() {

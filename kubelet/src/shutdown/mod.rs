@@ -73,7 +73,7 @@ impl Shutdown {
 
     /// Ends all pods, group by group; comes back when they have ended or their time is over.
     async fn end_pods(&self) {
-        self.recorder.node_event(Weight::Normal, "NodeShutdown", "Shutdown manager detected shutdown event");
+        self.recorder.node_event(Weight::Normal, "Shutdown", "Shutdown manager detected shutdown event");
         self.state.change(|conditions| conditions.shutting_down = true);
         for (at, step) in self.steps.iter().enumerate() {
             let steps = self.steps.clone();
@@ -125,7 +125,9 @@ impl Shutdown {
                 // Closing it lets the machine go down.
                 inhibitor = None;
             } else {
-                self.state.change(|conditions| conditions.shutting_down = false);
+                if self.state.change(|conditions| conditions.shutting_down = false).shutting_down {
+                    self.recorder.node_event(Weight::Normal, "Shutdown", "Shutdown manager detected shutdown cancellation");
+                }
                 if inhibitor.is_none() {
                     inhibitor = Some(logind.inhibit().await?);
                 }

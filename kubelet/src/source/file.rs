@@ -432,6 +432,8 @@ impl Scanner {
             objects: Vec::new(),
             problems: Vec::new(),
             rejected: self.rejected.clone(),
+            is_remembered: false,
+            withheld: Vec::new(),
         };
         let mut uids = BTreeSet::new();
         for (path, state) in &self.files {

@@ -101,7 +101,7 @@ fn validate_metadata(metadata: &ObjectMeta, problems: &mut Problems) {
 }
 
 /// What a label may be called: a name, behind a DNS subdomain where there is one.
-fn is_qualified_name(text: &str) -> bool {
+pub(crate) fn is_qualified_name(text: &str) -> bool {
     match text.split_once('/') {
         Some((prefix, name)) => is_dns_subdomain(prefix) && is_name_part(name),
         None => is_name_part(text),

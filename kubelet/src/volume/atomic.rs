@@ -46,7 +46,7 @@ pub fn is_written(folder: &Path) -> bool {
 
 fn readable(file: &FileContent, group: Option<u32>) -> FileContent {
     let mode = if group.is_some() { file.mode | 0o440 } else { file.mode };
-    FileContent { bytes: file.bytes.clone(), mode }
+    FileContent { bytes: file.bytes.clone(), mode, owner: file.owner }
 }
 
 /// A relative path of plain names, none of which looks like one of ours.
@@ -76,6 +76,7 @@ fn holds(data: &Path, payload: &Payload, group: Option<u32>) -> bool {
         metadata.is_file()
             && metadata.permissions().mode() & 0o7777 == file.mode
             && group.is_none_or(|group| metadata.gid() == group)
+            && file.owner.is_none_or(|owner| metadata.uid() == owner)
             && fs::read(&at).is_ok_and(|bytes| bytes == file.bytes)
     })
 }
@@ -129,8 +130,8 @@ fn fill(folder: &Path, payload: &Payload, group: Option<u32>) -> io::Result<()> 
             }
         }
         create(&at, &file.bytes)?;
-        if group.is_some() {
-            std::os::unix::fs::chown(&at, None, group)?;
+        if group.is_some() || file.owner.is_some() {
+            std::os::unix::fs::chown(&at, file.owner, group)?;
         }
         // After the owner: a change of owner takes bits away.
         fs::set_permissions(&at, fs::Permissions::from_mode(file.mode))?;
@@ -193,7 +194,7 @@ mod tests {
     use super::*;
 
     fn payload(files: &[(&str, &str, u32)]) -> Payload {
-        let file = |text: &str, mode| FileContent { bytes: text.as_bytes().to_vec(), mode };
+        let file = |text: &str, mode| FileContent { bytes: text.as_bytes().to_vec(), mode, owner: None };
         files.iter().map(|(path, text, mode)| ((*path).to_owned(), file(text, *mode))).collect()
     }
 

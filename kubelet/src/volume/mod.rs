@@ -11,7 +11,7 @@ pub mod mounts;
 mod nfs;
 pub mod ownership;
 pub mod payload;
-mod persistent;
+pub(crate) mod persistent;
 pub mod sub_path;
 mod tear_down;
 
@@ -68,9 +68,11 @@ pub fn create_private_dir(path: &Path) -> io::Result<()> {
 }
 
 /// Volumes that some container mounts.
-fn used(pod: &Pod) -> Vec<&Volume> {
+pub(crate) fn used(pod: &Pod) -> Vec<&Volume> {
     let containers = pod::init_containers(pod).iter().chain(&pod::spec(pod).containers);
-    let names: BTreeSet<&str> = containers.flat_map(|c| c.volume_mounts.iter().flatten()).map(|m| m.name.as_str()).collect();
+    let added = pod::spec(pod).ephemeral_containers.iter().flatten().map(|c| &c.volume_mounts);
+    let mounts = containers.map(|c| &c.volume_mounts).chain(added).flatten().flatten();
+    let names: BTreeSet<&str> = mounts.map(|m| m.name.as_str()).collect();
     pod::spec(pod).volumes.iter().flatten().filter(|v| names.contains(v.name.as_str())).collect()
 }
 
@@ -147,13 +149,20 @@ pub fn set_up(context: &VolumeContext<'_>, begun: bool, now: Timestamp) -> Resul
         } else if let Some(found) = persistent::find(context, volume) {
             found.and_then(|found| persistent::set_up(context, &found, begun))
         } else {
-            Err("volume type is not supported".to_owned())
+            Err(unsupported(volume))
         };
         // The others do not wait for it: what of them changes reaches a pod that runs.
         let failed = |e| format!("MountVolume.SetUp failed for volume {:?} : {e}", volume.name);
         outcome = outcome.and(result.map_err(failed));
     }
     outcome
+}
+
+/// Names the volume's type, which is the field beside its name.
+fn unsupported(volume: &Volume) -> String {
+    let fields = serde_json::to_value(volume).unwrap_or_default();
+    let kind = fields.as_object().and_then(|fields| fields.keys().find(|field| *field != "name"));
+    format!("volume type {} is not supported", kind.map_or("(none)", String::as_str))
 }
 
 /// Whether every used volume was set up once and still is, be it with old content: a container that starts finds it.
@@ -194,7 +203,7 @@ fn set_up_files(
     in_memory: bool,
     now: Timestamp,
 ) -> Result<(), String> {
-    let collected = payload::collect(context, volume).unwrap_or_else(|| Err("volume type is not supported".to_owned()));
+    let collected = payload::collect(context, volume).unwrap_or_else(|| Err(unsupported(volume)));
     let files = match collected {
         Ok(files) => files,
         // What a running pod has been given stays, whatever became of where it came from.

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{
-    Container, DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource, ResourceFieldSelector, Volume, VolumeProjection,
+    Container, DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource, ResourceFieldSelector,
+    ServiceAccountTokenProjection, Volume, VolumeProjection,
 };
 
-use super::VolumeContext;
+use super::{VolumeContext, empty_dir};
 use crate::env::{self, EnvContext};
 use crate::pod;
 
@@ -19,6 +20,8 @@ pub struct FileContent {
     pub bytes: Vec<u8>,
     /// Its permission bits.
     pub mode: u32,
+    /// Whose it is; `None`: root's.
+    pub owner: Option<u32>,
 }
 
 /// The files of a volume, by their paths in it.
@@ -60,7 +63,7 @@ fn bits(mode: i32) -> u32 {
 }
 
 fn config_map(context: &VolumeContext<'_>, name: &str, choice: &Choice<'_>, payload: &mut Payload) -> Result<(), String> {
-    let Some(map) = context.objects.config_map(pod::namespace(context.pod), name) else {
+    let Some(map) = context.objects.config_map(pod::namespace(context.pod), name)? else {
         return if choice.optional { Ok(()) } else { Err(format!("configmap {name:?} not found")) };
     };
     let text = map.data.iter().flatten().map(|(key, value)| (key.as_str(), value.as_bytes()));
@@ -70,7 +73,7 @@ fn config_map(context: &VolumeContext<'_>, name: &str, choice: &Choice<'_>, payl
 }
 
 fn secret(context: &VolumeContext<'_>, name: &str, choice: &Choice<'_>, payload: &mut Payload) -> Result<(), String> {
-    let Some(secret) = context.objects.secret(pod::namespace(context.pod), name) else {
+    let Some(secret) = context.objects.secret(pod::namespace(context.pod), name)? else {
         return if choice.optional { Ok(()) } else { Err(format!("secret {name:?} not found")) };
     };
     let bytes = |(key, value): (&'_ String, &'_ ByteString)| (key.clone(), value.0.clone());
@@ -86,7 +89,7 @@ fn choose(
     payload: &mut Payload,
 ) -> Result<(), String> {
     let Some(items) = choice.items.filter(|items| !items.is_empty()) else {
-        let file = |bytes: &[u8]| FileContent { bytes: bytes.to_vec(), mode: bits(choice.mode) };
+        let file = |bytes: &[u8]| FileContent { bytes: bytes.to_vec(), mode: bits(choice.mode), owner: None };
         payload.extend(data.iter().map(|(key, bytes)| ((*key).to_owned(), file(bytes))));
         return Ok(());
     };
@@ -98,7 +101,7 @@ fn choose(
             return Err(missing(&item.key));
         };
         let mode = bits(item.mode.unwrap_or(choice.mode));
-        payload.insert(item.path.clone(), FileContent { bytes: bytes.to_vec(), mode });
+        payload.insert(item.path.clone(), FileContent { bytes: bytes.to_vec(), mode, owner: None });
     }
     Ok(())
 }
@@ -106,7 +109,10 @@ fn choose(
 fn projected(context: &VolumeContext<'_>, source: &ProjectedVolumeSource, payload: &mut Payload) -> Result<(), String> {
     let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
     for part in source.sources.iter().flatten() {
-        let VolumeProjection { config_map: map, secret: hidden, downward_api, .. } = part;
+        let VolumeProjection { config_map: map, secret: hidden, downward_api, service_account_token: account, .. } = part;
+        if part.cluster_trust_bundle.is_some() || part.pod_certificate.is_some() {
+            return Err("clusterTrustBundle and podCertificate projections are not supported by berth".to_owned());
+        }
         if let Some(map) = map {
             let choice = Choice { items: map.items.as_deref(), mode, optional: map.optional == Some(true) };
             config_map(context, &map.name, &choice, payload)?;
@@ -118,8 +124,37 @@ fn projected(context: &VolumeContext<'_>, source: &ProjectedVolumeSource, payloa
         if let Some(fields) = downward_api {
             downward(context, fields.items.as_deref().unwrap_or_default(), mode, payload)?;
         }
+        if let Some(account) = account {
+            payload.insert(account.path.clone(), token_file(context, account, mode)?);
+        }
     }
     Ok(())
+}
+
+/// Seconds that a token lives for where nobody says otherwise: what the API server writes into such projections.
+pub(crate) const TOKEN_SECONDS: i64 = 3600;
+
+/// Audience and life of the token of a projection.
+pub(crate) fn wanted_token(projection: &ServiceAccountTokenProjection) -> (&str, i64) {
+    (projection.audience.as_deref().unwrap_or_default(), projection.expiration_seconds.unwrap_or(TOKEN_SECONDS))
+}
+
+/// A token's file: for the pod's only user, or its group, and nobody else; without either for whoever the volume is for.
+fn token_file(context: &VolumeContext<'_>, projection: &ServiceAccountTokenProjection, mode: i32) -> Result<FileContent, String> {
+    let (audience, seconds) = wanted_token(projection);
+    let token = context.objects.token(context.pod, audience, seconds)?;
+    let owner = only_user(context.pod);
+    let private = owner.is_some() || empty_dir::fs_group(context.pod).is_some();
+    let mode = if private { 0o600 } else { bits(mode) };
+    Ok(FileContent { bytes: token.text.clone().into_bytes(), mode, owner })
+}
+
+/// The user that all containers of the pod say they run as.
+fn only_user(pod: &Pod) -> Option<u32> {
+    let of_pod = pod::spec(pod).security_context.as_ref().and_then(|s| s.run_as_user);
+    let mut users = pod::all_containers(pod).map(|c| c.security_context.as_ref().and_then(|s| s.run_as_user).or(of_pod));
+    let first = users.next()??;
+    users.all(|user| user == Some(first)).then(|| u32::try_from(first).ok())?
 }
 
 fn downward(
@@ -135,7 +170,7 @@ fn downward(
             (None, None) => return Err(format!("{}: neither fieldRef nor resourceFieldRef", item.path)),
         };
         let mode = bits(item.mode.unwrap_or(mode));
-        payload.insert(item.path.clone(), FileContent { bytes: text.into_bytes(), mode });
+        payload.insert(item.path.clone(), FileContent { bytes: text.into_bytes(), mode, owner: None });
     }
     Ok(())
 }
@@ -202,6 +237,7 @@ fn resource_field(context: &VolumeContext<'_>, selector: &ResourceFieldSelector)
         capacity: context.capacity,
         objects: context.objects,
         pod_dir: context.dir,
+        services: &[],
     };
     env::resource_field(selector, container, &fields)
 }
@@ -245,6 +281,40 @@ stringData: {password: hunter2}
         let volume = pod::spec(&pod).volumes.as_ref().unwrap()[0].clone();
         let files = collect(&context, &volume).expect("a volume of files")?;
         Ok(files.into_iter().map(|(path, f)| (path, String::from_utf8_lossy(&f.bytes).into_owned(), f.mode)).collect())
+    }
+
+    #[test]
+    fn a_token_is_the_only_users_and_what_is_not_there_is_refused() {
+        let pod = |of_pod: serde_json::Value, users: [Option<i64>; 2]| -> Pod {
+            let container = |user: Option<i64>| serde_json::json!({"name": "c", "securityContext": {"runAsUser": user}});
+            let containers = users.map(container);
+            let spec = serde_json::json!({"securityContext": {"runAsUser": of_pod}, "initContainers": [containers[0]], "containers": [containers[1]]});
+            serde_json::from_value(serde_json::json!({"metadata": {"name": "a", "uid": "u"}, "spec": spec})).unwrap()
+        };
+        let (none, five) = (serde_json::Value::Null, serde_json::json!(5));
+        for (of_pod, users, expected) in [
+            (&none, [Some(7), Some(7)], Some(7)),
+            (&none, [Some(7), None], None),
+            (&none, [Some(7), Some(8)], None),
+            (&five, [None, None], Some(5)),
+            (&five, [None, Some(6)], None),
+            (&none, [None, None], None),
+        ] {
+            assert_eq!(only_user(&pod(of_pod.clone(), users)), expected, "{of_pod} {users:?}");
+        }
+        let (objects, capacity, services) = (LocalObjects::default(), Capacity::default(), crate::volume::Services::default());
+        let pod = pod(none, [None, None]);
+        let context =
+            VolumeContext { pod: &pod, dir: Path::new("/none"), capacity: &capacity, objects: &objects, services: &services };
+        for (part, expected) in [
+            (serde_json::json!({"clusterTrustBundle": {"path": "x"}}), "not supported by berth"),
+            (serde_json::json!({"podCertificate": {"keyType": "ED25519", "signerName": "s"}}), "not supported by berth"),
+            (serde_json::json!({"serviceAccountToken": {"path": "x"}}), "need an API server"),
+        ] {
+            let source = serde_json::from_value(serde_json::json!({"sources": [part]})).unwrap();
+            let error = projected(&context, &source, &mut Payload::new()).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 
     fn file(path: &str, text: &str, mode: u32) -> (String, String, u32) {

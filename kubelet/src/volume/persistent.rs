@@ -8,7 +8,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use berth_linux::mount::{AttrChange, MountAttrs, MoveMountFlags, mount_setattr, move_mount, open_tree};
-use k8s_openapi::api::core::v1::{HostPathVolumeSource, NFSVolumeSource, PersistentVolume, Volume};
+use k8s_openapi::api::core::v1::{HostPathVolumeSource, NFSVolumeSource, PersistentVolume, Pod, Volume};
 
 use super::csi::{self, CsiVolume};
 use super::ownership::{self, Ownership};
@@ -81,13 +81,17 @@ pub(super) fn find(context: &VolumeContext<'_>, volume: &Volume) -> Option<Resul
             options: Vec::new(),
         }));
     }
-    let source = volume.persistent_volume_claim.as_ref()?;
+    let claim = claim_name(context.pod, volume)?;
+    let read_only = volume.persistent_volume_claim.as_ref().is_some_and(|source| source.read_only == Some(true));
     let services = context.services;
     let namespace = pod::namespace(context.pod);
-    let found = services.claims.volume_of(namespace, &source.claim_name, context.objects, &services.node_name);
+    let found = context
+        .objects
+        .bound_volume(context.pod, &claim)
+        .unwrap_or_else(|| services.claims.volume_of(namespace, &claim, context.objects, &services.node_name));
     Some(found.and_then(|volume| {
-        let mut persistent = of_volume(&volume, services)?;
-        persistent.read_only |= source.read_only == Some(true);
+        let mut persistent = of_volume(&volume, context)?;
+        persistent.read_only |= read_only;
         if let Backing::Csi(csi) = &mut persistent.backing {
             csi.read_only = persistent.read_only;
         }
@@ -95,10 +99,20 @@ pub(super) fn find(context: &VolumeContext<'_>, volume: &Volume) -> Option<Resul
     }))
 }
 
-fn of_volume(volume: &PersistentVolume, services: &super::Services) -> Result<Persistent, String> {
+/// The claim of a volume that has one: the one it names, or the one that is made for the pod and has its name.
+pub(crate) fn claim_name(pod: &Pod, volume: &Volume) -> Option<String> {
+    match (&volume.persistent_volume_claim, &volume.ephemeral) {
+        (Some(source), _) => Some(source.claim_name.clone()),
+        (None, Some(_)) => Some(format!("{}-{}", pod::name(pod), volume.name)),
+        (None, None) => None,
+    }
+}
+
+fn of_volume(volume: &PersistentVolume, context: &VolumeContext<'_>) -> Result<Persistent, String> {
+    let node = &context.services.node_name;
     let name = volume.metadata.name.clone().unwrap_or_default();
     let spec = volume.spec.clone().unwrap_or_default();
-    if !claim::fits_node(&spec, &claim::node_labels(&services.node_name), &services.node_name) {
+    if !claim::fits_node(&spec, &context.objects.node_labels(node), node) {
         return Err(format!("NodeAffinity check failed for volume {name:?}: no matching NodeSelectorTerms"));
     }
     let mut read_only = false;

@@ -11,6 +11,7 @@ use crate::plan::PodOp;
 use crate::pod;
 use crate::record::Weight;
 use crate::resources::container_resources;
+use crate::volume::csi;
 
 /// How `berth why` is told of a container that its postStart hook has ended.
 const POST_START: &str = "postStart";
@@ -64,6 +65,9 @@ impl Worker {
         match op {
             PodOp::Prepare => {
                 self.memory.prepared = !self.stale;
+                let executor = &self.executor;
+                let again = csi::is_republished(&executor.pod_dir(&self.pod), executor.objects.of(&self.pod));
+                self.republish = again.then(|| Instant::now() + executor.config.timing.republish);
                 self.memory.released = false;
                 if self.memory.outdated.take().is_some() {
                     self.memory.pod_error = None;

@@ -39,6 +39,8 @@ pub struct State {
     pub pullable: Vec<String>,
     pub calls: Vec<(Instant, String)>,
     pub network_ready: bool,
+    /// It answers, and says that it is not ready.
+    pub ill: bool,
     pub without_events: bool,
     pub user_namespaces: bool,
     /// Sandboxes are not listed: the runtime does not answer.
@@ -432,8 +434,11 @@ impl RuntimeService for FakeCri {
             reason: "Why".into(),
             message: "because".into(),
         };
-        let conditions = vec![condition("RuntimeReady", true), condition("NetworkReady", self.lock().network_ready)];
-        let user_namespaces = self.lock().user_namespaces;
+        let (ready, network, user_namespaces) = {
+            let state = self.lock();
+            (!state.ill, state.network_ready, state.user_namespaces)
+        };
+        let conditions = vec![condition("RuntimeReady", ready), condition("NetworkReady", network)];
         let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts: false, user_namespaces };
         let runtime_handlers = vec![cri::RuntimeHandler { name: String::new(), features: Some(features) }];
         let status = Some(cri::RuntimeStatus { conditions });

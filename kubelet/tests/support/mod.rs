@@ -90,6 +90,9 @@ impl Node {
         let (stop, task) = self.running.take().unwrap();
         stop.cancel();
         tokio::time::timeout(Duration::from_secs(3600), task).await.unwrap().unwrap().unwrap();
+        let reasons = self.recorder.as_ref().unwrap().list().into_iter().filter_map(|event| event.reason);
+        let unknown: Vec<String> = reasons.filter(|reason| !berth_kubelet::reasons::is_known(reason)).collect();
+        assert!(unknown.is_empty(), "reasons that are in no table: {unknown:?}");
     }
 
     /// Answer of the API: status line's code and body.

@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::{Pod, Volume};
 use rustix::fs::inotify;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
@@ -42,7 +42,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(122);
 
 /// A driver that has registered.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Driver {
     /// Its name.
     pub name: String,
@@ -56,6 +56,10 @@ pub struct Driver {
     pub gives_to_group: bool,
     /// It tells apart one and several writers on one node.
     pub knows_writers: bool,
+    /// Where it says that this node is, for the scheduler.
+    pub topology: BTreeMap<String, String>,
+    /// How many volumes it can have on this node; 0: it does not say.
+    pub max_volumes: i64,
 }
 
 impl Driver {
@@ -87,6 +91,7 @@ pub struct Drivers {
     known: Arc<RwLock<BTreeMap<String, Driver>>>,
     locks: Arc<Locks>,
     callers: Arc<Callers>,
+    changed: Arc<Notify>,
 }
 
 /// One socket of the registry, as it is now: a driver that restarts makes a new one under the old name.
@@ -149,11 +154,18 @@ impl Drivers {
     fn add(&self, driver: Driver) {
         tracing::info!(driver = driver.name, node = driver.node_id, endpoint = %driver.endpoint.display(), "CSI driver is registered");
         self.known.write().unwrap_or_else(PoisonError::into_inner).insert(driver.name.clone(), driver);
+        self.changed.notify_one();
     }
 
     fn remove(&self, name: &str) {
         tracing::info!(driver = name, "CSI driver is gone");
         self.known.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.changed.notify_one();
+    }
+
+    /// Comes back when drivers have come or gone since it last did; one task waits.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     /// The drivers whose sockets answer now, without telling them anything: for who only takes down.
@@ -354,6 +366,8 @@ async fn driver_of(info: &PluginInfo, socket: &Path) -> Result<Driver, String> {
         stages: has(Rpc::StageUnstageVolume),
         gives_to_group: has(Rpc::VolumeMountGroup),
         knows_writers: has(Rpc::SingleNodeMultiWriter),
+        topology: node.accessible_topology.map(|topology| topology.segments.into_iter().collect()).unwrap_or_default(),
+        max_volumes: node.max_volumes_per_node,
     })
 }
 

@@ -10,6 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
+use k8s_openapi::api::core::v1::PersistentVolume;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -18,13 +19,32 @@ use self::wire::v1::{NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest};
 use super::ownership::{self, Ownership};
 use super::{VolumeContext, create_private_dir, mounts};
 use crate::atomic_file;
-use crate::pod;
+use crate::objects::Objects;
+use crate::pod::{self, PodUid};
 
 pub(super) use self::request::CsiVolume;
+pub(crate) use self::request::token_requests;
 
 /// The folder of a pod's CSI volumes.
 pub(super) const PLUGIN: &str = "kubernetes.io~csi";
 const DATA: &str = "vol_data.json";
+
+/// A driver's volume.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Handle {
+    /// The driver.
+    pub(crate) driver: String,
+    /// The volume's handle.
+    pub(crate) handle: String,
+}
+
+impl Handle {
+    /// Of a PersistentVolume of a driver.
+    pub(crate) fn of(volume: &PersistentVolume) -> Option<Handle> {
+        let source = volume.spec.as_ref()?.csi.as_ref()?;
+        Some(Handle { driver: source.driver.clone(), handle: source.volume_handle.clone() })
+    }
+}
 
 /// What is on disk of a volume, with the upstream's keys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,6 +129,14 @@ fn wait<T>(calls: impl Future<Output = Result<T, String>>) -> Result<T, String> 
     }
 }
 
+/// Whether the driver of a volume that the pod has wants to publish it again now and then.
+pub(crate) fn is_republished(pod_dir: &Path, objects: &dyn Objects) -> bool {
+    let drivers =
+        folders(&pod_dir.join("volumes").join(PLUGIN)).into_iter().filter_map(|folder| VolumeData::load(&folder).ok()?);
+    let wants = |data: VolumeData| objects.csi_driver(&data.driver_name).ok()?.and_then(|driver| driver.spec.requires_republish);
+    drivers.into_iter().any(|data| wants(data) == Some(true))
+}
+
 /// Has the volume staged and published, unless it is. Blocking.
 pub(super) fn set_up(context: &VolumeContext<'_>, volume: &CsiVolume) -> Result<(), String> {
     let drivers = &context.services.drivers;
@@ -124,7 +152,8 @@ pub(super) fn set_up(context: &VolumeContext<'_>, volume: &CsiVolume) -> Result<
     let on_record = VolumeData::load(&folder).map_err(|e| failed("read the record of", &folder, e))?;
     let on_record = on_record.filter(|r| r.driver_name == volume.driver && r.volume_handle == volume.handle);
     let pending = on_record.as_ref().is_some_and(|r| !r.group_pending.is_empty());
-    let again = context.objects.csi_driver(&volume.driver).is_some_and(|d| d.spec.requires_republish == Some(true));
+    let document = context.objects.csi_driver(&volume.driver)?;
+    let again = document.as_ref().is_some_and(|d| d.spec.requires_republish == Some(true));
     // A pod that runs needs no driver.
     let published = on_record.is_some() && is_mounted(&target)? && !again;
     if published && !pending {
@@ -132,11 +161,11 @@ pub(super) fn set_up(context: &VolumeContext<'_>, volume: &CsiVolume) -> Result<
     }
     let driver = drivers.get(&volume.driver)?;
     let data = VolumeData::of(volume, &driver);
-    let ownership = volume.ownership(&driver, context);
+    let ownership = volume.ownership(&driver, document.as_deref(), context);
     if published {
         return give(&folder, &target, &data, ownership);
     }
-    let secrets = request::Secrets::of(volume, context)?;
+    let secrets = request::Secrets::of(volume, document.as_deref(), context)?;
     // Whoever finds it published after a crash knows that it may be nobody's yet.
     let group_pending = ownership.map(|_| "true".to_owned()).unwrap_or_default();
     let record = VolumeData { group_pending, ..data.clone() };
@@ -222,6 +251,20 @@ fn is_used(kubelet_root: &Path, data: &VolumeData, except: Option<&Path>) -> boo
         // Nobody knows whose it is.
         Err(_) => true,
     })
+}
+
+/// The volumes of drivers that pods have on this machine, but for those that are a pod's alone.
+pub(crate) fn mounted(kubelet_root: &Path) -> Vec<(PodUid, Handle)> {
+    let pods = folders(&kubelet_root.join("pods"));
+    let of_pod = |pod: &PathBuf| {
+        let uid = PodUid::new(pod.file_name()?.to_str()?)?;
+        let loaded =
+            folders(&pod.join("volumes").join(PLUGIN)).into_iter().filter_map(|folder| VolumeData::load(&folder).ok()?);
+        let lasting = loaded.filter(|data| data.volume_lifecycle_mode == "Persistent");
+        let handles = lasting.map(|data| Handle { driver: data.driver_name, handle: data.volume_handle });
+        Some(handles.map(move |handle| (uid.clone(), handle)).collect::<Vec<_>>())
+    };
+    pods.iter().filter_map(of_pod).flatten().collect()
 }
 
 /// Staged volumes that no pod has: what a kubelet left that ended between two steps.

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use k8s_openapi::api::core::v1::{CSIPersistentVolumeSource, CSIVolumeSource, PersistentVolumeSpec, SecretReference, Volume};
 
+use k8s_openapi::api::storage::v1::CSIDriver;
+
 use super::drivers::Driver;
 use super::wire::v1::volume_capability::access_mode::Mode;
 use super::wire::v1::volume_capability::{AccessMode, AccessType, MountVolume};
@@ -56,7 +58,7 @@ impl CsiVolume {
         volume: &Volume,
         source: &CSIVolumeSource,
     ) -> Result<CsiVolume, String> {
-        let driver = context.objects.csi_driver(&source.driver);
+        let driver = context.objects.csi_driver(&source.driver)?;
         let modes = driver.as_ref().and_then(|d| d.spec.volume_lifecycle_modes.clone()).unwrap_or_default();
         if !modes.iter().any(|mode| mode == "Ephemeral") {
             return Err(format!(
@@ -85,6 +87,7 @@ impl CsiVolume {
         let mode = match self.access_mode.as_str() {
             "ReadOnlyMany" => Mode::MultiNodeReaderOnly,
             "ReadWriteMany" => Mode::MultiNodeMultiWriter,
+            "ReadWriteOncePod" if driver.knows_writers => Mode::SingleNodeSingleWriter,
             _ if driver.knows_writers => Mode::SingleNodeMultiWriter,
             _ => Mode::SingleNodeWriter,
         };
@@ -97,6 +100,14 @@ impl CsiVolume {
         VolumeCapability { access_mode: Some(AccessMode { mode: mode.into() }), access_type: Some(AccessType::Mount(mount)) }
     }
 
+    /// What the attacher says of it; of one that is the pod's alone there is none.
+    fn publish_context(&self, context: &VolumeContext<'_>) -> HashMap<String, String> {
+        match self.ephemeral {
+            true => HashMap::new(),
+            false => context.objects.publish_context(&self.driver, &self.handle).into_iter().collect(),
+        }
+    }
+
     pub(super) fn stage_request(
         &self,
         driver: &Driver,
@@ -106,7 +117,7 @@ impl CsiVolume {
     ) -> NodeStageVolumeRequest {
         NodeStageVolumeRequest {
             volume_id: self.handle.clone(),
-            publish_context: HashMap::new(),
+            publish_context: self.publish_context(context),
             staging_target_path: mount.to_string_lossy().into_owned(),
             volume_capability: Some(self.capability(driver, context)),
             secrets: secrets.stage.clone(),
@@ -123,12 +134,10 @@ impl CsiVolume {
         context: &VolumeContext<'_>,
     ) -> NodePublishVolumeRequest {
         let mut volume_context = self.attributes.clone();
-        if context.objects.csi_driver(&driver.name).is_some_and(|d| d.spec.pod_info_on_mount == Some(true)) {
-            volume_context.extend(pod_info(context, self.ephemeral));
-        }
+        volume_context.extend(secrets.pod_info.clone());
         NodePublishVolumeRequest {
             volume_id: self.handle.clone(),
-            publish_context: HashMap::new(),
+            publish_context: self.publish_context(context),
             staging_target_path: staged.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
             target_path: target.to_string_lossy().into_owned(),
             volume_capability: Some(self.capability(driver, context)),
@@ -139,9 +148,13 @@ impl CsiVolume {
     }
 
     /// What the kubelet gives the files to, by the driver's `fsGroupPolicy`; nothing where the driver does it.
-    pub(super) fn ownership(&self, driver: &Driver, context: &VolumeContext<'_>) -> Option<Ownership> {
-        let document = context.objects.csi_driver(&driver.name);
-        let policy = document.as_ref().and_then(|d| d.spec.fs_group_policy.as_deref()).unwrap_or("ReadWriteOnceWithFSType");
+    pub(super) fn ownership(
+        &self,
+        driver: &Driver,
+        document: Option<&CSIDriver>,
+        context: &VolumeContext<'_>,
+    ) -> Option<Ownership> {
+        let policy = document.and_then(|d| d.spec.fs_group_policy.as_deref()).unwrap_or("ReadWriteOnceWithFSType");
         let wanted = match policy {
             "None" => false,
             "File" => true,
@@ -151,15 +164,38 @@ impl CsiVolume {
     }
 }
 
-/// The secrets of a volume's calls.
+/// What a volume's calls are given besides what the volume says: Secrets, and what its driver asks to know of the pod.
 #[derive(Default)]
 pub(super) struct Secrets {
     stage: HashMap<String, String>,
     publish: HashMap<String, String>,
+    pod_info: HashMap<String, String>,
+}
+
+/// Under which the pod's tokens are handed over.
+const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
+
+/// The life of a token whose request names none, which is the API server's own default.
+const TOKEN_SECONDS: i64 = 3600;
+
+/// The tokens that a driver asks for: audience and life of each.
+pub(crate) fn token_requests(document: &CSIDriver) -> impl Iterator<Item = (&str, i64)> {
+    let requests = document.spec.token_requests.iter().flatten();
+    requests.map(|request| (request.audience.as_str(), request.expiration_seconds.unwrap_or(TOKEN_SECONDS)))
+}
+
+fn tokens(document: &CSIDriver, context: &VolumeContext<'_>) -> Result<Option<String>, String> {
+    let mut tokens = serde_json::Map::new();
+    for (audience, seconds) in token_requests(document) {
+        let token = context.objects.token(context.pod, audience, seconds)?;
+        let entry = serde_json::json!({ "token": token.text, "expirationTimestamp": token.expires.to_string() });
+        tokens.insert(audience.to_owned(), entry);
+    }
+    Ok((!tokens.is_empty()).then(|| serde_json::Value::Object(tokens).to_string()))
 }
 
 impl Secrets {
-    pub(super) fn of(volume: &CsiVolume, context: &VolumeContext<'_>) -> Result<Secrets, String> {
+    pub(super) fn of(volume: &CsiVolume, document: Option<&CSIDriver>, context: &VolumeContext<'_>) -> Result<Secrets, String> {
         let read = |what: &str, reference: &Option<SecretReference>| -> Result<HashMap<String, String>, String> {
             let Some(reference) = reference else { return Ok(HashMap::new()) };
             let (namespace, name) = (
@@ -168,15 +204,25 @@ impl Secrets {
             );
             let secret = context
                 .objects
-                .secret(namespace, name)
+                .secret(namespace, name)?
                 .ok_or_else(|| format!("fetching {what} {namespace}/{name} failed: secrets {name:?} not found"))?;
             let text =
                 |(key, value): (&String, &k8s_openapi::ByteString)| (key.clone(), String::from_utf8_lossy(&value.0).into_owned());
             Ok(secret.data.iter().flatten().map(text).collect())
         };
-        Ok(Secrets {
-            stage: read("NodeStageSecretRef", &volume.stage_secret)?,
-            publish: read("NodePublishSecretRef", &volume.publish_secret)?,
-        })
+        let stage = read("NodeStageSecretRef", &volume.stage_secret)?;
+        let mut publish = read("NodePublishSecretRef", &volume.publish_secret)?;
+        let mut info = HashMap::new();
+        if document.is_some_and(|d| d.spec.pod_info_on_mount == Some(true)) {
+            info.extend(pod_info(context, volume.ephemeral));
+        }
+        if let Some(document) = document
+            && let Some(tokens) = tokens(document, context)?
+        {
+            let hidden = document.spec.service_account_token_in_secrets == Some(true);
+            let place = if hidden { &mut publish } else { &mut info };
+            place.insert(TOKENS.to_owned(), tokens);
+        }
+        Ok(Secrets { stage, publish, pod_info: info })
     }
 }
