@@ -6,13 +6,15 @@ NODE_IP=10.77.0.1
 POD_CIDR=10.244.0.0/16
 SERVICE_CIDR=10.96.0.0/16
 
-# serve NAME COMMAND…: starts it in the background with its own log; its process id is in ${PIDS[NAME]}.
+# serve NAME COMMAND…: starts it in the background with its own log; its process id is in ${PIDS[NAME]}, and in $LOGS/NAME.pid for
+# subshells.
 declare -A PIDS
 serve() {
   local name=$1
   shift
   "$@" >> "$LOGS/$name.log" 2>&1 &
   PIDS[$name]=$!
+  echo $! > "$LOGS/$name.pid"
   disown
 }
 
@@ -34,6 +36,48 @@ networking: {serviceSubnet: $SERVICE_CIDR, podSubnet: $POD_CIDR}
 YAML
 }
 
+# API_FLAGS: more flags of the API server. It can be started again after `kill`.
+start_api_server() {
+  local pki=$CONTROL_PLANE/pki
+  serve kube-apiserver kube-apiserver --etcd-servers=http://127.0.0.1:2379 --advertise-address="$NODE_IP" --secure-port=6443 \
+    --service-cluster-ip-range="$SERVICE_CIDR" --allow-privileged=true --authorization-mode=Node,RBAC \
+    --enable-admission-plugins=NodeRestriction --enable-bootstrap-token-auth=true --kubelet-preferred-address-types=InternalIP \
+    --client-ca-file="$pki/ca.crt" --tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key" \
+    --kubelet-client-certificate="$pki/apiserver-kubelet-client.crt" --kubelet-client-key="$pki/apiserver-kubelet-client.key" \
+    --service-account-issuer=https://kubernetes.default.svc.cluster.local \
+    --service-account-key-file="$pki/sa.pub" --service-account-signing-key-file="$pki/sa.key" \
+    --proxy-client-cert-file="$pki/front-proxy-client.crt" --proxy-client-key-file="$pki/front-proxy-client.key" \
+    --requestheader-client-ca-file="$pki/front-proxy-ca.crt" --requestheader-allowed-names=front-proxy-client \
+    --requestheader-extra-headers-prefix=X-Remote-Extra- --requestheader-group-headers=X-Remote-Group --requestheader-username-headers=X-Remote-User ${API_FLAGS:-}
+}
+
+as_component() { printf '%s\n' --{,authentication-,authorization-}kubeconfig="$CONTROL_PLANE/$1.conf" --leader-elect=false; }
+# QPS_FLAGS: flags of both about how often they may ask.
+# start_controller_manager [FLAG…]: the controllers are kubeadm's, which sign the discovery of joining nodes and remove old tokens too.
+start_controller_manager() {
+  local pki=$CONTROL_PLANE/pki
+  serve kube-controller-manager kube-controller-manager $(as_component controller-manager) --controllers='*,bootstrapsigner,tokencleaner' \
+    --allocate-node-cidrs=true --cluster-cidr="$POD_CIDR" --use-service-account-credentials=true --root-ca-file="$pki/ca.crt" \
+    --service-account-private-key-file="$pki/sa.key" --cluster-signing-cert-file="$pki/ca.crt" --cluster-signing-key-file="$pki/ca.key" ${QPS_FLAGS:-} "$@"
+}
+# The restarts need checks.sh.
+restart_controller_manager() { end_component kube-controller-manager; start_controller_manager "$@"; }
+restart_scheduler() { end_component kube-scheduler; start_scheduler; }
+end_component() {
+  local pid
+  pid=$(cat "$LOGS/$1.pid")
+  kill "$pid"
+  within 30 dead "$pid"
+}
+start_scheduler() {
+  local pid
+  pid=$(cat "$LOGS/kube-scheduler.pid")
+  kill "$pid"
+  while kill -0 "$pid" 2> /dev/null; do sleep 0.1; done
+  start_scheduler
+}
+start_scheduler() { serve kube-scheduler kube-scheduler $(as_component scheduler) ${QPS_FLAGS:-}; }
+
 start_control_plane() {
   CONTROL_PLANE=$1
   LOGS=$1/log
@@ -47,25 +91,10 @@ start_control_plane() {
   done
   export KUBECONFIG=$CONTROL_PLANE/super-admin.conf
   serve etcd etcd --data-dir "$CONTROL_PLANE/etcd" --unsafe-no-fsync --log-level warn
-  serve kube-apiserver kube-apiserver --etcd-servers=http://127.0.0.1:2379 --advertise-address="$NODE_IP" --secure-port=6443 \
-    --service-cluster-ip-range="$SERVICE_CIDR" --allow-privileged=true --authorization-mode=Node,RBAC \
-    --enable-admission-plugins=NodeRestriction --enable-bootstrap-token-auth=true --kubelet-preferred-address-types=InternalIP \
-    --client-ca-file="$pki/ca.crt" --tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key" \
-    --kubelet-client-certificate="$pki/apiserver-kubelet-client.crt" --kubelet-client-key="$pki/apiserver-kubelet-client.key" \
-    --service-account-issuer=https://kubernetes.default.svc.cluster.local \
-    --service-account-key-file="$pki/sa.pub" --service-account-signing-key-file="$pki/sa.key" \
-    --proxy-client-cert-file="$pki/front-proxy-client.crt" --proxy-client-key-file="$pki/front-proxy-client.key" \
-    --requestheader-client-ca-file="$pki/front-proxy-ca.crt" --requestheader-allowed-names=front-proxy-client \
-    --requestheader-extra-headers-prefix=X-Remote-Extra- --requestheader-group-headers=X-Remote-Group --requestheader-username-headers=X-Remote-User
+  start_api_server
   wait_for "the API server" kubectl get --raw /readyz > /dev/null || { tail -n 20 "$LOGS/kube-apiserver.log" >&2; return 1; }
-  for name in controller-manager scheduler; do
-    set -- --kubeconfig="$CONTROL_PLANE/$name.conf" --authentication-kubeconfig="$CONTROL_PLANE/$name.conf" \
-      --authorization-kubeconfig="$CONTROL_PLANE/$name.conf" --leader-elect=false
-    [ "$name" = scheduler ] || set -- "$@" --allocate-node-cidrs=true --cluster-cidr="$POD_CIDR" --use-service-account-credentials=true \
-      --root-ca-file="$pki/ca.crt" --service-account-private-key-file="$pki/sa.key" \
-      --cluster-signing-cert-file="$pki/ca.crt" --cluster-signing-key-file="$pki/ca.key"
-    serve "kube-$name" "kube-$name" "$@"
-  done
+  start_controller_manager
+  start_scheduler
   # For exec, attach, port-forward and logs.
   kubectl create clusterrolebinding kubelet-api --clusterrole=system:kubelet-api-admin --user=kube-apiserver-kubelet-client > /dev/null
   kubeadm_phase upload-config all --kubeconfig "$KUBECONFIG"

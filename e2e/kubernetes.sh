@@ -17,37 +17,7 @@ fi
 
 WORK=$KUBERNETES_WORK
 PATTERN=${1:-}
-passed=0
-failed=0
-# check WHAT COMMAND…: the command runs under `set -e` in a subshell; its output is shown when it fails.
-check() { if [[ $1 =~ $PATTERN ]]; then need "$@"; fi; }
-need() {
-  local what=$1 code start=$EPOCHREALTIME
-  shift
-  set +e
-  (failed=0; set -e; "$@") > "$WORK/check.out" 2>&1
-  code=$?
-  set -e
-  local seconds=$(( (${EPOCHREALTIME/./} - ${start/./}) / 100000 ))
-  if [ $code -eq 0 ]; then
-    passed=$((passed + 1))
-    echo "pass: $what ($((seconds / 10)).$((seconds % 10)) s)"
-  else
-    failed=$((failed + 1))
-    echo "FAIL: $what ($((seconds / 10)).$((seconds % 10)) s)"
-    tail -n 15 "$WORK/check.out" | sed 's/^/      /'
-  fi
-}
-# within SECONDS COMMAND…: polls until the command succeeds; shows its last output when it never does.
-within() {
-  local deadline=$((SECONDS + $1)) out
-  shift
-  until out=$("$@" 2>&1); do
-    if [ $SECONDS -ge $deadline ]; then printf 'gave up on: %s\n%s\n' "$*" "$out"; return 1; fi
-    sleep 0.2
-  done
-}
-same() { [ "$1" = "$2" ] || { diff <(echo "$2") <(echo "$1") | sed 's/^</wanted:/; s/^>/is:    /'; return 1; }; }
+. "$HERE/checks.sh"
 pod_json() { kubectl get pod "$1" -o "jsonpath=$2"; }
 pod_ready() { [ "$(pod_json "$1" '{.status.conditions[?(@.type=="Ready")].status}')" = True ] || { kubectl describe pod "$1"; return 1; }; }
 # once with WebSocket, which kubectl prefers, once with SPDY
@@ -63,10 +33,7 @@ prepare_node() {
   mkdir -p "$WORK"/{var,var-work,kubelet,pod-logs,plugins,sysctl}
   mount -t overlay overlay -o "lowerdir=/var,upperdir=$WORK/var,workdir=$WORK/var-work" /var
   mount --make-shared /var
-  mkdir -p /var/lib/kubelet /var/log "$WORK/bin"
-  # No call hangs for ever.
-  printf '#!/bin/sh\nexec timeout --foreground -k 5 120 %s/kubectl "$@"\n' "$KUBERNETES" > "$WORK/bin/kubectl"
-  chmod +x "$WORK/bin/kubectl"
+  mkdir -p /var/lib/kubelet /var/log
 }
 start_kubelet() {
   local name
@@ -168,7 +135,7 @@ port_forward() {
   kubectl port-forward "pod/$pod" 18080:80 > "$WORK/forward.out" 2>&1 &
   forward=$!
   within 10 curl -fsS -o /dev/null http://127.0.0.1:18080/
-  for n in $(seq 100); do curl -fsS http://127.0.0.1:18080/ | grep -q 'Welcome to nginx'; done
+  for n in $(seq 100); do curl -fsS http://127.0.0.1:18080/ | has 'Welcome to nginx'; done
   same "$(seq 64 | xargs -P 16 -I{} curl -fsS -o /dev/null -w '%{http_code}\n' http://127.0.0.1:18080/ | sort | uniq -c | tr -s ' ')" " 64 200"
   kill $forward
   wait $forward || true
@@ -227,10 +194,9 @@ image_volume() {
   within 60 pod_ready image-volume
   kubectl exec image-volume -- /tool/usr/bin/nnp | grep 'Effective uid: 0'
   kubectl exec image-volume -- sh -c '[ -f /only-etc/passwd ] && [ ! -e /only-etc/etc ]'
-  kubectl exec image-volume -- sh -c 'touch /tool/x 2>&1 || true; touch /only-etc/x 2>&1 || true' | grep -c 'Read-only file system' | grep -qx 2
+  kubectl exec image-volume -- sh -c 'touch /tool/x 2>&1 || true; touch /only-etc/x 2>&1 || true' | grep -c 'Read-only file system' | has -x 2
 }
 
-dead() { ! kill -0 "$1" 2>/dev/null; }
 # Everything that tells a restarted pod or container from one that went on.
 footprint() {
   kubectl get pods --field-selector status.phase=Running -o 'jsonpath={range .items[*]}{.metadata.name} {.status.podIP} {range .status.containerStatuses[*]}{.containerID} {.restartCount} {.state.running.startedAt}{end}{"\n"}{end}' | sort
@@ -263,7 +229,7 @@ agent_killed() {
   within 60 node_ready
   same "$(footprint)" "$before"
   within 30 sh -c 'kubectl logs shell -c main | grep "shell is up"'
-  curl -fsS "http://$(kubectl get pods -l app=web -o 'jsonpath={.items[0].status.podIP}')/" | grep -q 'Welcome to nginx'
+  curl -fsS "http://$(kubectl get pods -l app=web -o 'jsonpath={.items[0].status.podIP}')/" | has 'Welcome to nginx'
 }
 gone() {
   kubectl delete deployment web --wait=false
@@ -277,7 +243,7 @@ none_ready() { local left; left=$(crictl pods -q --state ready; crictl ps -q); e
 sandboxes_gone() { local left; left=$(crictl pods -q); echo "$left"; [ -z "$left" ]; }
 no_leaks() {
   local left
-  left=$("$BERTH_BIN" --root "$WORK/cri/root" --state /run/berth leaks --settle) || true
+  left=$("$BERTH_BIN" --root "$WORK/cri/root" --state /run/berth leaks --settle 2>&1) || true
   same "$left" ""
 }
 
@@ -304,7 +270,7 @@ all_counted() {
   kubectl get --raw "/api/v1/nodes/$NODE_NAME/proxy/stats/summary" > "$WORK/summary.json"
   jq -r '[.pods[] | select(.podRef.name | startswith("web-"))
     | .containers[] | select(.memory.workingSetBytes > 0 and .cpu.usageCoreNanoSeconds > 0 and .rootfs.usedBytes != null and .logs != null)] | length' \
-    "$WORK/summary.json" | grep -qx 20 || { jq -c '.pods[0]' "$WORK/summary.json"; return 1; }
+    "$WORK/summary.json" | has -x 20 || { jq -c '.pods[0]' "$WORK/summary.json"; return 1; }
   jq -e '.node.runtime.imageFs.usedBytes > 0' "$WORK/summary.json"
 }
 
@@ -314,7 +280,7 @@ start_registry "$IMAGES/registry"
 start_cri berth "$WORK/cri"
 disown # bash would tell of its end
 start_control_plane "$WORK/cp"
-PATH=$WORK/bin:$PATH
+bounded_kubectl "$WORK/bin"
 trap keep_logs EXIT
 start_kubelet
 
@@ -344,5 +310,4 @@ need "deleted pods go" gone
 need "nothing is left without an owner" no_leaks
 kill "${PIDS[kubelet]}" 2>/dev/null || true
 kill "$CRI_PID" 2>/dev/null || true
-echo "kubernetes: $passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+finish_checks kubernetes

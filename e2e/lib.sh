@@ -5,6 +5,12 @@ RUNC_VERSION=1.5.2
 KUBERNETES_VERSION=1.36.3
 ETCD_VERSION=3.7.3
 NRI_VERSION=0.12.0
+# CoreDNS is the one that this kubeadm deploys. Flannel's plugin is of the last release of the CNI plugins that held it: its own module is at no proxy.
+COREDNS_VERSION=1.14.2
+FLANNEL_VERSION=0.28.10
+FLANNEL_PLUGIN_VERSION=0.9.1
+CNI_PLUGINS_VERSION=1.9.1
+METRICS_SERVER_VERSION=0.9.0
 IMAGES_VERSION=1 # raise when mkimages changes what an image holds
 
 BERTH_TOOLS=${BERTH_TOOLS:-${XDG_CACHE_HOME:-$HOME/.cache}/berth-tools}
@@ -14,6 +20,7 @@ CRI_BENCH=$BERTH_TOOLS/cri-bench-$CRI_TOOLS_VERSION
 CONTAINERD=$BERTH_TOOLS/containerd-$CONTAINERD_VERSION
 RUNC=$BERTH_TOOLS/runc-$RUNC_VERSION
 KUBERNETES=$BERTH_TOOLS/kubernetes-$KUBERNETES_VERSION-etcd-$ETCD_VERSION
+ADDONS=${ADDONS:-$BERTH_TOOLS/addons-$KUBERNETES_VERSION-etcd-$ETCD_VERSION-coredns-$COREDNS_VERSION-flannel-$FLANNEL_VERSION-metrics-$METRICS_SERVER_VERSION-images-$IMAGES_VERSION-2} # raise the last when mkaddons changes
 NRI_PLUGIN=$BERTH_TOOLS/nri-plugin-$NRI_VERSION-2 # raise when nri-plugin/main.go changes
 VM=$BERTH_TOOLS/vm-2
 export BERTH_TOOLS
@@ -35,7 +42,7 @@ start_registry() {
 # Writes a certs.d folder that mirrors the public registries to ours.
 write_mirrors() {
   local host
-  for host in registry.k8s.io gcr.io k8s.gcr.io docker.io; do
+  for host in registry.k8s.io gcr.io k8s.gcr.io docker.io ghcr.io; do
     mkdir -p "$1/$host"
     printf 'server = "http://%s"\n[host."http://%s"]\n  capabilities = ["pull", "resolve"]\n' "$REGISTRY" "$REGISTRY" > "$1/$host/hosts.toml"
   done
@@ -51,6 +58,14 @@ wait_for() {
   done
   echo "gave up waiting for $what" >&2
   return 1
+}
+
+# bounded_kubectl FOLDER: no call of kubectl hangs for ever from now on; after start_control_plane, which sets PATH too.
+bounded_kubectl() {
+  mkdir -p "$1"
+  printf '#!/bin/sh\nexec timeout --foreground -k 5 120 %s/kubectl "$@"\n' "$KUBERNETES" > "$1/kubectl"
+  chmod +x "$1/kubectl"
+  PATH=$1:$PATH
 }
 
 # The release binary under test.
@@ -127,6 +142,9 @@ BinaryName = '$runtime'
 TOML
 }
 
+# What a pod of our busybox image runs in which names are resolved: the image's static busybox cannot, its shell is a busybox that can.
+SHELL_COMMAND='for tool in wget nslookup; do ln -s /bin/sh /tmp/$tool; done; exec sleep 86400'
+
 # After a suite: end the pods of berth and show what is left without an owner; fails when that is anything.
 check_leaks() {
   local left
@@ -136,4 +154,17 @@ check_leaks() {
     printf 'leaks:\n%s\n' "$left" >&2
     return 1
   fi
+}
+
+# own_folders: inside a sandbox, what add-ons and kubeadm write to becomes the run's own, in $WORK. /usr is one of them for the folder of volume
+# plugins, and for /lib/modules, which pods mount though a machine may have none.
+own_folders() {
+  # What a sandbox has and a machine has not: a variable in the caller's environment may have brought a script here.
+  [ -d /run/t ] || { echo "own_folders: this is no sandbox" >&2; return 1; }
+  local top
+  for top in etc var usr opt; do
+    mkdir -p "$WORK/over/$top" "$WORK/over-work/$top"
+    mount -t overlay overlay -o "lowerdir=/$top,upperdir=$WORK/over/$top,workdir=$WORK/over-work/$top" "/$top"
+  done
+  rm -rf /etc/kubernetes /etc/cni /var/lib/kubelet /var/lib/etcd /var/lib/cni /opt/cni
 }

@@ -8,6 +8,7 @@
 #   images     the images of critest, as a registry's storage folder
 #   vm         qemu, and for its guest Debian's cloud kernel and AppArmor parser
 #   kubernetes the control plane, kubelet, kubeadm and kubectl, and etcd (ten minutes of two cores, once)
+#   addons     kube-proxy, CoreDNS, flannel, metrics-server and CNI plugins; their images and the control plane's, as a registry's storage
 #   cri-bench  critest again, whose benchmark's pods have a PID namespace per container, as a kubelet's have (for `make bench` only)
 # Each tool lives in $BERTH_TOOLS/<name>-<version> and is built once; prints one line a tool. Safe to run twice at once.
 set -euo pipefail
@@ -113,17 +114,73 @@ kubernetes() {
   sed -i '/^replace/,/^)/d' "$src/go.mod"
   (cd "$src" && nice -n 15 go build -trimpath -ldflags "-s -w" -o "$out/etcd" .)
   rm -rf "$src"
-  src=$(go_source "k8s.io/kubernetes@v$KUBERNETES_VERSION")
-  sed -i "s#=> ./staging/src/\(k8s.io/.*\)#=> \1 v0.${KUBERNETES_VERSION#*.}#" "$src/go.mod"
+  src=$(kubernetes_source)
   for name in kubectl kubeadm kubelet kube-apiserver kube-controller-manager kube-scheduler; do
-    (cd "$src" && nice -n 15 go build -trimpath -o "$out/$name" -ldflags "-s -w
-      -X k8s.io/component-base/version.gitVersion=v$KUBERNETES_VERSION -X k8s.io/component-base/version.gitTreeState=clean
-      -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36" "./cmd/$name")
+    (cd "$src" && nice -n 15 go build -trimpath -o "$out/$name" -ldflags "$KUBERNETES_FLAGS" "./cmd/$name")
   done
   rm -rf "$src"
   unset GOWORK CGO_ENABLED
   rm -rf "$KUBERNETES"
   publish "$out" "$KUBERNETES"
+}
+
+# kubernetes_source: a copy of Kubernetes' source that builds from published modules; KUBERNETES_FLAGS: what its programs say of themselves.
+KUBERNETES_FLAGS="-s -w
+  -X k8s.io/component-base/version.gitVersion=v$KUBERNETES_VERSION -X k8s.io/component-base/version.gitTreeState=clean
+  -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36"
+kubernetes_source() {
+  local src
+  src=$(go_source "k8s.io/kubernetes@v$KUBERNETES_VERSION")
+  sed -i "s#=> ./staging/src/\(k8s.io/.*\)#=> \1 v0.${KUBERNETES_VERSION#*.}#" "$src/go.mod"
+  echo "$src"
+}
+
+# timed NAME COMMAND…: says how long a build took, which is minutes with a cold cache.
+timed() {
+  local name=$1 begun=$SECONDS
+  shift
+  "$@"
+  echo "tools: $name built in $((SECONDS - begun)) s"
+}
+# go_program OUT PACKAGE [LDFLAGS]: a static program of the module in this folder.
+go_program() { timed "$(basename "$1")" nice -n 15 go build -trimpath -ldflags "-s -w ${3:-}" -o "$1" "$2"; }
+
+addons() {
+  local src out name versions
+  [ -d "$ADDONS/registry" ] && return
+  images
+  kubernetes
+  out=$(mktemp -d "$BERTH_TOOLS/.out.XXXXXX")
+  mkdir -p "$out/bin/cni"
+  export GOWORK=off CGO_ENABLED=0
+  for name in etcd kube-apiserver kube-controller-manager kube-scheduler; do ln -s "$KUBERNETES/$name" "$out/bin/$name"; done
+  src=$(kubernetes_source)
+  (cd "$src" && go_program "$out/bin/kube-proxy" ./cmd/kube-proxy "$KUBERNETES_FLAGS")
+  rm -rf "$src"
+  # One module for the two: with the client libraries that Kubernetes was just built with, they are compiled once.
+  src=$(mktemp -d "$BERTH_TOOLS/.src.XXXXXX")
+  cp "$HERE"/addons/*.go "$HERE"/addons/go.* "$src"
+  (cd "$src" && go_program "$out/bin/coredns" . && go_program "$out/bin/metrics-server" sigs.k8s.io/metrics-server/cmd/metrics-server)
+  rm -rf "$src"
+  src=$(go_source "github.com/flannel-io/flannel@v$FLANNEL_VERSION")
+  # Without the backend of one cloud, whose client library is at no proxy, and the one that takes a C compiler; with the client libraries of above.
+  sed -i '/backend\/\(tencentvpc\|udp\)"/d' "$src/main.go"
+  (cd "$src" && for name in api apimachinery client-go; do go mod edit -require="k8s.io/$name@v0.${KUBERNETES_VERSION#*.}"; done &&
+    go_program "$out/bin/flanneld" . "-X github.com/flannel-io/flannel/pkg/version.Version=v$FLANNEL_VERSION" &&
+    go_program "$out/bin/install-conf" ./cmd/install_conf)
+  rm -rf "$src"
+  src=$(go_source "github.com/containernetworking/plugins@v$FLANNEL_PLUGIN_VERSION")
+  (cd "$src" && go_program "$out/bin/cni/flannel" ./plugins/meta/flannel)
+  rm -rf "$src"
+  src=$(go_source "github.com/containernetworking/plugins@v$CNI_PLUGINS_VERSION")
+  (cd "$src" && for name in main/bridge ipam/host-local meta/portmap; do go_program "$out/bin/cni/${name#*/}" "./plugins/$name"; done)
+  rm -rf "$src"
+  unset GOWORK CGO_ENABLED
+  versions=kubernetes=$KUBERNETES_VERSION,etcd=$ETCD_VERSION,coredns=$COREDNS_VERSION,flannel=$FLANNEL_VERSION
+  versions+=,cni-plugin=$CNI_PLUGINS_VERSION,metrics-server=$METRICS_SERVER_VERSION
+  timed "the add-ons' images" "$HERE/images.sh" "$out" addons "$versions"
+  rm -rf "$out/bin"
+  publish "$out" "$ADDONS"
 }
 
 vm() {
@@ -147,5 +204,5 @@ images() {
 }
 
 [ $# -gt 0 ] || set -- packages runc containerd nri-plugin images cri-tools
-[ "$1" != all ] || set -- packages runc containerd nri-plugin images cri-tools kubernetes # what `make test` needs
+[ "$1" != all ] || set -- packages runc containerd nri-plugin images cri-tools kubernetes addons # what `make test` needs
 for tool in "$@"; do "$tool"; done

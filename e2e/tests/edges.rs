@@ -18,6 +18,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
             "berth-cri-server",
             &["berth-cri-api", "berth-shim", "berth-cgroup", "berth-cni", "berth-image", "berth-nri", "berth-oci", "berth-linux"],
         ),
+        ("berth-cluster", &[]),
         ("berth-kubelet", &["berth-cri-api", "berth-cgroup", "berth-linux"]),
         ("berth-testkit", &[]),
     ])

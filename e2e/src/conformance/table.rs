@@ -124,7 +124,8 @@ impl Table {
     }
 }
 
-const INTRODUCTION: &str = "# Every field of a pod\n\n\
+const INTRODUCTION: &str = "# Every field of a static pod\n\n\
+Pods of an API server have the same fields, and the same of them work; what differs for them is in [their own page](api-pods.md#fields).\n\n\
 Made from the API types of Kubernetes 1.36 by a test that fails when a field has no row; do not edit\n\
 (`BERTH_WRITE_DOCS=1 cargo test -p berth-e2e --test conformance table`).\n\n\
 - **works**: the scenarios named (in `e2e/conformance/scenarios`) run on a real `berth node`, and once more with the field taken\n  \

@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line program")]
 
 mod agent;
+mod api_leg;
 mod checks;
 mod cri;
 mod daemon;
@@ -37,6 +38,8 @@ enum Verb {
     Leg(LegArgs),
     /// Measures one node agent and writes what it saw as JSON.
     NodeLeg(NodeLegArgs),
+    /// Measures one node agent under an API server and writes what it saw as JSON.
+    ApiLeg(ApiLegArgs),
     /// Reads the legs of a folder and writes results.md, results.svg and results.json.
     Report(ReportArgs),
 }
@@ -105,6 +108,44 @@ pub struct NodeLegArgs {
     command: Vec<String>,
 }
 
+/// One run of one side's node agent under an API server.
+#[derive(Args, Debug)]
+pub struct ApiLegArgs {
+    /// The side's name.
+    #[arg(long)]
+    side: String,
+    /// Which round this is; 0 is the warm-up.
+    #[arg(long)]
+    round: u32,
+    /// Which leg of the round.
+    #[arg(long)]
+    leg: u32,
+    /// A fresh folder for logs and files.
+    #[arg(long)]
+    dir: PathBuf,
+    /// Where the JSON goes.
+    #[arg(long)]
+    out: PathBuf,
+    /// The API server over plain HTTP, e.g. of `kubectl proxy`.
+    #[arg(long)]
+    server: String,
+    /// The API server's audit log of the node's calls.
+    #[arg(long)]
+    audit: PathBuf,
+    /// The node that the command registers.
+    #[arg(long)]
+    node: String,
+    /// Workloads by name, with commas between; all without it.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Tiny counts: whether everything works, not how fast.
+    #[arg(long)]
+    quick: bool,
+    /// The agent's command line.
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
+}
+
 /// The legs and the results' folder.
 #[derive(Args, Debug)]
 pub struct ReportArgs {
@@ -126,6 +167,7 @@ fn main() -> Result<()> {
             runtime.block_on(leg::run(args))
         }
         Verb::NodeLeg(args) => node_leg::run(args),
+        Verb::ApiLeg(args) => api_leg::run(args),
         Verb::Report(args) => report::run(&args),
     }
 }

@@ -133,7 +133,7 @@ fn sort(legs: &[Leg]) -> (Rounds, Vec<String>) {
 
 fn table(legs: &[Leg], lines: &[Line], voids: &[String], about: &[String]) -> String {
     let mut text = String::from(
-        "# berth next to containerd and runc\n\nWritten by `make bench`; README.md beside this file says what each row is.\n\n",
+        "# berth next to containerd and runc\n\nWritten by `make bench`, `make bench-node` or `make bench-api`; docs/bench/README.md says what each row is.\n\n",
     );
     for line in about {
         let _ = writeln!(text, "- {line}");

@@ -1,5 +1,6 @@
 //! The workloads. Each is a function of a running server; its metrics begin with its name and a dot.
 
+pub mod api;
 pub mod exec;
 pub mod grace;
 pub mod idle;

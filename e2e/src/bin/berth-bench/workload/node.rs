@@ -157,7 +157,8 @@ impl NodeBench {
         })
     }
 
-    fn window(&mut self, key: &str, containers: &[String], window: Duration) -> Result<()> {
+    /// What the side uses while nothing happens for `window`.
+    pub fn window(&mut self, key: &str, containers: &[String], window: Duration) -> Result<()> {
         let own = self.accounting.own_pids();
         let (begun, before) = (Instant::now(), self.accounting.side_without_ms(containers)?);
         let wrote = written(&own);
