@@ -5,6 +5,7 @@
 mod fake_api;
 mod support;
 
+use berth_testkit::in_namespaces;
 use fake_api::FakeApi;
 use serde_json::{Value, json};
 use support::{Node, eventually, pod};
@@ -350,4 +351,32 @@ async fn a_pod_waits_for_the_room_of_one_that_ends_and_is_not_lost() {
     let pod = runs(&api, "b").await;
     assert_eq!(reason(&pod), "");
     node.stop().await;
+}
+
+#[test]
+fn a_pod_whose_first_tokens_are_refused_runs_in_its_first_pass() {
+    // The volume with the token is a tmpfs.
+    in_namespaces(|| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (mut node, api) = (Node::new(), FakeApi::default());
+            start(&mut node, &api).await;
+            api.lock().refused_tokens = 2;
+            let token = json!({"serviceAccountToken": {"path": "token", "expirationSeconds": 3600}});
+            let mut with_token = spec("Always");
+            with_token["volumes"] = json!([{"name": "t", "projected": {"sources": [token]}}]);
+            with_token["containers"][0]["volumeMounts"] = json!([{"name": "t", "mountPath": "/t"}]);
+            let made = api.create_pod("a", &with_token);
+            runs(&api, "a").await;
+            let volume =
+                format!("kubelet/pods/{}/volumes/kubernetes.io~projected/t/token", made["metadata"]["uid"].as_str().unwrap());
+            assert_eq!(std::fs::read_to_string(node.path(&volume)).unwrap(), "a-token");
+            let asked = api.lock().calls.iter().filter(|call| *call == "POST d/default/token").count();
+            assert_eq!(asked, 3, "two were refused");
+            assert!(!node.events().iter().any(|event| event.contains("FailedMount")), "{:?}", node.events());
+            api.delete_pod("a", 1);
+            node.wait_gone("a").await;
+            node.stop().await;
+        });
+    });
 }

@@ -8,10 +8,16 @@ pub fn wait_until(timeout: Duration, mut condition: impl FnMut() -> bool) -> boo
     wait_for(timeout, || condition().then_some(())).is_some()
 }
 
-/// Polls `probe` until it yields a value; none when `timeout` passed first.
+/// How much longer than elsewhere a bound is on this machine: `$BERTH_TEST_PATIENCE`, which an emulated one sets; 1 without it.
+#[must_use]
+pub fn patience() -> u32 {
+    std::env::var("BERTH_TEST_PATIENCE").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1)
+}
+
+/// Polls `probe` until it yields a value; none when `timeout` (by [`patience`] longer) passed first.
 #[must_use = "a wait that ran out is a failure: assert on it"]
 pub fn wait_for<T>(timeout: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
-    let deadline = Instant::now() + timeout;
+    let deadline = Instant::now() + timeout * patience();
     let mut pause = Duration::from_millis(1);
     loop {
         if let Some(value) = probe() {

@@ -1,4 +1,5 @@
-//! Statuses to the API server: what the workers say of their pods is patched there at once, what failed again every few seconds. A pod
+//! Statuses to the API server: what the workers say of their pods is patched there at once (that a pod is only on its way, a moment later),
+//! what failed again every few seconds. A pod
 //! that is to go and of which nothing is left is deleted there, after the server has its last status. What the patch holds is a pure
 //! comparison of ours with theirs; others' fields are never touched.
 
@@ -6,13 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{ContainerState, Pod, PodCondition, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodCondition, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::{Map, Value, json};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::pods::{ApiPods, Held};
@@ -24,6 +25,9 @@ use crate::table::{Known, PodTable};
 
 /// What failed, and what others have changed, is looked at again; the upstream's period.
 const AGAIN: Duration = Duration::from_secs(10);
+/// So long a status that says no more than that its pod is on its way waits for a better one: a pod that runs by then takes one request, not
+/// three, which is what the API server notices of a deployment.
+const LATER: Duration = Duration::from_secs(1);
 /// Requests at one time.
 const AT_ONCE: usize = 8;
 
@@ -135,6 +139,18 @@ fn cut(time: &mut Option<Time>) {
     }
 }
 
+/// Whether all that is new is that the pod is on its way: nothing of it has run, and nothing has gone wrong.
+fn is_on_its_way(ours: &PodStatus, theirs: &PodStatus) -> bool {
+    let pending = |status: &PodStatus| status.phase.as_deref().is_none_or(|phase| phase == "Pending");
+    let begins = |container: &ContainerStatus| {
+        let reason =
+            container.state.as_ref().and_then(|state| state.waiting.as_ref()).and_then(|waiting| waiting.reason.as_deref());
+        container.restart_count == 0 && matches!(reason, Some("ContainerCreating" | "PodInitializing"))
+    };
+    let lists = [&ours.init_container_statuses, &ours.container_statuses, &ours.ephemeral_container_statuses];
+    pending(ours) && pending(theirs) && ours.reason.is_none() && lists.into_iter().flatten().flatten().all(begins)
+}
+
 /// One request to the server.
 #[derive(Clone, Debug, PartialEq)]
 enum Step {
@@ -170,6 +186,8 @@ fn plan_step(known: &Known, (uid, target): (&PodUid, &Held), settled: bool, aske
 enum Action {
     Changed(BTreeSet<PodUid>),
     All,
+    /// Somebody has waited for a better word long enough.
+    Due,
     Done(PodUid, Outcome),
     /// A request ended without an outcome.
     Broken(tokio::task::Id),
@@ -198,6 +216,8 @@ struct Uploader {
     running: JoinSet<(PodUid, Outcome)>,
     busy: BTreeMap<PodUid, tokio::task::Id>,
     waiting: BTreeSet<PodUid>,
+    /// Pods that are on their way, and when that is told.
+    later: BTreeMap<PodUid, Instant>,
     /// The last request failed: told once.
     failing: bool,
 }
@@ -213,6 +233,7 @@ pub(crate) async fn run(client: kube::Client, table: PodTable, api: ApiPods, sto
         running: JoinSet::new(),
         busy: BTreeMap::new(),
         waiting: BTreeSet::new(),
+        later: BTreeMap::new(),
         failing: false,
     };
     let mut told = uploader.api.changes();
@@ -220,6 +241,7 @@ pub(crate) async fn run(client: kube::Client, table: PodTable, api: ApiPods, sto
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let table = uploader.table.clone();
+        let due = uploader.due();
         let action = tokio::select! {
             () = stop.cancelled() => Action::Stop,
             Some(ended) = uploader.running.join_next() => match ended {
@@ -228,6 +250,7 @@ pub(crate) async fn run(client: kube::Client, table: PodTable, api: ApiPods, sto
             },
             changed = table.changed() => Action::Changed(changed),
             Ok(()) = told.changed() => Action::All,
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => Action::Due,
             _ = tick.tick() => Action::All,
         };
         if let Action::Stop = action {
@@ -247,6 +270,10 @@ impl Uploader {
                 self.asked.retain(|uid| self.api.held(uid).is_some());
                 self.waiting.extend(known);
             }
+            Action::Due => {
+                let now = Instant::now();
+                self.waiting.extend(self.later.iter().filter(|(_, until)| **until <= now).map(|(uid, _)| uid.clone()));
+            }
             Action::Done(uid, outcome) => self.take(uid, outcome),
             // Looked at again with all others.
             Action::Broken(task) => self.busy.retain(|_, running| *running != task),
@@ -255,22 +282,29 @@ impl Uploader {
         self.begin();
     }
 
+    /// When the first of those is to be told who wait for nothing else.
+    fn due(&self) -> Option<Instant> {
+        self.later.iter().filter(|(uid, _)| !self.waiting.contains(*uid)).map(|(_, until)| *until).min()
+    }
+
     /// Starts what may start now.
     fn begin(&mut self) {
+        let now = Instant::now();
         let ready: Vec<PodUid> = self.waiting.iter().filter(|uid| !self.busy.contains_key(*uid)).cloned().collect();
         for uid in ready {
             if self.busy.len() >= AT_ONCE {
                 return;
             }
             self.waiting.remove(&uid);
-            let Some((step, ours)) = self.plan(&uid) else { continue };
+            let Some((step, ours)) = self.plan(&uid, now) else { continue };
             let (client, of) = (self.client.clone(), uid.clone());
             let task = self.running.spawn(async move { (of, carry_out(client, step, ours).await) });
             self.busy.insert(uid, task.id());
         }
     }
 
-    fn plan(&mut self, uid: &PodUid) -> Option<(Step, Arc<PodStatus>)> {
+    fn plan(&mut self, uid: &PodUid, now: Instant) -> Option<(Step, Arc<PodStatus>)> {
+        let later = self.later.remove(uid);
         let known = self.table.known(uid)?;
         if known.status.reason.as_deref() == Some(OFFLINE) {
             return None;
@@ -278,7 +312,15 @@ impl Uploader {
         let (target_uid, target) = self.target(uid, &known.pod)?;
         let settled = self.settled.get(uid).is_some_and(|settled| settled.is_still(&known.status, &target.status));
         let step = plan_step(&known, (&target_uid, &target), settled, self.asked.contains(&target_uid));
-        if !settled && !matches!(step, Some(Step::Patch { .. })) {
+        let patches = matches!(step, Some(Step::Patch { .. }));
+        if patches && !target.deleting && is_on_its_way(&known.status, &target.status) {
+            let until = later.unwrap_or(now + LATER);
+            if now < until {
+                self.later.insert(uid.clone(), until);
+                return None;
+            }
+        }
+        if !settled && !patches {
             self.settled.insert(uid.clone(), Settled { ours: known.status.clone(), theirs: target.status.clone() });
         }
         Some((step?, known.status))
@@ -505,6 +547,70 @@ mod tests {
         let upload = run(kube::Client::new(service, "default"), table, api, CancellationToken::new());
         let _ = tokio::time::timeout(AGAIN * 2, upload).await;
         assert!(asked.load(Ordering::Relaxed) > 1);
+    }
+
+    #[test]
+    fn a_pod_is_on_its_way_until_something_runs_or_goes_wrong() {
+        let waits = |reason: &str| {
+            format!(
+                "{{phase: Pending, containerStatuses: [{{name: c, image: i, imageID: '', ready: false, restartCount: 0, state: {{waiting: {{reason: {reason}}}}}}}]}}"
+            )
+        };
+        let cases = [
+            ("{phase: Pending}", "{}", true),
+            (&waits("ContainerCreating"), "{phase: Pending}", true),
+            (&waits("PodInitializing"), "{}", true),
+            (&waits("ErrImagePull"), "{phase: Pending}", false),
+            (&waits("ContainerCreating"), "{phase: Running}", false),
+            ("{phase: Running}", "{phase: Pending}", false),
+            ("{phase: Pending, reason: Refused}", "{}", false),
+            (
+                "{phase: Pending, initContainerStatuses: [{name: i, image: i, imageID: '', ready: false, restartCount: 0, state: {running: {}}}]}",
+                "{phase: Pending}",
+                false,
+            ),
+        ];
+        for (ours, theirs, wanted) in cases {
+            assert_eq!(is_on_its_way(&status(ours), &status(theirs)), wanted, "{ours} {theirs}");
+        }
+    }
+
+    /// When which phase is told of a pod that is Pending from the start, and half of the waiting time later `then`.
+    async fn told(then: Option<&str>) -> Vec<(Duration, String)> {
+        let heard: Arc<std::sync::Mutex<Vec<(Duration, String)>>> = Arc::default();
+        let (hears, begun) = (heard.clone(), Instant::now());
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let hears = hears.clone();
+            async move {
+                let body: Value = serde_json::from_slice(&request.into_body().collect_bytes().await.unwrap()).unwrap();
+                let phase = body["status"]["phase"].as_str().unwrap_or_default().to_owned();
+                hears.lock().unwrap().push((begun.elapsed(), phase));
+                let named = json!({"name": "a", "namespace": "d", "uid": "u", "resourceVersion": "2"});
+                let answer = json!({"metadata": named, "status": body["status"]});
+                Ok::<_, Infallible>(http::Response::new(Full::new(Bytes::from(answer.to_string()))))
+            }
+        });
+        let (table, api, uid) = (PodTable::default(), ApiPods::default(), PodUid::new("u").unwrap());
+        let pod = json!({"metadata": {"name": "a", "namespace": "d", "uid": "u"}});
+        let pod: Arc<Pod> = Arc::new(serde_json::from_value(pod).unwrap());
+        api.insert(&uid, &pod);
+        table.follow();
+        table.set(&uid, &pod, status("{phase: Pending}"));
+        let upload = tokio::spawn(run(kube::Client::new(service, "default"), table.clone(), api, CancellationToken::new()));
+        tokio::time::sleep(LATER / 2).await;
+        if let Some(then) = then {
+            table.set(&uid, &pod, status(then));
+        }
+        tokio::time::sleep(LATER * 4).await;
+        upload.abort();
+        std::mem::take(&mut *heard.lock().unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_runs_within_a_moment_takes_one_request_and_another_is_told_once() {
+        assert_eq!(told(Some("{phase: Running}")).await, [(LATER / 2, "Running".to_owned())]);
+        assert_eq!(told(None).await, [(LATER, "Pending".to_owned())]);
+        assert_eq!(told(Some("{phase: Pending, podIP: 10.0.0.1}")).await, [(LATER, "Pending".to_owned())]);
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub struct State {
     /// Pods and the phases that their objects have had.
     pub phases: Vec<(String, String)>,
     pub down: bool,
+    /// So many requests for a token are refused, as by an authorizer that has not heard of the pod yet.
+    pub refused_tokens: usize,
     version: u64,
     uids: u64,
     watchers: Vec<Watcher>,
@@ -141,6 +143,15 @@ impl State {
         Response::new(StreamBody::new(frames).boxed_unsync())
     }
 
+    fn token(&mut self, mut request: Value) -> Answer {
+        if self.refused_tokens > 0 {
+            self.refused_tokens -= 1;
+            return refused(403, "Forbidden");
+        }
+        request["status"] = json!({"token": "a-token", "expirationTimestamp": "2099-01-01T00:00:00Z"});
+        answer(201, &request)
+    }
+
     fn handle(&mut self, method: &Method, path: &str, query: &str, body: Value) -> Answer {
         let asked = Asked::of(path);
         let pairs: BTreeMap<String, String> =
@@ -152,6 +163,7 @@ impl State {
         match (method.as_str(), known) {
             ("GET", _) if pairs.contains_key("watch") => self.watch(&asked, selector),
             ("GET", _) if asked.name.is_empty() => answer(200, &self.list(&asked, selector.as_ref())),
+            ("POST", _) if asked.sub == "token" => self.token(body),
             ("POST", _) => self.create(key, body).map_or_else(|refused| refused, |made| answer(201, &made)),
             ("DELETE", _) => self.delete(key, &body),
             (_, None) => refused(404, "NotFound"),
