@@ -143,9 +143,10 @@ fn cut(time: &mut Option<Time>) {
 fn is_on_its_way(ours: &PodStatus, theirs: &PodStatus) -> bool {
     let pending = |status: &PodStatus| status.phase.as_deref().is_none_or(|phase| phase == "Pending");
     let begins = |container: &ContainerStatus| {
-        let reason =
-            container.state.as_ref().and_then(|state| state.waiting.as_ref()).and_then(|waiting| waiting.reason.as_deref());
-        container.restart_count == 0 && matches!(reason, Some("ContainerCreating" | "PodInitializing"))
+        let waiting = container.state.as_ref().and_then(|state| state.waiting.as_ref());
+        // Without a reason: it is made, and starts next.
+        let begins = |reason: &String| matches!(reason.as_str(), "ContainerCreating" | "PodInitializing");
+        container.restart_count == 0 && waiting.is_some_and(|waiting| waiting.reason.as_ref().is_none_or(begins))
     };
     let lists = [&ours.init_container_statuses, &ours.container_statuses, &ours.ephemeral_container_statuses];
     pending(ours) && pending(theirs) && ours.reason.is_none() && lists.into_iter().flatten().flatten().all(begins)
@@ -560,6 +561,7 @@ mod tests {
             ("{phase: Pending}", "{}", true),
             (&waits("ContainerCreating"), "{phase: Pending}", true),
             (&waits("PodInitializing"), "{}", true),
+            (&waits("null"), "{phase: Pending}", true),
             (&waits("ErrImagePull"), "{phase: Pending}", false),
             (&waits("ContainerCreating"), "{phase: Running}", false),
             ("{phase: Running}", "{phase: Pending}", false),
