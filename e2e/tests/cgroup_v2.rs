@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
-use std::time::Duration;
 
 use berth_e2e::cri::{PidShape, container, file, sandbox};
 use berth_e2e::crictl::Crictl;
@@ -41,17 +40,12 @@ fn own<const N: usize>(crictl: &Crictl, id: &str, names: [&str; N]) -> [String; 
     names.map(|_| lines.next().unwrap_or_default())
 }
 
-/// The guest in which these run is slow, and may have to share its host.
-fn sandbox_with_time() -> Sandbox {
-    Sandbox::new().timeout(Some(Duration::from_secs(400)))
-}
-
 #[test]
 fn limits_are_in_the_containers_cgroup_and_follow_updates() {
     if !has_v2() {
         skip!("needs the controllers of cgroup v2");
     }
-    sandbox_with_time().test(|| {
+    Sandbox::new().test(|| {
         let berth = Berth::start(Half::Cri, WEB);
         let crictl = berth.crictl();
         let resources = json!({
@@ -117,7 +111,7 @@ fn out_of_memory_takes_the_whole_container_exactly_where_the_group_is_asked_for(
     if !has_v2() {
         skip!("needs the controllers of cgroup v2");
     }
-    sandbox_with_time().test(|| {
+    Sandbox::new().test(|| {
         let berth = Berth::start(Half::Cri, WEB);
         let crictl = berth.crictl();
         // A child eats the memory, and its parent would live on.
@@ -142,7 +136,7 @@ fn huge_pages_are_taken_up_to_the_limit() {
     if !has_v2() || !has_hugetlb() || pages.trim().parse::<u32>().unwrap_or(0) < 4 {
         skip!("needs cgroup v2 and four huge pages of 2 MiB");
     }
-    sandbox_with_time().test(|| {
+    Sandbox::new().test(|| {
         let berth = Berth::start(Half::Cri, WEB);
         let crictl = berth.crictl();
         let huge = berth.dir.dir("huge");

@@ -1,5 +1,6 @@
 //! Bounded, level-triggered waits: a test states what must become true and by when, never how long to sleep.
 
+use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 /// Polls `condition` until it holds; false when `timeout` passed first. The condition is looked at once more at the end.
@@ -8,13 +9,14 @@ pub fn wait_until(timeout: Duration, mut condition: impl FnMut() -> bool) -> boo
     wait_for(timeout, || condition().then_some(())).is_some()
 }
 
-/// How much longer than elsewhere a bound is on this machine: `$BERTH_TEST_PATIENCE`, which an emulated one sets; 1 without it.
-#[must_use]
-pub fn patience() -> u32 {
-    std::env::var("BERTH_TEST_PATIENCE").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1)
+/// How many times longer than elsewhere a bound is on this machine: `$BERTH_TEST_PATIENCE`, which an emulated one sets; 1 without it.
+pub(crate) fn patience() -> u32 {
+    let Ok(factor) = std::env::var("BERTH_TEST_PATIENCE") else { return 1 };
+    let factor: NonZeroU32 = factor.parse().expect("BERTH_TEST_PATIENCE is a whole number from 1 on");
+    factor.get()
 }
 
-/// Polls `probe` until it yields a value; none when `timeout` (by [`patience`] longer) passed first.
+/// Polls `probe` until it yields a value; none when `timeout` (more where the processor is emulated) passed first.
 #[must_use = "a wait that ran out is a failure: assert on it"]
 pub fn wait_for<T>(timeout: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + timeout * patience();

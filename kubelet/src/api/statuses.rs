@@ -225,18 +225,7 @@ struct Uploader {
 
 /// Sends until `stop`.
 pub(crate) async fn run(client: kube::Client, table: PodTable, api: ApiPods, stop: CancellationToken) {
-    let mut uploader = Uploader {
-        client,
-        table,
-        api,
-        settled: BTreeMap::new(),
-        asked: BTreeSet::new(),
-        running: JoinSet::new(),
-        busy: BTreeMap::new(),
-        waiting: BTreeSet::new(),
-        later: BTreeMap::new(),
-        failing: false,
-    };
+    let mut uploader = Uploader::new(client, table, api);
     let mut told = uploader.api.changes();
     let mut tick = interval_at(Instant::now() + AGAIN, AGAIN);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -262,6 +251,21 @@ pub(crate) async fn run(client: kube::Client, table: PodTable, api: ApiPods, sto
 }
 
 impl Uploader {
+    fn new(client: kube::Client, table: PodTable, api: ApiPods) -> Uploader {
+        Uploader {
+            client,
+            table,
+            api,
+            settled: BTreeMap::new(),
+            asked: BTreeSet::new(),
+            running: JoinSet::new(),
+            busy: BTreeMap::new(),
+            waiting: BTreeSet::new(),
+            later: BTreeMap::new(),
+            failing: false,
+        }
+    }
+
     fn apply(&mut self, action: Action) {
         match action {
             Action::Changed(uids) => self.waiting.extend(uids),
@@ -564,6 +568,9 @@ mod tests {
             (&waits("null"), "{phase: Pending}", true),
             (&waits("ErrImagePull"), "{phase: Pending}", false),
             (&waits("ContainerCreating"), "{phase: Running}", false),
+            (&waits("null").replace("restartCount: 0", "restartCount: 1"), "{phase: Pending}", false),
+            (&waits("CrashLoopBackOff").replace("containerStatuses", "ephemeralContainerStatuses"), "{}", false),
+            (&waits("PodInitializing").replace("containerStatuses", "initContainerStatuses"), "{}", true),
             ("{phase: Running}", "{phase: Pending}", false),
             ("{phase: Pending, reason: Refused}", "{}", false),
             (
@@ -578,7 +585,7 @@ mod tests {
     }
 
     /// When which phase is told of a pod that is Pending from the start, and half of the waiting time later `then`.
-    async fn told(then: Option<&str>) -> Vec<(Duration, String)> {
+    async fn told(then: Option<&str>, deleting: bool) -> Vec<(Duration, String)> {
         let heard: Arc<std::sync::Mutex<Vec<(Duration, String)>>> = Arc::default();
         let (hears, begun) = (heard.clone(), Instant::now());
         let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
@@ -593,7 +600,8 @@ mod tests {
             }
         });
         let (table, api, uid) = (PodTable::default(), ApiPods::default(), PodUid::new("u").unwrap());
-        let pod = json!({"metadata": {"name": "a", "namespace": "d", "uid": "u"}});
+        let deleted = deleting.then_some("2026-01-01T00:00:00Z");
+        let pod = json!({"metadata": {"name": "a", "namespace": "d", "uid": "u", "deletionTimestamp": deleted}});
         let pod: Arc<Pod> = Arc::new(serde_json::from_value(pod).unwrap());
         api.insert(&uid, &pod);
         table.follow();
@@ -610,9 +618,39 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_pod_that_runs_within_a_moment_takes_one_request_and_another_is_told_once() {
-        assert_eq!(told(Some("{phase: Running}")).await, [(LATER / 2, "Running".to_owned())]);
-        assert_eq!(told(None).await, [(LATER, "Pending".to_owned())]);
-        assert_eq!(told(Some("{phase: Pending, podIP: 10.0.0.1}")).await, [(LATER, "Pending".to_owned())]);
+        assert_eq!(told(Some("{phase: Running}"), false).await, [(LATER / 2, "Running".to_owned())]);
+        assert_eq!(told(None, false).await, [(LATER, "Pending".to_owned())]);
+        assert_eq!(told(Some("{phase: Pending, podIP: 10.0.0.1}"), false).await, [(LATER, "Pending".to_owned())]);
+        assert_eq!(told(None, true).await, [(Duration::ZERO, "Pending".to_owned())], "whoever deletes it waits");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_a_free_request_wakes_nobody() {
+        let service = tower::service_fn(|_: http::Request<kube::client::Body>| {
+            std::future::pending::<Result<http::Response<Full<Bytes>>, Infallible>>()
+        });
+        let (table, api) = (PodTable::default(), ApiPods::default());
+        table.follow();
+        let mut uploader = Uploader::new(kube::Client::new(service, "default"), table.clone(), api.clone());
+        let set = |uid: &str, phase: &str| {
+            let (uid, pod) = (PodUid::new(uid).unwrap(), json!({"metadata": {"name": uid, "namespace": "d", "uid": uid}}));
+            let pod: Arc<Pod> = Arc::new(serde_json::from_value(pod).unwrap());
+            api.insert(&uid, &pod);
+            table.set(&uid, &pod, status(&format!("{{phase: {phase}}}")));
+            uid
+        };
+        let held = set("on-its-way", "Pending");
+        uploader.apply(Action::Changed([held.clone()].into()));
+        assert_eq!(uploader.due(), Some(Instant::now() + LATER));
+        let others = (0..AT_ONCE).map(|n| set(&format!("u{n}"), "Running")).collect();
+        uploader.apply(Action::Changed(others));
+        assert_eq!(uploader.busy.len(), AT_ONCE);
+        tokio::time::sleep(LATER).await;
+        uploader.apply(Action::Due);
+        assert!(uploader.waiting.contains(&held) && uploader.due().is_none(), "the loop would spin");
+        uploader.busy.clear();
+        uploader.apply(Action::Due);
+        assert!(uploader.busy.contains_key(&held) && uploader.later.is_empty());
     }
 
     #[test]

@@ -168,7 +168,8 @@ impl Tokens {
         let old = |key: &Key| self.lock().get(key).is_none_or(|entry| entry.renew <= now || entry.token.is_none());
         let keys = wanted.into_iter().map(|(audience, seconds)| Key { uid: uid.clone(), audience, seconds });
         let requests = keys.filter(old).map(|key| async {
-            let is_first = self.lock().get(&key).is_none_or(|entry| entry.token.is_none());
+            // Who was refused for all that time is asked for once a pass: the refusal may stay.
+            let is_first = self.lock().get(&key).is_none();
             let once = || ask(client.clone(), pod, &key.audience, key.seconds);
             let given = if is_first { patiently(once).await } else { once().await };
             self.take(key, given, pod);
@@ -334,6 +335,24 @@ mod tests {
         let at_once = patiently(|| std::future::ready(Err::<(), _>(refused(false))));
         assert!(at_once.await.is_err());
         assert_eq!(begun.elapsed(), Duration::from_millis(1800));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_refused_for_good_is_asked_for_once_a_pass() {
+        let asked = Arc::new(AtomicU64::new(0));
+        let hears = asked.clone();
+        let service = tower::service_fn(move |_: http::Request<kube::client::Body>| {
+            hears.fetch_add(1, Ordering::Relaxed);
+            let refused = serde_json::json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no", "reason": "Forbidden", "code": 403});
+            let answer =
+                http::Response::builder().status(403).body(http_body_util::Full::new(bytes::Bytes::from(refused.to_string())));
+            std::future::ready(Ok::<_, std::convert::Infallible>(answer.unwrap()))
+        });
+        let (client, tokens) = (Client::new(service, "default"), Tokens::new(Clock::default()));
+        for (pass, all) in [5, 6, 7].into_iter().enumerate() {
+            tokens.ensure(&client, &pod(), [(String::new(), 600)].into()).await;
+            assert_eq!(asked.load(Ordering::Relaxed), all, "pass {pass}");
+        }
     }
 
     #[test]

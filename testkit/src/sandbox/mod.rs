@@ -59,10 +59,10 @@ impl Default for Sandbox {
 }
 
 impl Sandbox {
-    /// A sandbox with private propagation, own cgroups and two minutes of time for a test, by [`patience`](crate::patience) more.
+    /// A sandbox with private propagation, own cgroups and two minutes of time for a test, more where the processor is emulated.
     #[must_use]
     pub fn new() -> Self {
-        Self { shared_root: false, own_cgroups: true, timeout: Some(Duration::from_secs(120) * crate::patience()) }
+        Self { shared_root: false, own_cgroups: true, timeout: Some(Duration::from_secs(120) * crate::wait::patience()) }
     }
 
     /// Makes the mounts inside shared among themselves, as systemd makes them on a host; nothing reaches the host.
