@@ -21,7 +21,7 @@ flock 9
 rm -rf "$BERTH_TOOLS"/.src.* "$BERTH_TOOLS"/.out.* # of a killed run
 
 PACKAGES="busybox-static protobuf-compiler docker-registry skopeo jq curl gcc libc6-dev libseccomp-dev pkg-config procps util-linux
-  iproute2 nftables iptables containernetworking-plugins umoci
+  iproute2 iputils-ping nftables iptables containernetworking-plugins umoci
   nginx-light apache2-bin"
 
 # A build appears under its final name only when it is complete.
@@ -185,9 +185,12 @@ addons() {
 
 vm() {
   local out package
-  [ -f "$VM/vmlinuz" ] && return
-  command -v qemu-system-x86_64 mkfs.ext4 > /dev/null ||
+  # With several names `command -v` is content with one.
+  { command -v qemu-system-x86_64 && command -v mkfs.ext4; } > /dev/null || {
+    apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends qemu-system-x86 e2fsprogs > /dev/null
+  }
+  [ -f "$VM/vmlinuz" ] && return
   out=$(mktemp -d "$BERTH_TOOLS/.out.XXXXXX")
   package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: //p')
   (cd "$out" && apt-get -o APT::Sandbox::User=root download -qq "$package" apparmor &&
