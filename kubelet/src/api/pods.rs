@@ -51,6 +51,21 @@ struct State {
     static_pods: Option<Vec<Arc<Pod>>>,
 }
 
+impl State {
+    /// Takes a pod's object unless a later one is known; whether a mirror has come or changed.
+    fn take(&mut self, uid: &PodUid, new: Held) -> bool {
+        let before = self.held.get(uid);
+        let is_known = |before: &Held| !is_newer(&new.resource_version, &before.resource_version);
+        if before.is_some_and(is_known) {
+            return false;
+        }
+        let mirror = |held: &Held| (held.mirror.clone(), held.deleting);
+        let changed = new.mirror.is_some() && before.map(mirror) != Some(mirror(&new));
+        self.held.insert(uid.clone(), new);
+        changed
+    }
+}
+
 /// What the server was last seen to have for this node. Clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct ApiPods {
@@ -105,30 +120,21 @@ impl ApiPods {
         self.changed.subscribe()
     }
 
-    /// Takes what the server answered to a change of ours, so that nobody waits for the watch to say it too.
+    /// Takes what the server answered to a change of ours, so that nobody waits for the watch to say it too. All of it: the answer may be the
+    /// first to say that the pod is to be deleted, and what the watch says of that later is old then.
     pub fn note(&self, pod: &Pod) {
         let Some(uid) = PodUid::of(pod) else { return };
-        let version = pod.metadata.resource_version.as_deref().unwrap_or_default();
         let mut state = self.lock();
-        if let Some(held) = state.held.get_mut(&uid).filter(|held| is_newer(version, &held.resource_version)) {
-            held.resource_version = version.to_owned();
-            held.status = Arc::new(pod.status.clone().unwrap_or_default());
+        let mirror_changed = state.held.contains_key(&uid) && state.take(&uid, Held::of(pod));
+        drop(state);
+        if mirror_changed {
+            self.tell();
         }
     }
 
     /// Takes what the server has of a pod; whether a mirror has come or changed.
     pub(super) fn insert(&self, uid: &PodUid, pod: &Pod) -> bool {
-        let new = Held::of(pod);
-        let mut state = self.lock();
-        let before = state.held.get(uid);
-        let is_known = |before: &Held| !is_newer(&new.resource_version, &before.resource_version);
-        if before.is_some_and(is_known) {
-            return false;
-        }
-        let mirror = |held: &Held| (held.mirror.clone(), held.deleting);
-        let changed = new.mirror.is_some() && before.map(mirror) != Some(mirror(&new));
-        state.held.insert(uid.clone(), new);
-        changed
+        self.lock().take(uid, Held::of(pod))
     }
 
     fn remove(&self, uid: &PodUid) -> bool {
@@ -535,6 +541,31 @@ mod tests {
         assert_eq!(set.api.held(&uid).unwrap().status.phase.as_deref(), Some("Running"));
         set.apply(Event::Apply(pod("a", 11, "{status: {phase: Pending}}")), NOW);
         assert_eq!(set.api.held(&uid).unwrap().status.phase.as_deref(), Some("Pending"));
+    }
+
+    #[test]
+    fn an_answer_that_is_the_first_to_tell_of_a_deletion_is_heard() {
+        let mut set = PodSet::default();
+        let mut told = set.api.changes();
+        let mirror = "{metadata: {annotations: {kubernetes.io/config.mirror: h1}}}";
+        set.apply(Event::Apply(pod("a", 1, "{}")), NOW);
+        set.apply(Event::Apply(pod("m", 2, mirror)), NOW);
+        told.mark_unchanged();
+        let deleted = |name, version, more| {
+            let mut pod = pod(name, version, more);
+            pod.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(NOW));
+            pod
+        };
+        // Deleted as version 10; a patch of ours, which the server took after that, is 11, and its answer comes before the watch's word.
+        set.api.note(&deleted("a", 11, "{}"));
+        assert!(!told.has_changed().unwrap());
+        assert!(set.apply(Event::Apply(deleted("a", 10, "{}")), NOW), "its worker is to hear it all the same");
+        assert!(set.api.held(&PodUid::new("u-a").unwrap()).unwrap().deleting);
+        set.api.note(&deleted("m", 12, mirror));
+        assert!(told.has_changed().unwrap(), "a mirror that goes is made again");
+        set.apply(Event::Delete(deleted("a", 13, "{}")), NOW);
+        set.api.note(&pod("a", 14, "{}"));
+        assert!(set.api.held(&PodUid::new("u-a").unwrap()).is_none(), "what is gone stays gone");
     }
 
     #[test]
