@@ -285,17 +285,7 @@ impl ServerCertVerifier for AnyCertificate {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn config(server: &str) -> Kubeconfig {
-        Kubeconfig {
-            server: server.to_owned(),
-            authority: None,
-            tls_server_name: None,
-            skip_verify: true,
-            proxy: None,
-            user: Default::default(),
-        }
-    }
+    use crate::discovery::stranger;
 
     #[test]
     fn paths_are_below_the_servers_url() {
@@ -305,18 +295,18 @@ mod tests {
             ("https://rancher/k8s/clusters/c-1/", "https://rancher/k8s/clusters/c-1/api/v1/nodes?limit=5"),
             ("http://[::1]:8080/", "http://[::1]:8080/api/v1/nodes?limit=5"),
         ] {
-            let access = build(&config(server), "test").unwrap();
+            let access = build(&stranger(server), "test").unwrap();
             let path = PathAndQuery::from_static("/api/v1/nodes?limit=5");
             assert_eq!(access.address(&path).unwrap().to_string(), whole);
         }
-        assert_eq!(build(&config("https://[::1]"), "test").unwrap().host_and_port(), "[::1]:443");
+        assert_eq!(build(&stranger("https://[::1]"), "test").unwrap().host_and_port(), "[::1]:443");
     }
 
     #[test]
     fn what_cannot_be_reached_is_refused_by_name() {
-        let with_proxy = |proxy: &str| Kubeconfig { proxy: Some(proxy.to_owned()), ..config("https://cp") };
+        let with_proxy = |proxy: &str| Kubeconfig { proxy: Some(proxy.to_owned()), ..stranger("https://cp") };
         for (config, problem) in [
-            (config("ftp://cp"), "neither https nor http"),
+            (stranger("ftp://cp"), "neither https nor http"),
             (with_proxy("socks5://p:1080"), "only proxies over http"),
             (with_proxy("http://me:secret@p:3128"), "wants a password"),
         ] {

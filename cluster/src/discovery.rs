@@ -273,7 +273,7 @@ fn read_date(text: &str) -> Option<i64> {
 }
 
 /// A server of which nothing is known but where it is.
-fn stranger(server: &str) -> Kubeconfig {
+pub(crate) fn stranger(server: &str) -> Kubeconfig {
     Kubeconfig {
         server: server.to_owned(),
         authority: None,
