@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 
@@ -19,16 +19,34 @@ pub fn sealed_memfd(name: &str, bytes: &[u8], exec: bool) -> io::Result<OwnedFd>
     let mut file = File::from(fd);
     file.write_all(bytes)?;
     rustix::io::retry_on_intr(|| rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0)))?;
-    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    rustix::fs::fcntl_add_seals(&file, seals)?;
+    seal(file.as_fd())?;
     Ok(file.into())
+}
+
+/// What makes a file in memory one that nobody can change.
+const SEALS: SealFlags = SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
+
+/// How often a seal is asked for while something holds one of the file's pages. The kernel itself waits about 150 ms for each
+/// (memfd_wait_for_pins, Linux 3.17 and later), so this gives up after 3 s.
+const SEAL_TRIES: u32 = 20;
+
+/// Seals a memfd. EBUSY has two causes: a writable shared mapping, which no caller of this crate makes, or a reference to a page that
+/// outlasts the kernel's own wait. The kernel takes such references by itself (to move or to reclaim a page), and on a machine
+/// with more work than processors whoever holds one may not run for long: that passes, so it is asked again.
+pub fn seal(memfd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut tries = 1;
+    loop {
+        match rustix::fs::fcntl_add_seals(memfd, SEALS) {
+            Err(rustix::io::Errno::BUSY) if tries < SEAL_TRIES => tries += 1,
+            result => return Ok(result?),
+        }
+    }
 }
 
 /// Whether a descriptor is a memfd that nobody can change any more.
 #[must_use]
 pub fn is_sealed(fd: BorrowedFd<'_>) -> bool {
-    let wanted = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    rustix::fs::fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(wanted))
+    rustix::fs::fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(SEALS))
 }
 
 /// Opens the file behind a descriptor anew (other flags, own offset) through `/proc/self/fd`: also for O_PATH descriptors.

@@ -9,17 +9,18 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use berth_linux::beneath::{Root, remove_at};
 use berth_linux::device::{Device, DeviceKind, make_node};
 use berth_linux::fdpass::{recv_with_fds, send_with_fds};
 use berth_linux::inotify::{Inotify, ReadFlags, WatchFlags};
-use berth_linux::memfd::{is_sealed, reopen, sealed_memfd};
+use berth_linux::memfd::{is_sealed, reopen, seal, sealed_memfd};
 use berth_linux::{sparse, xattr};
 use berth_testkit::{TempState, in_namespaces};
 use common::open_fds;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::pipe::{PipeFlags, SpliceFlags};
 
 fn folder(path: &Path) -> OwnedFd {
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap()
@@ -155,6 +156,35 @@ fn a_sealed_memfd_cannot_be_changed_even_through_its_path() {
         assert!(rustix::io::write(&writer, b"x").is_err());
         assert!(rustix::fs::ftruncate(&writer, 0).is_err());
     }
+}
+
+#[test]
+fn a_page_that_somebody_holds_for_a_while_delays_a_seal_and_does_not_refuse_it() {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let memfd = rustix::fs::memfd_create("held", flags).unwrap();
+    rustix::io::write(&memfd, b"held").unwrap();
+    // What is spliced into a pipe is the page itself: the pipe holds it until somebody reads.
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).unwrap();
+    assert_eq!(rustix::pipe::splice(&memfd, Some(&mut 0), &writer, None, 4, SpliceFlags::empty()).unwrap(), 4);
+    let busy = || {
+        let before = Instant::now();
+        assert_eq!(rustix::fs::fcntl_add_seals(&memfd, SealFlags::WRITE), Err(rustix::io::Errno::BUSY));
+        before.elapsed()
+    };
+    // Longer than the kernel's own wait is at least one refusal.
+    let wait = busy();
+    std::thread::scope(|scope| {
+        let sealing = scope.spawn(|| seal(memfd.as_fd()));
+        let begun = Instant::now();
+        while begun.elapsed() < 3 * wait {
+            busy();
+        }
+        assert!(!sealing.is_finished());
+        drop(reader);
+        drop(writer);
+        sealing.join().unwrap().unwrap();
+    });
+    assert!(is_sealed(memfd.as_fd()));
 }
 
 #[test]
