@@ -23,6 +23,9 @@ const MAX_STDERR: u64 = 64 << 10;
 /// How much of a plugin's words an error repeats: it travels in a header, of which clients take 8 KiB or more.
 const MAX_WORDS: usize = 4 << 10;
 
+/// The last pause for a program that is still being written, of 20 ms doubled each time: about 5 s in all.
+const LONGEST_PAUSE: Duration = Duration::from_millis(2560);
+
 /// Where plugin binaries are looked for, and how long one may run.
 #[derive(Debug, Clone)]
 pub(crate) struct PluginBinaries {
@@ -74,7 +77,7 @@ impl PluginBinaries {
             self.find(plugin).ok_or_else(|| Error::PluginNotFound { plugin: plugin.to_owned(), path: self.dirs.clone() })?;
         let input = serde_json::to_vec(config).map_err(Error::decode(format!("configuration of {plugin}")))?;
         let failed = |source| Error::PluginRun { plugin: plugin.to_owned(), verb: verb.name(), source: Arc::new(source) };
-        let child = self.spawn(&path, plugin, verb, invocation)?.map_err(failed)?;
+        let child = self.spawn_when_written(&path, plugin, verb, invocation).await?.map_err(failed)?;
         let output = match tokio::time::timeout(self.timeout, exchange(child, &input)).await {
             Ok(output) => output.map_err(failed)?,
             Err(_) => {
@@ -83,6 +86,27 @@ impl PluginBinaries {
             }
         };
         if output.status.success() { Ok(output.stdout) } else { Err(failure(plugin, verb, &output)) }
+    }
+
+    /// A program that somebody still writes, as a network's DaemonSet copies its plugins into place, cannot be executed (ETXTBSY):
+    /// it is tried again for some seconds, as libcni does.
+    async fn spawn_when_written(
+        &self,
+        path: &Path,
+        plugin: &str,
+        verb: Verb,
+        invocation: Option<&Invocation>,
+    ) -> Result<std::io::Result<Child>> {
+        let mut pause = Duration::from_millis(20);
+        loop {
+            match self.spawn(path, plugin, verb, invocation)? {
+                Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy && pause <= LONGEST_PAUSE => {
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+                result => return Ok(result),
+            }
+        }
     }
 
     fn spawn(&self, path: &Path, plugin: &str, verb: Verb, invocation: Option<&Invocation>) -> Result<std::io::Result<Child>> {
@@ -201,8 +225,7 @@ mod tests {
     async fn run(script: &str) -> Result<Vec<u8>> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p");
-        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        berth_testkit::write_program(&path, &format!("#!/bin/sh\n{script}\n"));
         let binaries = PluginBinaries { dirs: vec![dir.path().to_owned()], timeout: Duration::from_secs(30) };
         binaries.call("p", Verb::Version, None, &json!({"name": "net"})).await
     }
@@ -219,6 +242,24 @@ mod tests {
         // A zombie has no command line.
         let gone = || std::fs::read(format!("/proc/{}/cmdline", pid.trim())).unwrap_or_default().is_empty();
         assert!(berth_testkit::wait_until(Duration::from_secs(10), gone));
+    }
+
+    #[tokio::test]
+    async fn a_plugin_that_is_still_being_written_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p");
+        berth_testkit::write_program(&path, "#!/bin/sh\necho said\n");
+        let writer = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+        let binaries = PluginBinaries { dirs: vec![dir.path().to_owned()], timeout: Duration::from_secs(30) };
+        let config = json!({"name": "net"});
+        let mut writer = Some(writer);
+        // The call comes first, finds it busy and waits; only then is the writer done.
+        let (said, ()) = tokio::join!(binaries.call("p", Verb::Version, None, &config), async {
+            let busy = Command::new(&path).spawn().unwrap_err();
+            assert_eq!(busy.kind(), std::io::ErrorKind::ExecutableFileBusy);
+            drop(writer.take());
+        });
+        assert_eq!(said.unwrap(), b"said\n");
     }
 
     #[tokio::test]

@@ -363,7 +363,6 @@ fn a_configured_chain_works_with_anybody_s_plugins() {
 
 /// A plugin that writes down how it was called, and does what a file says.
 fn script(dir: &Path, name: &str) {
-    use std::os::unix::fs::PermissionsExt;
     std::fs::create_dir_all(dir).unwrap();
     let text = format!(
         r#"#!/bin/sh
@@ -377,9 +376,7 @@ if [ -e /run/t/{name}.says.$CNI_COMMAND ]; then cat /run/t/{name}.says.$CNI_COMM
 if [ "$CNI_COMMAND" = ADD ]; then echo '{{"cniVersion":"1.1.0","interfaces":[{{"name":"eth0","sandbox":"x"}}],"ips":[{{"interface":0,"address":"10.5.0.2/24"}}],"dns":{{}}}}'; fi
 "#
     );
-    let path = dir.join(name);
-    std::fs::write(&path, text).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    berth_testkit::write_program(&dir.join(name), &text);
 }
 
 fn calls() -> Vec<String> {
@@ -404,7 +401,7 @@ fn scripted(extra: &Value) -> Network {
     std::fs::write(dir.join("net.d/10-net.conflist"), conf.to_string()).unwrap();
     let mut config = config(dir);
     config.bin_dirs = vec!["/run/t/none".into(), dir.join("scripts")];
-    config.plugin_timeout = std::time::Duration::from_secs(2);
+    config.plugin_timeout = std::time::Duration::from_secs(5);
     Network::load(config).unwrap()
 }
 
@@ -527,7 +524,7 @@ fn a_plugin_that_hangs_is_killed_with_its_children() {
             let namespace = Namespace::new("abc");
             std::fs::write("/run/t/first.hang.ADD", "").unwrap();
             let error = network.attach(&pod("abc"), namespace.netns()).await.unwrap_err();
-            assert_eq!(error.to_string(), r#"plugin "first" of network "net" (ADD) did not end within 2s and was killed"#);
+            assert_eq!(error.to_string(), r#"plugin "first" of network "net" (ADD) did not end within 5s and was killed"#);
             let child = std::fs::read_to_string("/run/t/first.child").unwrap();
             let gone = || !Path::new("/proc").join(child.trim()).exists();
             assert!(berth_testkit::wait_until(PATIENCE, gone), "the plugin's child lives");

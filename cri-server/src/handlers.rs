@@ -282,10 +282,8 @@ mod tests {
     async fn a_program_is_asked_for_its_features_and_its_failure_is_told() {
         let dir = tempfile::tempdir().unwrap();
         let script = |name: &str, text: &str| {
-            use std::os::unix::fs::PermissionsExt;
             let path = dir.path().join(name);
-            std::fs::write(&path, text).unwrap();
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            berth_testkit::write_program(&path, text);
             handler(name, &path.to_string_lossy())
         };
         let good = script("good", "#!/bin/sh\n[ \"$1\" = features ] && echo '{\"mountOptions\":[\"rro\"]}'\n");

@@ -15,5 +15,5 @@ mod wait;
 
 pub use sandbox::{Sandbox, in_namespaces};
 pub use skip::{report_measured, report_skip};
-pub use state::TempState;
-pub use wait::{wait_for, wait_until};
+pub use state::{TempState, write_program};
+pub use wait::{patience, wait_for, wait_until};

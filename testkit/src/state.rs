@@ -44,6 +44,17 @@ impl TempState {
     }
 }
 
+/// Writes a script that tests run. Another process does it: a child that a parallel test starts just then would inherit a descriptor
+/// that is open for writing, and the script could not be executed (ETXTBSY).
+///
+/// # Panics
+/// When it cannot be written.
+pub fn write_program(path: &Path, text: &str) {
+    let script = "printf %s \"$1\" > \"$0\" && chmod 755 \"$0\"";
+    let status = std::process::Command::new("/bin/sh").args(["-c", script]).arg(path).arg(text).status();
+    assert!(status.expect("run a shell").success(), "write {}", path.display());
+}
+
 impl Default for TempState {
     fn default() -> Self {
         Self::new()

@@ -10,7 +10,8 @@ pub fn wait_until(timeout: Duration, mut condition: impl FnMut() -> bool) -> boo
 }
 
 /// How many times longer than elsewhere a bound is on this machine: `$BERTH_TEST_PATIENCE`, which an emulated one sets; 1 without it.
-pub(crate) fn patience() -> u32 {
+#[must_use]
+pub fn patience() -> u32 {
     let Ok(factor) = std::env::var("BERTH_TEST_PATIENCE") else { return 1 };
     let factor: NonZeroU32 = factor.parse().expect("BERTH_TEST_PATIENCE is a whole number from 1 on");
     factor.get()

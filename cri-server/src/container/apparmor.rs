@@ -312,21 +312,21 @@ mod tests {
 
     #[test]
     fn a_parser_that_fails_is_an_error_with_its_own_words() {
+        use berth_testkit::write_program;
         let dir = berth_testkit::TempState::new();
         let script = dir.path().join("parser");
-        std::fs::write(&script, "#!/bin/sh\necho \"syntax error in $4\" >&2\nexit 3\n").unwrap();
-        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        write_program(&script, "#!/bin/sh\necho \"syntax error in $4\" >&2\nexit 3\n");
         let error = load(&script, Path::new("/some/profile"), PARSER_TIME).unwrap_err().to_string();
         assert!(error.contains("syntax error in /some/profile") && error.contains(DEFAULT_PROFILE), "{error}");
-        std::fs::write(&script, "#!/bin/sh\nexit 0\n").unwrap();
+        write_program(&script, "#!/bin/sh\nexit 0\n");
         load(&script, Path::new("/some/profile"), PARSER_TIME).unwrap();
         assert!(load(Path::new("/no/such/parser"), Path::new("/x"), PARSER_TIME).is_err());
         // What it starts may have its standard error, and outlive it.
-        std::fs::write(&script, "#!/bin/sh\nsleep 5 &\necho no >&2\nexit 3\n").unwrap();
+        write_program(&script, "#!/bin/sh\nsleep 5 &\necho no >&2\nexit 3\n");
         let begun = std::time::Instant::now();
         assert!(load(&script, Path::new("/some/profile"), PARSER_TIME).unwrap_err().to_string().ends_with(": no"));
         assert!(begun.elapsed() < Duration::from_secs(5));
-        std::fs::write(&script, "#!/bin/sh\nexec sleep 1000\n").unwrap();
+        write_program(&script, "#!/bin/sh\nexec sleep 1000\n");
         let error = load(&script, Path::new("/some/profile"), Duration::from_millis(50)).unwrap_err().to_string();
         assert!(error.contains("did not end in"), "{error}");
     }

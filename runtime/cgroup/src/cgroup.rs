@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use berth_linux::Pid;
 use rustix::fs::{Mode, OFlags};
@@ -16,7 +16,8 @@ use crate::resources::Resources;
 use crate::systemd::Manager;
 use crate::{Error, Result, file};
 
-/// How long a deletion waits for processes that are on their way out.
+/// How long a deletion pauses, all in all, for processes that are on their way out. Pauses are counted, not the clock: on a machine that
+/// stood still meanwhile the processes did too.
 const DELETE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A cgroup's folder in one v1 hierarchy.
@@ -230,9 +231,9 @@ impl Cgroup {
     }
 
     fn delete_folders(&self) -> Result<()> {
-        let deadline = Instant::now() + DELETE_PATIENCE;
+        let mut left = DELETE_PATIENCE;
         for dir in self.dirs() {
-            remove_tree(dir, deadline).map_err(|(path, source)| Error::Delete { path, source })?;
+            remove_tree(dir, &mut left).map_err(|(path, source)| Error::Delete { path, source })?;
         }
         Ok(())
     }
@@ -353,7 +354,8 @@ fn count_procs(dir: &Path) -> Result<usize> {
     child_names(dir)?.iter().try_fold(own, |sum, name| Ok(sum + count_procs(&dir.join(name))?))
 }
 
-fn remove_tree(dir: &Path, deadline: Instant) -> std::result::Result<(), (PathBuf, io::Error)> {
+/// `left`: for how long it may still pause.
+fn remove_tree(dir: &Path, left: &mut Duration) -> std::result::Result<(), (PathBuf, io::Error)> {
     let mut pause = Duration::from_micros(250);
     loop {
         let errno = match rustix::fs::rmdir(dir) {
@@ -365,18 +367,18 @@ fn remove_tree(dir: &Path, deadline: Instant) -> std::result::Result<(), (PathBu
         }
         let children = child_names(dir).unwrap_or_default();
         for name in &children {
-            remove_tree(&dir.join(name), deadline)?;
+            remove_tree(&dir.join(name), left)?;
         }
-        if children.is_empty() {
-            if Instant::now() >= deadline {
-                return Err((dir.to_owned(), errno.into()));
-            }
-            // The kernel tells nobody when a cgroup's last dying process is through.
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(50));
-        } else if Instant::now() >= deadline {
+        if left.is_zero() {
             return Err((dir.to_owned(), errno.into()));
         }
+        pause = pause.min(*left);
+        *left -= pause;
+        if children.is_empty() {
+            // The kernel tells nobody when a cgroup's last dying process is through.
+            std::thread::sleep(pause);
+        }
+        pause = (pause * 2).min(Duration::from_millis(50));
     }
 }
 

@@ -59,10 +59,10 @@ impl Default for Sandbox {
 }
 
 impl Sandbox {
-    /// A sandbox with private propagation, own cgroups and two minutes of time for a test, more where the processor is emulated.
+    /// A sandbox with private propagation, own cgroups and five minutes of time for a test.
     #[must_use]
     pub fn new() -> Self {
-        Self { shared_root: false, own_cgroups: true, timeout: Some(Duration::from_secs(120) * crate::wait::patience()) }
+        Self { shared_root: false, own_cgroups: true, timeout: Some(Duration::from_secs(300)) }
     }
 
     /// Makes the mounts inside shared among themselves, as systemd makes them on a host; nothing reaches the host.
@@ -79,7 +79,7 @@ impl Sandbox {
         self
     }
 
-    /// Kills everything inside after this time.
+    /// Kills everything inside after this time, or more where the processor is emulated.
     #[must_use]
     pub fn timeout(mut self, timeout: Option<Duration>) -> Self {
         self.timeout = timeout;
@@ -164,7 +164,7 @@ impl Sandbox {
             command.env(CGROUP, tree.name());
         }
         if let Some(timeout) = self.timeout {
-            command.env(TIMEOUT, timeout.as_secs().to_string());
+            command.env(TIMEOUT, (timeout * crate::wait::patience()).as_secs().to_string());
         }
         Ok(())
     }
