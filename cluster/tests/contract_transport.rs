@@ -288,7 +288,7 @@ async fn a_watch_over_a_dead_connection_ends_by_pings_and_the_next_one_goes_anot
     let path = server.write(folder.path(), "system:node:a");
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.replace(&server.address.to_string(), &way.to_string())).unwrap();
-    let pings = Pings { after: Duration::from_millis(200), answer: Duration::from_millis(200) };
+    let pings = Pings { after: Duration::from_millis(200), answer: Duration::from_secs(2) };
     let client = Connection::pinged(path, AGENT, pings).client(Limit::NONE);
     let mut body = watch(&client).await;
     let still = tokio::time::timeout(Duration::from_secs(1), body.frame()).await;

@@ -377,7 +377,14 @@ async fn the_last_caller_who_leaves_ends_the_download() {
     assert!(wait_until(SOON, || std::fs::read_dir(test.root().join("staging")).unwrap().count() == 0));
     assert!(wait_until(SOON, || test.store.leaks().is_empty() && test.store.fs_usage().bytes == 0));
     assert!(test.store.list().is_empty());
-    let (one, two) = (start(), start());
+    // Both have asked before either can be called off.
+    let asked = || {
+        let (store, name) = (test.store.clone(), Reference::parse(&name).unwrap());
+        Box::pin(async move { store.pull(&name, None).await })
+    };
+    let (mut one, mut two) = (asked(), asked());
+    assert!(futures::poll!(&mut one).is_pending() && futures::poll!(&mut two).is_pending());
+    let (one, two) = (tokio::spawn(one), tokio::spawn(two));
     assert!(wait_until(SOON, || registry.count(&blob) == 2));
     one.abort();
     registry.release();

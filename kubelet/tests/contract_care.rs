@@ -170,7 +170,8 @@ async fn on_a_full_disk_dead_containers_go_before_images_and_what_has_ended_stay
     config.max_pods = 2;
     config.image_gc.min_age = Duration::ZERO;
     config.eviction.thresholds = vec![always(Signal::NodeFsAvailable)];
-    config.timing.eviction = Duration::from_millis(300);
+    // The pod is over before the first of them.
+    config.timing.eviction = Duration::from_secs(3);
     node.start_with(config.clone());
     let before = node.wait_pod("done-n1", "Succeeded", |p| phase(p) == "Succeeded").await;
     // Images are looked at in each round: this one is there when the pod is over.

@@ -55,7 +55,7 @@ impl Folder {
             path: path.clone(),
             node_name: "n".into(),
             kubelet_root: state.dir("kubelet"),
-            settle: Duration::from_millis(300),
+            settle: Duration::from_secs(3),
             rescan: Duration::from_secs(20),
             allowed_unsafe_sysctls: Vec::new(),
             clock: Clock::default(),

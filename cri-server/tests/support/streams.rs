@@ -24,6 +24,8 @@ pub async fn upgrade(url: &str, method: &str, headers: &[(&str, &str)]) -> (Stri
     let rest = url.strip_prefix("http://").unwrap();
     let (address, path) = rest.split_once('/').unwrap();
     let mut tcp = TcpStream::connect(address).await.unwrap();
+    // As clients of streams do: a small frame that follows another does not wait for its acknowledgement.
+    tcp.set_nodelay(true).unwrap();
     let mut text = format!("{method} /{path} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\n");
     headers.iter().for_each(|(name, value)| text.push_str(&format!("{name}: {value}\r\n")));
     tcp.write_all(format!("{text}\r\n").as_bytes()).await.unwrap();

@@ -186,7 +186,7 @@ async fn a_conflict_of_two_plugins_names_both() {
 
 #[tokio::test]
 async fn a_plugin_that_does_not_answer_is_closed_and_nothing_fails_for_it() {
-    let rig = Rig::new(Duration::from_millis(400)).await;
+    let rig = Rig::new(Duration::from_secs(3)).await;
     let _a = rig.join("10-a", 0, hangs).await;
     let _b = rig.join("20-b", 0, agrees).await;
     rig.nri.pod(Event::RunPodSandbox, pod()).await.unwrap();

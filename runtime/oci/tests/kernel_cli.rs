@@ -74,7 +74,8 @@ fn deleting_by_force_ends_everything_and_leaves_no_cgroup() {
 #[test]
 fn an_exec_joins_the_container_completely() {
     in_namespaces(|| {
-        let mut bundle = Bundle::new("exec sleep 1000");
+        let mut bundle = Bundle::new("");
+        bundle.process().args = vec!["sleep".into(), "1000".into()];
         bundle.spec.hostname = "inside".into();
         bundle.spec.linux.seccomp = Some(berth_oci::seccomp::default_profile(|_| false));
         bundle.write();

@@ -25,7 +25,8 @@ fn a_container_runs_and_its_exit_code_is_ours() {
 #[test]
 fn user_groups_umask_capabilities_and_filter_are_what_the_spec_says() {
     in_namespaces(|| {
-        let mut bundle = Bundle::new("exec sleep 1000");
+        let mut bundle = Bundle::new("");
+        bundle.process().args = vec!["sleep".into(), "1000".into()];
         bundle.process().user = User { uid: 1000, gid: 1001, umask: Some(0o077), additional_gids: vec![5, 6] };
         let mut caps = capabilities(&["CAP_NET_BIND_SERVICE", "CAP_CHOWN"]);
         caps.inheritable = vec!["CAP_NET_BIND_SERVICE".into()];
@@ -221,7 +222,7 @@ fn hooks_run_at_their_points_and_a_failing_one_ends_the_creation() {
             path: "/bin/sh".into(),
             args: vec!["sh".into(), "-c".into(), text],
             env: vec![kit::PATH.into()],
-            timeout: Some(5),
+            timeout: Some(60),
         };
         let outside =
             |name: &str| hook(format!("read -r state; case $state in *'\"id\":\"c\"'*) echo {name} >> {};; esac", log.display()));

@@ -208,7 +208,7 @@ fn a_container_can_look_at_another_ones_processes() {
         let shim = Shim::start();
         shim.make_rootfs();
         let mut client = shim.client();
-        shim.run(&mut client, "a", &sh("exec sleep 1234"));
+        shim.run(&mut client, "a", &["sleep", "1234"]);
         let ext = CreateExt { pid: PidMode::Target("a".into()), ..shim.ext("b") };
         client.create("b", &shim.spec(&sh("tr '\\0' ' ' </proc/1/cmdline; echo")), ext).unwrap();
         client.start("b").unwrap();
