@@ -34,7 +34,7 @@ apply() {
 }
 # rolled_out NAMESPACE KIND/NAME LABEL: all its pods are Ready.
 rolled_out() {
-  kubectl -n "$1" rollout status "$2" --timeout 60s || { kubectl -n "$1" describe pods -l "$3" | tail -n 20; kubectl -n "$1" logs -l "$3" --tail 10; return 1; }
+  kubectl -n "$1" rollout status "$2" --timeout 240s || { kubectl -n "$1" describe pods -l "$3" | tail -n 20; kubectl -n "$1" logs -l "$3" --tail 10; return 1; }
 }
 # A machine outside, which knows the node's address alone.
 start_client() {
@@ -154,11 +154,11 @@ later_service() {
 sticky() { same "$(answers_of page "$(cluster_ip sticky)" | wc -l)" 1; }
 endpoints_follow() {
   k scale deployment web --replicas 1
-  within 30 one_answers
+  within 120 one_answers
   k scale deployment web --replicas 0
-  within 30 nobody_answers
+  within 120 nobody_answers
   k scale deployment web --replicas 2
-  within 30 both_answer
+  within 120 both_answer
 }
 one_answers() { [ "$(web_pods | wc -l)" = 1 ] && same "$(answers_of page "$(cluster_ip web)")" "$(web_pods)"; }
 nobody_answers() { ! page "$(cluster_ip web)"; }

@@ -127,15 +127,15 @@ node_is_ready() {
     { kubectl describe node "$NODE"; tail -n 5 "$LOGS/kubelet.log"; return 1; }
 }
 addons_run() {
-  kubectl -n kube-system rollout status daemonset/kube-proxy --timeout 90s || { kubectl -n kube-system describe pods -l k8s-app=kube-proxy; kubectl -n kube-system logs -l k8s-app=kube-proxy; return 1; }
-  kubectl -n kube-system rollout status deployment/coredns --timeout 90s || { kubectl -n kube-system describe pods -l k8s-app=kube-dns; kubectl -n kube-system logs -l k8s-app=kube-dns; return 1; }
+  kubectl -n kube-system rollout status daemonset/kube-proxy --timeout 240s || { kubectl -n kube-system describe pods -l k8s-app=kube-proxy; kubectl -n kube-system logs -l k8s-app=kube-proxy; return 1; }
+  kubectl -n kube-system rollout status deployment/coredns --timeout 240s || { kubectl -n kube-system describe pods -l k8s-app=kube-dns; kubectl -n kube-system logs -l k8s-app=kube-dns; return 1; }
 }
 deploy_app() {
   kubectl create deployment web --image "$APP_IMAGE" --replicas 2
   kubectl expose deployment web --port 80
   kubectl run shell --image "$SHELL_IMAGE" --restart Never --command -- sh -c "$SHELL_COMMAND"
-  kubectl rollout status deployment/web --timeout 60s
-  kubectl wait pod/shell --for condition=Ready --timeout 60s
+  kubectl rollout status deployment/web --timeout 240s
+  kubectl wait pod/shell --for condition=Ready --timeout 240s
 }
 by_cluster_ip() { kubectl exec shell -- timeout 5 /tmp/wget -q -O - "http://$(kubectl get service web -o 'jsonpath={.spec.clusterIP}')" | grep "Welcome to nginx"; }
 by_name() { kubectl exec shell -- timeout 5 /tmp/wget -q -O - "http://$1" | grep "Welcome to nginx"; }

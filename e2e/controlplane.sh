@@ -69,13 +69,6 @@ end_component() {
   kill "$pid"
   within 30 dead "$pid"
 }
-start_scheduler() {
-  local pid
-  pid=$(cat "$LOGS/kube-scheduler.pid")
-  kill "$pid"
-  while kill -0 "$pid" 2> /dev/null; do sleep 0.1; done
-  start_scheduler
-}
 start_scheduler() { serve kube-scheduler kube-scheduler $(as_component scheduler) ${QPS_FLAGS:-}; }
 
 start_control_plane() {

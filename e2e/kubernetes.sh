@@ -79,7 +79,7 @@ exec_tty() {
   # An input that says nothing and does not end.
   [ -p "$WORK/quiet" ] || mkfifo "$WORK/quiet"
   exec 6<> "$WORK/quiet"
-  out=$(script -qec 'stty rows 33 cols 111; kubectl exec -it shell -- sh -c "tty; stty size; exit 5"; echo code $?' /dev/null <&6 | tr -d '\r')
+  out=$(script -qec 'stty rows 33 cols 111; kubectl exec -it shell -- sh -c "tty; until stty size | grep -qx \"33 111\"; do sleep 0.1; done; stty size; exit 5"; echo code $?' /dev/null <&6 | tr -d '\r')
   echo "$out"
   grep -q '^/dev/pts/0$' <<< "$out"
   grep -q '^33 111$' <<< "$out"
@@ -114,7 +114,7 @@ attach_tty() {
   within 15 grep -q 'press' "$out"
   echo 'echo $((6 * 7)); tty' >&5
   within 15 grep -q '^42.$' "$out"
-  grep -q '^/dev/pts/0.$' "$out"
+  within 15 grep -q '^/dev/pts/0.$' "$out"
   kill -9 $client
   same "$(pod_json terminal '{.status.containerStatuses[0].restartCount}')" 0
 }

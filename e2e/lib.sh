@@ -106,7 +106,7 @@ start_cri() {
   wait_for "$kind's socket" crictl_ready || { tail -n 20 "$dir/log" >&2; return 1; }
 }
 
-crictl() { "$CRI_TOOLS/crictl" --config /dev/null --runtime-endpoint "unix://$CRI_SOCKET" --image-endpoint "unix://$CRI_SOCKET" "$@"; }
+crictl() { "$CRI_TOOLS/crictl" --config /dev/null --timeout 60s --runtime-endpoint "unix://$CRI_SOCKET" --image-endpoint "unix://$CRI_SOCKET" "$@"; }
 crictl_ready() { [ "$(crictl info 2>/dev/null | jq '[.status.conditions[] | select(.status)] | length')" -ge 2 ]; }
 
 write_containerd_config() {

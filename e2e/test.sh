@@ -101,6 +101,8 @@ if ! "$HERE/tools.sh" all > "$LOGS/tools.log" 2>&1; then
 fi
 # Some kernel tests run programs of their crate, which are its examples.
 cargo build --workspace --examples > "$LOGS/examples.log" 2>&1 || { tail -n 30 "$LOGS/examples.log"; report examples 0 1 0 "$SECONDS"; }
+# Tests of the CRI server start this shim: built here and not in a test's time.
+cargo build --quiet -p berth-shim --bin berth-shim > "$LOGS/shim.log" 2>&1 || { tail -n 30 "$LOGS/shim.log"; report shim 0 1 0 "$SECONDS"; }
 suite crates cargo test --workspace --exclude berth-e2e --lib --bins --tests --no-fail-fast
 # One at a time: some of them measure.
 suite e2e cargo test -p berth-e2e --lib --bins --tests --no-fail-fast -- --test-threads=1

@@ -106,7 +106,7 @@ rm -rf "$root"
 log=target/test-logs/vm.log
 mkdir -p target/test-logs
 : > "$log"
-timeout "${VM_TIMEOUT:-1500}" qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu max -smp 2 -m 3072 -no-reboot \
+timeout "${VM_TIMEOUT:-3600}" qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu max -smp 2 -m 3072 -no-reboot \
   -display none -monitor none -serial "file:$log" -kernel "$VM/vmlinuz" -initrd "$WORK/initrd.gz" \
   -drive "file=$WORK/disk.img,format=raw,if=virtio,cache=unsafe" -nic none \
   -append "console=ttyS0 quiet panic=-1 no_timer_check apparmor=1 security=apparmor psi=1 hugepages=16 ${VM_APPEND:-}" < /dev/null || true

@@ -87,7 +87,7 @@ logs_of_many() {
     {name: one, image: $BUSYBOX, command: [sh, -c, 'echo from one; $ACCESS_LOOP']}, {name: two, image: $BUSYBOX, command: [sh, -c, 'echo from two; $ACCESS_LOOP']}]}" \
     'annotations: {kubectl.kubernetes.io/default-container: two}'
   within 60 pod_phase a Running
-  within 10 says 'from two' k logs a
+  within 30 says 'from two' k logs a
   same "$(k logs a -c one) $(k logs a -c first)" "from one from first"
   same "$(k logs a --all-containers --prefix | sort)" "$(printf '[pod/a/first] from first\n[pod/a/one] from one\n[pod/a/two] from two')"
   fails_with 'container nobody is not valid for pod a' k logs a -c nobody
@@ -98,12 +98,12 @@ logs_of_all() {
   new_namespace
   k create deployment web --image="$BUSYBOX" --replicas=6 -- sh -c "hostname; $ACCESS_LOOP"
   within 60 k rollout status deployment/web --timeout=1s
-  within 10 six_hosts -l app=web
-  within 10 six_hosts deployment/web --all-pods
+  within 30 six_hosts -l app=web
+  within 30 six_hosts deployment/web --all-pods
   fails_with 'maximum allowed concurrency is 5, use --max-log-requests' k logs -f -l app=web
   k logs -f -l app=web --max-log-requests=6 > "$WORK/checks/follow-$NS" &
   local follower=$!
-  within 10 lines_are "$WORK/checks/follow-$NS" 6
+  within 30 lines_are "$WORK/checks/follow-$NS" 6
   k delete deployment web
   # Each pod's end is the end of its log.
   wait $follower
@@ -145,7 +145,7 @@ logs_follow_ends() {
   within 60 pod_phase a Running
   k logs -f a > "$OWN/out" &
   local follower=$!
-  within 10 grep -q begin "$OWN/out"
+  within 30 grep -q begin "$OWN/out"
   k exec a -- touch /go
   wait $follower
   same "$(wc -l < "$OWN/out") $(tail -n 1 "$OWN/out")" "2002 end"
@@ -180,7 +180,7 @@ debug_pod() {
     sh -c 'until read -t 1 w; do echo type:; done; echo "read <$w>"; exit 2' > "$OWN/shown"
   cat "$OWN/shown"
   grep -q '^read <some words>$' "$OWN/shown"
-  within 20 same_code a typed 2
+  within 30 same_code a typed 2
   same "$(pod_json a '{.status.containerStatuses[0].restartCount}')" 0
 }
 same_code() { same "$(pod_json "$1" "{.status.ephemeralContainerStatuses[?(@.name==\"$2\")].state.terminated.exitCode}")" "$3"; }
@@ -205,7 +205,7 @@ debug_node() {
   pod=$(k get pods -o name | head -n 1)
   within 30 k exec "$pod" -- true
   same "$(k get "$pod" -o 'jsonpath={.spec.hostPID} {.spec.hostNetwork} {.spec.hostIPC} {.spec.containers[0].securityContext.privileged}')" "true true true true"
-  within 10 says "$(cat /proc/sys/kernel/random/boot_id)" k logs "$pod"
+  within 30 says "$(cat /proc/sys/kernel/random/boot_id)" k logs "$pod"
   # Process 1 is the machine's, and so are the interfaces.
   same "$(k exec "$pod" -- readlink /proc/1/ns/pid)" "$(readlink /proc/self/ns/pid)"
   same "$(k exec "$pod" -- readlink /proc/self/ns/net)" "$(readlink /proc/self/ns/net)"

@@ -52,7 +52,7 @@ stop_api_server() {
   local pid
   pid=$(cat "$LOGS/kube-apiserver.pid")
   kill -9 "$pid"
-  within 10 dead "$pid"
+  within 30 dead "$pid"
 }
 # With controllers anew: those that ran look again only after half a minute.
 resume_api_server() {
@@ -102,6 +102,7 @@ shell_pod() {
   create_pod "$1" "{terminationGracePeriodSeconds: 1, containers: [{name: main, image: $BUSYBOX, command: [sh, -c, $(jq -nc --arg c "$2" '$c')]}]${3:+, $3}}"
 }
 pod_json() { k get pod "$1" -o "jsonpath=$2"; }
+uid_of() { pod_json "$1" '{.metadata.uid}{"\n"}'; }
 pod_ready() { [ "$(pod_json "$1" '{.status.conditions[?(@.type=="Ready")].status}')" = True ] || { k describe pod "$1"; return 1; }; }
 # pod_phase NAME PHASE
 pod_phase() { [ "$(pod_json "$1" '{.status.phase}')" = "$2" ] || { k describe pod "$1"; return 1; }; }

@@ -1,6 +1,6 @@
 # What stands between the API server and a pod: admission that goes by a moment's view, mirrors that are refused, rights.
 
-cgroup_told() { [ -e /sys/fs/cgroup/cgroup.controllers ] || within 20 node_event CgroupV1; }
+cgroup_told() { [ -e /sys/fs/cgroup/cgroup.controllers ] || within 30 node_event CgroupV1; }
 check "a node with cgroup v1 says so with an event" cgroup_told
 
 MORE_LOOP='trap "exit 0" TERM; while :; do sleep 0.1; done'
@@ -49,7 +49,7 @@ port_of_ending() {
   create_pod b "{nodeName: $NODE_NAME, terminationGracePeriodSeconds: 1, containers: [{name: main, image: $BUSYBOX, command: [sh, -c, '$MORE_LOOP'], $ports}]}"
   within 30 pod_phase b Running
   create_pod c "{nodeName: $NODE_NAME, containers: [{name: main, image: $BUSYBOX, command: [sh, -c, '$MORE_LOOP'], $ports}]}"
-  within 20 pod_phase c Failed
+  within 30 pod_phase c Failed
   status_field c '{.status.reason}' NodePorts
 }
 check "a pod waits for the host port of one that ends, and fails beside one that stays" port_of_ending
@@ -61,7 +61,7 @@ mirror_without_namespace() {
   printf '{apiVersion: v1, kind: Pod, metadata: {name: lost, namespace: %s}, spec: {terminationGracePeriodSeconds: 1, containers: [{name: main, image: %s, command: [sh, -c, "%s"]}]}}\n' \
     "$ns" "$BUSYBOX" "while :; do sleep 0.1; done" > "$WORK/manifests/lost-$ns.yaml"
   within 30 runs_here "$ns"
-  within 10 mirror_refused "$ns"
+  within 30 mirror_refused "$ns"
   local before
   before=$(crictl ps -q --label "io.kubernetes.pod.namespace=$ns")
   kubectl create namespace "$ns"
@@ -87,13 +87,13 @@ machine_goes_down() {
   local pid
   pid=$(node_pid)
   kill "$pid"
-  within 5 says_shutting_down
-  within 10 node_event Shutdown
+  within 30 says_shutting_down
+  within 30 node_event Shutdown
   within 30 dead "$pid"
   write_node_config
   start_node
   within 40 node_ready
-  within 20 pod_phase a Failed
+  within 30 pod_phase a Failed
   status_field a '{.status.reason}: {.status.message}' 'Terminated: Pod was terminated in response to imminent node shutdown.'
   status_field a '{.status.conditions[?(@.type=="DisruptionTarget")].reason}' TerminationByKubelet
 }

@@ -5,6 +5,8 @@ env_of() { k exec "$1" -- env | sort; }
 # has_line TEXT: standard input has this line.
 has_line() { grep -Fx -- "$1" > /dev/null || { echo "no line: $1"; return 1; }; }
 file_is() { same "$(k exec "$1" -- cat "$2")" "$3"; }
+# host_file_is POD KIND FILE TEXT: in its volume `v` of this kind, seen from the node and so at once.
+host_file_is() { same "$(cat "$WORK/kubelet/pods/$(uid_of "$1")/volumes/kubernetes.io~$2/v/$3")" "$4"; }
 waits_with() { same "$(pod_json "$1" '{.status.containerStatuses[0].state.waiting.reason}')" "$2" && pod_json "$1" '{.status.containerStatuses[0].state.waiting.message}' | grep -F -- "$3"; }
 event_says() { pod_event "$1" "$2" | grep -F -- "$3"; }
 # token_claims TOKEN: its second part.
@@ -42,7 +44,7 @@ env_missing_map() {
   object_pod a "envFrom: [{configMapRef: {name: late}}]"
   within 30 waits_with a CreateContainerConfigError 'configmap "late" not found'
   k create configmap late --from-literal=A=now
-  within 6 pod_ready a
+  within 15 pod_ready a
   env_of a | has_line A=now
 }
 env_missing_secret() {
@@ -50,9 +52,9 @@ env_missing_secret() {
   object_pod a "env: [{name: A, valueFrom: {secretKeyRef: {name: late, key: a}}}]"
   within 30 waits_with a CreateContainerConfigError 'secret "late" not found'
   k create secret generic late --from-literal=b=x
-  within 6 waits_with a CreateContainerConfigError "couldn't find key a in Secret $NS/late"
+  within 15 waits_with a CreateContainerConfigError "couldn't find key a in Secret $NS/late"
   k patch secret late --type merge -p '{"stringData": {"a": "now"}}'
-  within 6 pod_ready a
+  within 15 pod_ready a
   env_of a | has_line A=now
 }
 check "environment from ConfigMaps and Secrets, with prefixes and expansion" env_from_both
@@ -68,7 +70,8 @@ map_volume() {
   file_is a /v/conf/level one
   same "$(k exec a -- stat -Lc %a /v/conf/level)" 400
   k patch configmap m -p '{"data": {"level": "two"}}'
-  within 5 file_is a /v/conf/level two
+  within 5 host_file_is a configmap conf/level two
+  file_is a /v/conf/level two
 }
 secret_volume() {
   new_namespace
@@ -79,7 +82,8 @@ secret_volume() {
   same "$(k exec a -- stat -Lc '%a %g' /v/password)" "440 4321"
   k exec a -- grep ' /v ' /proc/mounts | grep tmpfs
   k patch secret s -p '{"stringData": {"password": "two", "more": "m"}}'
-  within 5 file_is a /v/password two
+  within 5 host_file_is a secret password two
+  file_is a /v/password two
   file_is a /v/more m
 }
 volume_missing() {
@@ -87,7 +91,7 @@ volume_missing() {
   object_pod a "volumeMounts: [{name: v, mountPath: /v}]" "volumes: [{name: v, configMap: {name: late}}]"
   within 30 event_says a FailedMount 'MountVolume.SetUp failed for volume "v" : configmap "late" not found'
   k create configmap late --from-literal=a=b
-  within 10 pod_ready a
+  within 30 pod_ready a
   file_is a /v/a b
 }
 secret_missing() {
@@ -95,7 +99,7 @@ secret_missing() {
   object_pod a "volumeMounts: [{name: v, mountPath: /v}]" "volumes: [{name: v, secret: {secretName: late}}]"
   within 30 event_says a FailedMount 'MountVolume.SetUp failed for volume "v" : secret "late" not found'
   k create secret generic late --from-literal=a=b
-  within 10 pod_ready a
+  within 30 pod_ready a
 }
 volume_key_missing() {
   new_namespace
@@ -103,7 +107,7 @@ volume_key_missing() {
   object_pod a "volumeMounts: [{name: v, mountPath: /v}]" "volumes: [{name: v, configMap: {name: m, items: [{key: none, path: late}]}}]"
   within 30 event_says a FailedMount 'configmap references non-existent config key: none'
   k patch configmap m -p '{"data": {"none": "n"}}'
-  within 10 pod_ready a
+  within 30 pod_ready a
   file_is a /v/late n
 }
 volume_optional() {
@@ -112,7 +116,7 @@ volume_optional() {
   within 30 pod_ready a
   same "$(k exec a -- ls /v)" ""
   k create secret generic later --from-literal=a=b
-  within 5 file_is a /v/a b
+  within 20 file_is a /v/a b
 }
 deleted_map_stays() {
   new_namespace
@@ -120,10 +124,10 @@ deleted_map_stays() {
   object_pod a "volumeMounts: [{name: v, mountPath: /v}]" "volumes: [{name: v, configMap: {name: m}}]"
   within 30 pod_ready a
   k delete configmap m
-  within 10 old_files_kept
+  within 30 old_files_kept
   file_is a /v/a b
   k create configmap m --from-literal=a=c
-  within 5 file_is a /v/a c
+  within 20 file_is a /v/a c
 }
 old_files_kept() { grep -F "a_$NS(" "$LOGS/berth.log" | grep 'keeps its old files'; }
 immutable() {
@@ -135,7 +139,7 @@ immutable() {
   env_of a | has_line A=b
   object_pod b "volumeMounts: [{name: v, mountPath: /v}]" "volumes: [{name: v, configMap: {name: fixed}}]"
   within 30 pod_ready b
-  same "$(calls list configmaps fixed)" 1
+  same "$(answered list configmaps fixed)" 1
 }
 binary_data() {
   new_namespace
@@ -153,7 +157,7 @@ shared_watch() {
   for i in 1 2 3; do within 40 pod_ready "p$i"; done
   same "$(answered list configmaps shared)" 1
   k patch configmap shared -p '{"data": {"a": "two"}}'
-  for i in 1 2 3; do within 5 file_is "p$i" /v/a two; done
+  for i in 1 2 3; do within 20 file_is "p$i" /v/a two; done
 }
 projected_all() {
   new_namespace
@@ -391,7 +395,7 @@ objects_without_api() {
   uid=$(pod_json a '{.metadata.uid}')
   stop_api_server
   crictl stop "$(crictl ps -q --label "io.kubernetes.pod.uid=$uid")"
-  within 20 restarted_here "$uid"
+  within 30 restarted_here "$uid"
   resume_api_server
   within 60 restarted_there
   env_of a | has_line b=two
@@ -408,6 +412,6 @@ after_restart() {
   within 30 pod_ready a
   restart_node
   k patch configmap m -p '{"data": {"a": "two"}}'
-  within 15 file_is a /v/a two
+  within 30 file_is a /v/a two
 }
 alone "an edit reaches a volume after the agent has been restarted" after_restart

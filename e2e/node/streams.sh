@@ -72,12 +72,12 @@ exec_client_gone_once() {
   local writer=$! terminal
   script -qec "$KUBERNETES/kubectl -n $NS exec -it a -- sleep 4321" /dev/null < <(sleep 60) > /dev/null 2>&1 &
   terminal=$!
-  within 10 is_there '[w]rites-on'
-  within 10 is_there '[s]leep 4321'
+  within 30 is_there '[w]rites-on'
+  within 30 is_there '[s]leep 4321'
   kill -9 $writer $terminal
   wait $writer $terminal || true
-  within 10 is_gone '[w]rites-on'
-  within 10 is_gone '[s]leep 4321'
+  within 30 is_gone '[w]rites-on'
+  within 30 is_gone '[s]leep 4321'
 }
 is_there() { k exec a -- ps | has "$1"; }
 is_gone() { local all; all=$(k exec a -- ps) && refute grep "$1" <<< "$all"; }
@@ -123,7 +123,7 @@ attach_to_running() {
   k attach -i a < "$OWN/in" > "$OWN/out" 2>&1 &
   local speaker=$!
   exec 8> "$OWN/in"
-  within 15 listener_hears
+  within 30 listener_hears
   kill $listener $speaker
   wait $listener $speaker || true
   exec 8>&-
@@ -140,8 +140,8 @@ attach_once() {
   local client=$!
   exec 8> "$OWN/in"
   # What comes before the attachment is nobody's: it is said again until it is heard.
-  within 15 heard_word
-  within 5 grep -q '^err word$' "$OWN/err"
+  within 30 heard_word
+  within 30 grep -q '^err word$' "$OWN/err"
   # The container's input stays open: the client goes away in the middle.
   kill $client
   wait $client || true
@@ -177,7 +177,7 @@ run_attached_once() {
   echo 'echo from stdin; exit 4' | k run -i --rm --restart=Never --image="$BUSYBOX" once -- sh > "$OWN/out" 2> "$OWN/err" || code=$?
   same $code 4
   grep -q '^from stdin$' "$OWN/out"
-  within 20 pod_gone once
+  within 30 pod_gone once
 }
 check "kubectl run -i --rm: input, output, exit code, and the pod is gone" run_attached
 
@@ -263,7 +263,7 @@ forward() {
   : > "$OWN/forward"
   "$KUBERNETES/kubectl" -n "$NS" port-forward "$@" > "$OWN/forward" 2>&1 &
   FORWARD=$!
-  within 15 grep -q '^Forwarding from 127' "$OWN/forward"
+  within 30 grep -q '^Forwarding from 127' "$OWN/forward"
 }
 end_forward() { kill "$FORWARD" 2> /dev/null || true; wait "$FORWARD" 2> /dev/null || true; }
 forwarded() { sed -n "s/^Forwarding from 127.0.0.1:\([0-9]*\) -> $1\$/\1/p" "$OWN/forward"; }
@@ -317,7 +317,7 @@ forward_closed() {
 forward_closed_once() {
   forward pod/a :8099 :8080
   ! curl -sS -m 10 "http://127.0.0.1:$(forwarded 8099)/" || return 1
-  within 10 grep -q 'error.*8099' "$OWN/forward"
+  within 30 grep -q 'error.*8099' "$OWN/forward"
   cat "$OWN/forward"
   grep -qi 'connection refused' "$OWN/forward"
   end_forward
@@ -335,7 +335,7 @@ forward_dying_once() {
   same "$(curl -fsS "http://127.0.0.1:$(forwarded 8080)/port")" 8080
   k delete pod a --now
   # kubectl notices at the latest with the next connection.
-  within 20 forward_has_ended
+  within 30 forward_has_ended
   refute wait $FORWARD
   grep -qi 'lost connection to pod\|error' "$OWN/forward"
 }

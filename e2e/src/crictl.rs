@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use berth_testkit::patience;
 use serde_json::Value;
 
 use crate::{output, tools, try_output};
@@ -24,7 +25,7 @@ impl Crictl {
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(["--config", "/dev/null", "--timeout", "20s"]);
+        command.args(["--config", "/dev/null", "--timeout", &format!("{}s", 60 * patience())]);
         command.args(["--runtime-endpoint", &self.endpoint, "--image-endpoint", &self.endpoint]).args(arguments);
         command
     }

@@ -39,10 +39,15 @@ impl Berth {
     #[must_use]
     pub fn start(half: Half, web: &str) -> Self {
         let mut berth = Self::prepare(half);
-        let archive = image::archive(&berth.dir, Path::new(web));
-        berth.run(&["image", "import", &archive.to_string_lossy()]);
-        berth.launch();
+        berth.import_and_launch(web);
         berth
+    }
+
+    /// Imports the images, of which `berth.test/web:1` has the program `web`, and starts the agent.
+    pub fn import_and_launch(&mut self, web: &str) {
+        let archive = image::archive(&self.dir, Path::new(web));
+        self.run(&["image", "import", &archive.to_string_lossy()]);
+        self.launch();
     }
 
     /// Makes the folders only.

@@ -45,8 +45,7 @@ fn the_verbs_of_a_pod_and_its_container_work() {
         assert!(!failed.status.success());
         assert!(text(&failed.stderr).contains("why") || text(&failed.stdout).contains("why"), "{failed:?}");
         assert!(wait_until(SOON, || crictl.run(&["logs", &id]).contains("to-out")));
-        let logged = text(&crictl.attempt(&["logs", &id]).stderr);
-        assert!(logged.contains("to-err"), "{logged}");
+        assert!(wait_until(SOON, || text(&crictl.attempt(&["logs", &id]).stderr).contains("to-err")));
 
         crictl.run(&["stop", "--timeout", "0", &id]);
         let seen = crictl.json(&["inspect", &id]);

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command};
 
 use berth_cri_api::v1::{self, runtime_service_client::RuntimeServiceClient};
@@ -81,8 +81,14 @@ impl Drop for Plugin {
     }
 }
 
+/// A node that waits longer for its plugins than by default: a busy machine drops none.
 fn node() -> Berth {
-    Berth::start(Half::Cri, WEB)
+    let mut node = Berth::prepare(Half::Cri);
+    let config = "apiVersion: berth/v1alpha1\nkind: NodeConfiguration\nnri: {requestTimeout: 20s}\n";
+    let config = node.dir.file("config.yaml", config);
+    node.flags = vec!["--config".into(), config.to_string_lossy().into_owned()];
+    node.import_and_launch(WEB);
+    node
 }
 
 struct Pod<'a> {
@@ -225,7 +231,7 @@ fn adjustments_are_in_the_container_and_a_conflict_names_both_plugins() {
 #[test]
 fn what_plugins_refuse_fails_and_can_be_tried_again_and_one_that_hangs_is_dropped() {
     Sandbox::new().shared_root().test(|| {
-        let node = node();
+        let node = Berth::start(Half::Cri, WEB);
         let plugin = Plugin::connect(&node, "10-refuses", &json!({"refuse": ["RunPodSandbox"]}));
         let crictl = node.crictl();
         let config = cri::file(&node.dir, "pod.json", &cri::sandbox(&node.dir, "no", PidShape::PerContainer));
@@ -336,9 +342,7 @@ fn installed_plugins_are_started_with_the_agent_and_end_with_it() {
         );
         fs::write(&file, text).unwrap();
         node.flags = vec!["--config".into(), file.to_string_lossy().into_owned()];
-        let archive = berth_e2e::image::archive(&node.dir, Path::new(WEB));
-        node.run(&["image", "import", &archive.to_string_lossy()]);
-        node.launch();
+        node.import_and_launch(WEB);
         // It joins before the agent answers anybody.
         assert!(plugin.log().contains("Configure config=\"some: text\" runtime=berth"), "{}", plugin.log());
         let pod = Pod::run(&node, "pod");

@@ -17,6 +17,7 @@ fn objects_beside_the_manifest_reach_the_containers_and_follow_an_edit() {
         let pod = berth.wait_running("settings");
         let data = std::path::Path::new("/run/settings-data/settings-e2e/hooks");
         let run = |command: &str| berth.run(&["exec", "settings-e2e", "-c", "app", "--", "sh", "-c", command]);
+        assert!(wait_until(SOON, || !berth.logs("settings-e2e -c app").is_empty()));
         assert_eq!(berth.logs("settings-e2e -c app"), ["level is info"]);
         assert_eq!(
             run("cat /etc/all/token /etc/all/conf/motd /etc/all/labels /etc/motd"),

@@ -89,7 +89,7 @@ fn life_cycle(handler: &str, runtime: &std::path::Path) {
     crictl.run(&["start", &id]);
     assert_eq!(status(&crictl, &id)["state"], "CONTAINER_RUNNING");
     assert!(wait_until(SOON, || crictl.run(&["logs", &id]).contains("foreign\nby a volume")), "{}", crictl.run(&["logs", &id]));
-    assert!(text(&crictl.attempt(&["logs", &id]).stderr).contains("to-err"));
+    assert!(wait_until(SOON, || text(&crictl.attempt(&["logs", &id]).stderr).contains("to-err")));
 
     // The machine sees neither root nor volumes of the bundle.
     assert!(!fs::read_to_string("/proc/self/mountinfo").unwrap().contains("bundle/"));

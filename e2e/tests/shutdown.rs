@@ -15,7 +15,7 @@ const WEB: &str = env!("CARGO_BIN_EXE_demo-web");
 const CONFIG: &str = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nshutdownGracePeriodByPodPriority:\n\
     - {priority: 0, shutdownGracePeriodSeconds: 20}\n- {priority: 2000000000, shutdownGracePeriodSeconds: 20}\n";
 /// Whole seconds of grace of the pod that does not end by itself.
-const GRACE: usize = 2;
+const GRACE: usize = 10;
 const PODS: [&str; 4] = ["one", "other", "deaf", "critical"];
 
 /// A pod whose containers write what happens to them into one file. The one called `deaf` goes on after SIGTERM.

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use berth_testkit::sandbox::NODE_IP;
-use berth_testkit::wait_until;
+use berth_testkit::{patience, wait_until};
 use serde_json::Value;
 
 use super::scenario::{Expect, Names, Scenario, at};
@@ -23,7 +23,7 @@ const WINDOW: usize = 12;
 const FIRST_PORT: u16 = 20_000;
 /// How many looks in a row a verdict takes.
 const LOOKS: u32 = 3;
-/// How long a scenario may take.
+/// How long a scenario may take; more where the processor is emulated.
 const PATIENCE: Duration = Duration::from_secs(90);
 /// How long a pod without the field may run on: what ends a pod with it does so much sooner.
 const VARIANT: Duration = Duration::from_secs(7);
@@ -186,7 +186,7 @@ impl<'b> Runner<'b> {
         }
         self.attach(one, pod);
         if !scenario.edit.is_empty() && !one.edited {
-            if !is_running(pod) && waited < PATIENCE {
+            if !is_running(pod) && waited < PATIENCE * patience() {
                 return Verdict::Wait;
             }
             one.edited = true;
@@ -196,12 +196,12 @@ impl<'b> Runner<'b> {
             self.berth.write_manifest(&format!("{}.yaml", one.job.names.name), &text);
             return Verdict::Wait;
         }
-        if !is_settled(scenario, pod) && waited < PATIENCE && one.started.is_none_or(|t| t.elapsed() < VARIANT) {
+        if !is_settled(scenario, pod) && waited < PATIENCE * patience() && one.started.is_none_or(|t| t.elapsed() < VARIANT) {
             return Verdict::Wait;
         }
         let wrong = self.wrong(&one.job, pod);
         // What a field brings about must come in time; what must not hold without it must not hold for good.
-        if one.job.without.is_none() && wrong.is_some() && waited < PATIENCE {
+        if one.job.without.is_none() && wrong.is_some() && waited < PATIENCE * patience() {
             return Verdict::Wait;
         }
         one.looks += 1;
