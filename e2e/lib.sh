@@ -63,7 +63,7 @@ wait_for() {
 # bounded_kubectl FOLDER: no call of kubectl hangs for ever from now on; after start_control_plane, which sets PATH too.
 bounded_kubectl() {
   mkdir -p "$1"
-  printf '#!/bin/sh\nexec timeout --foreground -k 5 120 %s/kubectl "$@"\n' "$KUBERNETES" > "$1/kubectl"
+  printf '#!/bin/sh\nexec timeout --foreground -k 5 300 %s/kubectl "$@"\n' "$KUBERNETES" > "$1/kubectl"
   chmod +x "$1/kubectl"
   PATH=$1:$PATH
 }

@@ -272,7 +272,7 @@ node_ready_soon() {
 }
 new_node_in_time() {
   stop_node
-  kubectl delete node "$NODE_NAME"
+  kubectl delete node "$NODE_NAME" --ignore-not-found
   local begun=$EPOCHREALTIME took
   start_node
   within 60 node_ready

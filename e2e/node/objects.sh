@@ -44,7 +44,8 @@ env_missing_map() {
   object_pod a "envFrom: [{configMapRef: {name: late}}]"
   within 30 waits_with a CreateContainerConfigError 'configmap "late" not found'
   k create configmap late --from-literal=A=now
-  within 15 pod_ready a
+  # Sooner than a start that failed is tried again by itself, after 10 s.
+  within 8 pod_ready a
   env_of a | has_line A=now
 }
 env_missing_secret() {
@@ -52,9 +53,9 @@ env_missing_secret() {
   object_pod a "env: [{name: A, valueFrom: {secretKeyRef: {name: late, key: a}}}]"
   within 30 waits_with a CreateContainerConfigError 'secret "late" not found'
   k create secret generic late --from-literal=b=x
-  within 15 waits_with a CreateContainerConfigError "couldn't find key a in Secret $NS/late"
+  within 8 waits_with a CreateContainerConfigError "couldn't find key a in Secret $NS/late"
   k patch secret late --type merge -p '{"stringData": {"a": "now"}}'
-  within 15 pod_ready a
+  within 8 pod_ready a
   env_of a | has_line A=now
 }
 check "environment from ConfigMaps and Secrets, with prefixes and expansion" env_from_both

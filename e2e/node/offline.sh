@@ -110,7 +110,7 @@ offline_reboot() {
   for name in $FIVE; do within 30 pod_ready "$name"; done
   same "$(k get pods -o 'jsonpath={range .items[*]}{.metadata.name} {.metadata.uid}{"\n"}{end}' | sort)" "$before"
   same "$(crictl ps -q --no-trunc | sort)" "$containers"
-  for name in $FIVE; do [[ "$(pod_json "$name" '{.status.containerStatuses[0].restartCount}')" == [1-$boots] ]]; done
+  for name in $FIVE; do words "^$name [1-$boots]\$" "$name $(pod_json "$name" '{.status.containerStatuses[0].restartCount}')"; done
   pod_phase once Succeeded
   same "$(k get pod once -o 'jsonpath={.status.containerStatuses[0].restartCount}')" 0
 }

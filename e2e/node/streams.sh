@@ -70,7 +70,7 @@ exec_client_gone() {
 exec_client_gone_once() {
   "$KUBERNETES/kubectl" -n "$NS" exec a -- sh -c 'while :; do echo writes-on; sleep 0.1; done' > /dev/null &
   local writer=$! terminal
-  script -qec "$KUBERNETES/kubectl -n $NS exec -it a -- sleep 4321" /dev/null < <(sleep 60) > /dev/null 2>&1 &
+  script -qec "$KUBERNETES/kubectl -n $NS exec -it a -- sleep 4321" /dev/null < <(sleep 120) > /dev/null 2>&1 &
   terminal=$!
   within 30 is_there '[w]rites-on'
   within 30 is_there '[s]leep 4321'

@@ -370,7 +370,11 @@ fn remove_tree(dir: &Path, left: &mut Duration) -> std::result::Result<(), (Path
             remove_tree(&dir.join(name), left)?;
         }
         if left.is_zero() {
-            return Err((dir.to_owned(), errno.into()));
+            // Its last child may just have gone.
+            return match rustix::fs::rmdir(dir) {
+                Ok(()) | Err(Errno::NOENT) => Ok(()),
+                Err(errno) => Err((dir.to_owned(), errno.into())),
+            };
         }
         pause = pause.min(*left);
         *left -= pause;
