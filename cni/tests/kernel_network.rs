@@ -485,10 +485,10 @@ fn a_flushed_ruleset_comes_back() {
             a.serve(80);
             for _ in 0..3 {
                 run("nft", &["flush", "ruleset"]);
-                assert!(wait_until(PATIENCE, || who(ask("127.0.0.1:8080")) == "a"));
+                assert!(wait_until(std::time::Duration::from_secs(2), || who(ask("127.0.0.1:8080")) == "a"));
             }
             run("nft", &["flush", "chain", "inet", TABLE, "hostports"]);
-            assert!(wait_until(PATIENCE, || who(ask("127.0.0.1:8080")) == "a"));
+            assert!(wait_until(std::time::Duration::from_secs(2), || who(ask("127.0.0.1:8080")) == "a"));
             network.detach(&pod("a"), None).await.unwrap();
             run("nft", &["flush", "ruleset"]);
             network.detach(&pod("a"), None).await.unwrap();
@@ -542,12 +542,13 @@ fn pods_pass_a_host_that_forwards_nothing_by_default() {
                 "{listed}"
             );
             // Somebody resets the firewall while pods run.
+            let patience = std::time::Duration::from_secs(2);
             run("iptables-nft", &["-F", "FORWARD"]);
-            assert!(wait_until(PATIENCE, all_pass));
+            assert!(wait_until(patience, all_pass));
             run("nft", &["flush", "ruleset"]);
             run("iptables-nft", &["-P", "FORWARD", "DROP"]);
             assert!(
-                wait_until(PATIENCE, || run("iptables-nft", &["-S", "FORWARD"]).matches("-A FORWARD").count() == 2 && all_pass())
+                wait_until(patience, || run("iptables-nft", &["-S", "FORWARD"]).matches("-A FORWARD").count() == 2 && all_pass())
             );
             network.remove_all().await.unwrap();
             assert!(!run("iptables-nft", &["-S", "FORWARD"]).contains(BRIDGE));

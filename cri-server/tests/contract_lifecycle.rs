@@ -181,14 +181,10 @@ fn everything_runs_on_and_is_known_again_after_the_agent_was_killed() {
             running.iter().chain([&ended, &created]).map(|id| agent.container_status(id)).collect()
         };
         let (before, ips) = (all(&agent), agent.sandbox_status(&pods[3]).network);
-        // The best of three: next to other suites the machine alone may take a second.
-        let tries = [(); 3].map(|()| {
-            agent.kill();
-            agent.run()
-        });
-        let took = *tries.iter().min().unwrap();
+        agent.kill();
+        let took = agent.run();
         report_measured(&format!("recovery of 10 pods: {} ms", took.as_millis()));
-        assert!(took < Duration::from_secs(1), "{tries:?}");
+        assert!(took < Duration::from_secs(1), "{took:?}");
         assert_eq!(all(&agent), before);
         assert_eq!(agent.sandbox_status(&pods[3]).network, ips);
         assert_eq!(agent.exec(&running[4], &["echo", "-n", "hi"], 10).unwrap().stdout, b"hi");

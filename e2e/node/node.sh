@@ -261,18 +261,9 @@ new_node() {
   kubectl wait --for=delete node/"$NODE_NAME" --timeout=20s
   start_node "$@"
 }
-# The best of three: next to other suites the machine alone may take seconds.
 node_ready_soon() {
-  local try
-  for try in 1 2 3; do
-    attempt new_node_in_time
-    if [ "$STATUS" -eq 0 ]; then return; fi
-  done
-  return 1
-}
-new_node_in_time() {
   stop_node
-  kubectl delete node "$NODE_NAME" --ignore-not-found
+  kubectl delete node "$NODE_NAME"
   local begun=$EPOCHREALTIME took
   start_node
   within 60 node_ready

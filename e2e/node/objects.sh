@@ -45,7 +45,7 @@ env_missing_map() {
   within 30 waits_with a CreateContainerConfigError 'configmap "late" not found'
   k create configmap late --from-literal=A=now
   # Sooner than a start that failed is tried again by itself, after 10 s.
-  within 8 pod_ready a
+  within 6 pod_ready a
   env_of a | has_line A=now
 }
 env_missing_secret() {
@@ -53,9 +53,9 @@ env_missing_secret() {
   object_pod a "env: [{name: A, valueFrom: {secretKeyRef: {name: late, key: a}}}]"
   within 30 waits_with a CreateContainerConfigError 'secret "late" not found'
   k create secret generic late --from-literal=b=x
-  within 8 waits_with a CreateContainerConfigError "couldn't find key a in Secret $NS/late"
+  within 6 waits_with a CreateContainerConfigError "couldn't find key a in Secret $NS/late"
   k patch secret late --type merge -p '{"stringData": {"a": "now"}}'
-  within 8 pod_ready a
+  within 6 pod_ready a
   env_of a | has_line A=now
 }
 check "environment from ConfigMaps and Secrets, with prefixes and expansion" env_from_both
@@ -92,7 +92,7 @@ volume_missing() {
   object_pod a "volumeMounts: [{name: v, mountPath: /v}]" "volumes: [{name: v, configMap: {name: late}}]"
   within 30 event_says a FailedMount 'MountVolume.SetUp failed for volume "v" : configmap "late" not found'
   k create configmap late --from-literal=a=b
-  within 30 pod_ready a
+  within 10 pod_ready a
   file_is a /v/a b
 }
 secret_missing() {
@@ -100,7 +100,7 @@ secret_missing() {
   object_pod a "volumeMounts: [{name: v, mountPath: /v}]" "volumes: [{name: v, secret: {secretName: late}}]"
   within 30 event_says a FailedMount 'MountVolume.SetUp failed for volume "v" : secret "late" not found'
   k create secret generic late --from-literal=a=b
-  within 30 pod_ready a
+  within 10 pod_ready a
 }
 volume_key_missing() {
   new_namespace
@@ -108,7 +108,7 @@ volume_key_missing() {
   object_pod a "volumeMounts: [{name: v, mountPath: /v}]" "volumes: [{name: v, configMap: {name: m, items: [{key: none, path: late}]}}]"
   within 30 event_says a FailedMount 'configmap references non-existent config key: none'
   k patch configmap m -p '{"data": {"none": "n"}}'
-  within 30 pod_ready a
+  within 10 pod_ready a
   file_is a /v/late n
 }
 volume_optional() {
@@ -117,7 +117,8 @@ volume_optional() {
   within 30 pod_ready a
   same "$(k exec a -- ls /v)" ""
   k create secret generic later --from-literal=a=b
-  within 20 file_is a /v/a b
+  within 5 host_file_is a secret a b
+  file_is a /v/a b
 }
 deleted_map_stays() {
   new_namespace
@@ -128,7 +129,8 @@ deleted_map_stays() {
   within 30 old_files_kept
   file_is a /v/a b
   k create configmap m --from-literal=a=c
-  within 20 file_is a /v/a c
+  within 5 host_file_is a configmap a c
+  file_is a /v/a c
 }
 old_files_kept() { grep -F "a_$NS(" "$LOGS/berth.log" | grep 'keeps its old files'; }
 immutable() {
@@ -158,7 +160,7 @@ shared_watch() {
   for i in 1 2 3; do within 40 pod_ready "p$i"; done
   same "$(answered list configmaps shared)" 1
   k patch configmap shared -p '{"data": {"a": "two"}}'
-  for i in 1 2 3; do within 20 file_is "p$i" /v/a two; done
+  for i in 1 2 3; do within 5 host_file_is "p$i" configmap a two; file_is "p$i" /v/a two; done
 }
 projected_all() {
   new_namespace

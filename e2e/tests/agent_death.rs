@@ -48,21 +48,17 @@ fn a_killed_agent_loses_no_container_no_log_line_and_no_status() {
         assert!(wait_until(SOON * 2, || all_running(&node.pods())), "{}", node.agent_log());
         let before = containers(&node.pods());
 
-        let mut killed_and_back = || {
-            node.kill_agent();
-            let seen: Vec<usize> = (0..PODS).map(|n| newest_line_in_file(&node, n)).collect();
-            let went_on = || (0..PODS).all(|n| newest_line_in_file(&node, n) > seen[n] + 20);
-            assert!(wait_until(SOON, went_on), "the logs grow while no agent runs");
-            let begun = Instant::now();
-            node.launch();
-            assert!(wait_until(SOON, || all_running(&node.pods())), "{}", node.agent_log());
-            begun.elapsed()
-        };
-        // The best of three: next to other suites the machine alone may take a second.
-        let tries: Vec<_> = (0..3).map(|_| killed_and_back()).collect();
-        let took = *tries.iter().min().unwrap();
+        node.kill_agent();
+        let seen: Vec<usize> = (0..PODS).map(|n| newest_line_in_file(&node, n)).collect();
+        let went_on = || (0..PODS).all(|n| newest_line_in_file(&node, n) > seen[n] + 20);
+        assert!(wait_until(SOON, went_on), "the logs grow while no agent runs");
+
+        let begun = Instant::now();
+        node.launch();
+        assert!(wait_until(SOON, || all_running(&node.pods())), "{}", node.agent_log());
+        let took = begun.elapsed();
         report_measured(&format!("restart of the agent with {PODS} pods: {} ms until every status was right", took.as_millis()));
-        assert!(took < Duration::from_secs(1), "{tries:?}");
+        assert!(took < Duration::from_secs(1), "{took:?}");
 
         let pods = node.pods();
         assert_eq!(containers(&pods), before);
@@ -103,10 +99,10 @@ fn readiness(pods: &[Value]) -> Vec<(String, String, String, i64)> {
 }
 
 /// Seconds between the looks of the probe that is followed.
-const PERIOD: f64 = 6.0;
+const PERIOD: f64 = 3.0;
 /// How far from its turn a look may arrive on a machine with a lot to do. Far less than the period: looks that keep no turns are
 /// outside.
-const SLACK: f64 = 1.2;
+const SLACK: f64 = 0.6;
 
 /// Seconds since the epoch.
 fn now() -> f64 {
@@ -170,7 +166,7 @@ fn assert_rhythm(looks: &[f64], deaths: &[Death]) -> (usize, usize, f64) {
 fn an_agent_that_is_killed_again_and_again_under_load_shows_in_no_status_and_loses_no_line() {
     let rounds: usize = std::env::var("KILL_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(5);
     // A round takes some seconds on a machine with a lot to do.
-    let patience = SOON * 4 + Duration::from_secs(16) * u32::try_from(rounds).unwrap();
+    let patience = SOON * 4 + Duration::from_secs(8) * u32::try_from(rounds).unwrap();
     Sandbox::new().timeout(Some(patience)).test(|| {
         let mut node = Berth::start(Half::Node, WEB);
         let probe = format!(
@@ -202,7 +198,7 @@ fn an_agent_that_is_killed_again_and_again_under_load_shows_in_no_status_and_los
                 _ => node.remove_manifest("churn.yaml"),
             }
             // And it dies at another point of the probes' period each time: some hundred lines later.
-            let line = newest_line_in_file(&node, 0) + round % 4 * 300;
+            let line = newest_line_in_file(&node, 0) + round % 4 * 150;
             assert!(wait_until(SOON, || newest_line_in_file(&node, 0) >= line), "the load goes on");
             let killed = now();
             node.kill_agent();
